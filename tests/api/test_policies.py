@@ -360,6 +360,26 @@ async def test_a_budget_is_what_was_reserved_and_committed_and_not_what_was_rele
     assert (await ask(api, viewer, "GET", "agents/nobody/budget")).status_code == 404
 
 
+async def test_a_budget_is_of_an_account_that_is_known_here(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        gateway = SiteGateway(redis_url, 1, None)
+        async with serving(engine.producer, gateway, account="acc_ours") as http:
+            api = Api(http, engine)
+            viewer, admin = await api.token("viewer", "viewer"), await api.token("admin", "admin")
+            other = await api.token("other", agent="bot", account="acc_of_token")
+            await ask(api, admin, "PUT", "freezes/account:acc_frozen", {"why": "stop"})
+            for known in ("acc_ours", ACCOUNT, "acc_frozen", "acc_of_token"):
+                found = await ask(api, viewer, "GET", "agents/bot/budget", account=known)
+                assert found.status_code == 200, known
+            assert (await ask(api, other, "GET", "agents/bot/budget")).status_code == 200
+            wrong = await ask(api, viewer, "GET", "agents/bot/budget", account="acc_X")
+            assert errors(wrong) == {
+                "account": "acc_X is not known here: this installation pays from acc_ours, and no policy, freeze or"
+                " token names it"
+            }
+
+
 # ---- the audit ----
 
 
