@@ -15,17 +15,20 @@ from projections.fold import POSTGRES_EPOCH_US, Step, having
 from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 from streamproc.domain.domains import vendor_name
+from streamproc.domain.policy_events import headline
 from streamproc.domain.traces import trace_id
 from streamproc.domain.wire import EVENT_KINDS
 
 Kind: TypeAlias = Literal["decision", "review", "command", "confirmation", "settlement", "policy", "alert"]
 
 NAME = "audit"
-VERSION = 2
+VERSION = 3
 COLUMNS = (
     *("id", "partition", "seq", "place", "payout", "agent", "vendor"),
     *("at", "kind", "decision", "reason", "actor", "amount", "trace_id"),
 )
+SCOPES_NAMED_MAX = 5
+"""Scopes that the line of a proposal names: a policy file may change thousands, and `policy proposals` has them all."""
 SILENT: frozenset[type[e.Fact]] = frozenset(
     {
         e.BankEventIgnored,
@@ -82,8 +85,27 @@ def _of_reviewer(event: e.TokenCreated) -> str:
     return f" of {event.reviewer}" if event.reviewer else ""
 
 
-def _why_changed(event: e.PolicyChanged) -> str:
-    return f"{event.why} (confirmed by {event.confirmed_by})" if event.confirmed_by else event.why
+def _changed(event: e.PolicyChanged) -> str:
+    """Scope, kind of change and version, who confirmed it, and why: lines that say only why are all alike."""
+    confirmed = f", confirmed by {event.confirmed_by}" if event.confirmed_by else ""
+    proposal = f" ({event.proposal})" if event.proposal else ""
+    return f"{headline(event)}{confirmed}{proposal}{_because(event.why)}"
+
+
+def _of_scopes(scopes: Iterable[str]) -> str:
+    """The scopes of a proposal, the first of them by name."""
+    names = sorted(set(scopes))
+    more = f" and {len(names) - SCOPES_NAMED_MAX} more" if len(names) > SCOPES_NAMED_MAX else ""
+    return f" of {', '.join(names[:SCOPES_NAMED_MAX])}{more}" if names else ""
+
+
+def _proposed(event: e.PolicyProposed) -> str:
+    scopes = _of_scopes(change.scope for change in event.changes)
+    return f"proposed {event.proposal}{scopes}{_because(event.why)}"
+
+
+def _confirmed(event: e.ProposalConfirmed) -> str:
+    return f"confirmed {event.proposal}{_of_scopes(scope for base in event.base for scope in base)}"
 
 
 def _mismatch(event: e.ReconcileMismatch) -> str:
@@ -113,11 +135,11 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.PayoutSettled: lambda step, event: Said("settlement", event.settlement, step.by),
     e.ReviewCounted: lambda _, event: Said("review", f"{event.action}: {event.why}", event.by),
     e.ReviewRefused: lambda _, event: Said("review", f"{event.action} refused: {event.problem}", event.by),
-    e.PolicyChanged: lambda _, event: Said("policy", _why_changed(event), event.by),
-    e.PolicyProposed: lambda _, event: Said("policy", f"proposed {event.proposal}: {event.why}", event.by),
-    e.ProposalConfirmed: lambda _, event: Said("policy", f"confirmed {event.proposal}", event.by),
+    e.PolicyChanged: lambda _, event: Said("policy", _changed(event), event.by),
+    e.PolicyProposed: lambda _, event: Said("policy", _proposed(event), event.by),
+    e.ProposalConfirmed: lambda _, event: Said("policy", _confirmed(event), event.by),
     e.ProposalWithdrawn: lambda _, event: Said(
-        "policy", f"withdrawn {event.proposal}: {event.why}", event.by
+        "policy", f"withdrawn {event.proposal}{_because(event.why)}", event.by
     ),
     e.TokenCreated: lambda _, event: Said(
         "policy", f"token {event.name} created: {event.scope}{_of_reviewer(event)}", event.by

@@ -15,7 +15,7 @@ from streamproc.api.answers import Refusal, json_answer, wrong_fields
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.plain import clean
-from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Stale
+from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Stale, is_scope
 from streamproc.domain.policy_fields import IDENTIFIER
 from streamproc.domain.policy_report import WrongFields
 from streamproc.domain.proposals import ID, NotThere, Refused, SamePerson
@@ -33,6 +33,13 @@ SCOPE = Text(
     "scope",
     "agent:<id>, account:<id> or team:<id>",
     f"(agent|account|team):{IDENTIFIER.pattern}",
+    where="path",
+)
+AGENT_OR_SCOPE = Text(
+    "agent",
+    "an agent's id; where the token shows all, also account:<id>, team:<id>, freeze: and one of these, defaults,"
+    " reviewers, agents or changes",
+    f"((freeze:)?(agent|account|team):)?{IDENTIFIER.pattern}",
     where="path",
 )
 PROPOSAL = Text("proposal", "a proposal's id", ID.pattern, where="path")
@@ -75,8 +82,9 @@ class PolicyDesk(Protocol):
         force; None: any or none; 0: any; NONE_YET: none."""
         ...
 
-    async def history(self, agent: str) -> tuple[list[dict[str, Any]], str] | None:
-        """An agent's changes, the oldest first, and what may be missing; None: it never had a policy."""
+    async def history(self, name: str, *, of_agent: bool) -> tuple[list[dict[str, Any]], str] | None:
+        """The changes of an agent or, without `of_agent`, of a scope, the oldest first, and what may be missing; None:
+        there are none."""
         ...
 
     async def proposals(self) -> list[dict[str, Any]]:
@@ -135,8 +143,9 @@ def policy_operations(desk: PolicyDesk) -> list[Operation]:
         ),
         Operation(
             method="GET", path="/v1/policies/{agent:path}/history", name="listPolicyChanges",
-            summary="Every change of an agent's policy and its freezes: what, who, why", action="read own",
-            reads=(AGENT, *page), handle=it.history, says={200: Says("A page", shapes.History)},
+            summary="Every change of an agent's policy, or of a scope, and its freezes: what, who, why",
+            action="read own", reads=(AGENT_OR_SCOPE, *page), handle=it.history,
+            says={200: Says("A page", shapes.History)},
         ),
         Operation(
             method="GET", path="/v1/policies/proposals", name="listProposals",
@@ -227,10 +236,11 @@ class _Policies:
         return _made(made)
 
     async def history(self, call: Call) -> Response:
-        agent = _own_or_all(call)
-        found = await self._desk.history(agent)
+        name = _own_or_all(call)
+        # An agent may be called `reviewers`: its token shows the agent's history all the same, and not the scope's.
+        found = await self._desk.history(name, of_agent=not call.token.may("read all"))
         if found is None:
-            _no_policy(agent)
+            _no_policy(name)
         changes, note = found
         first, last = call.number("after"), call.number("after") + call.number("limit")
         more = last if last < len(changes) else None
@@ -308,7 +318,7 @@ def _own_or_all(call: Call) -> str:
 
 
 def _no_policy(agent: str) -> NoReturn:
-    raise Refusal(404, f"there is no policy of agent {agent}")
+    raise Refusal(404, f"there is no policy of {'' if is_scope(agent) else 'agent '}{agent}")
 
 
 def _version_wanted(call: Call) -> int | None:

@@ -3,7 +3,6 @@
 A line about a payout has its trace id (`extra={"payout": …}`); decisions are logged as a batch and written a line each.
 """
 
-import json
 import logging
 import sys
 from abc import ABC, abstractmethod
@@ -94,22 +93,20 @@ class _ForPeople(_Masking):
 
 class _ForMachines(_Masking):
     def one(self, record: logging.LogRecord) -> str:
-        line = {**self._head(record), "message": self._masks(record.getMessage())}
+        line = {**self._head(record), "message": _whole(self._masks(record.getMessage()))}
         if payout := getattr(record, "payout", ""):
             from streamproc.domain.traces import trace_id
 
             line |= {"payout": payout, "trace_id": trace_id(payout)}
         if record.exc_info:
-            line["exception"] = self._masks(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False)
+            line["exception"] = _whole(self._masks(self.formatException(record.exc_info)))
+        return _json(line)
 
     def decided(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
-        from msgspec.json import encode  # eight times as fast as json, and used for every decision
-
-        head = encode(self._head(record))[:-1].decode()
+        head = _json(self._head(record))[:-1]
         for one in decisions:
-            said = encode(f"{one.payout} {one.decision} {one.reason}").decode()
-            yield f'{head},"message":{said},{encode(one)[1:].decode()}'
+            said = _json(f"{one.payout} {one.decision} {one.reason}")
+            yield f'{head},"message":{said},{_json(one)[1:]}'
 
     def _head(self, record: logging.LogRecord) -> dict[str, str]:
         return {
@@ -117,3 +114,16 @@ class _ForMachines(_Masking):
             "level": record.levelname.lower(),
             "logger": record.name,
         }
+
+
+def _whole(text: str) -> str:
+    """Text as UTF-8 can have it. Halves of a pair, which a file's name may have, are written as escapes: a line that
+    cannot be encoded would be lost."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _json(value: object) -> str:
+    """The one encoder of all lines, so that they have one spelling to search for."""
+    from msgspec.json import encode  # eight times as fast as json, and used for every decision
+
+    return encode(value).decode()

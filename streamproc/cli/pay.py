@@ -8,6 +8,7 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.caller import api_url, small_text, token_of
+from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--amount", required=True, type=int, metavar="PAISE", help="In paise: 800000 is ₹8,000.00.")
+@click.option(
+    "--amount",
+    required=True,
+    type=click.IntRange(AMOUNT_MIN_PAISE, AMOUNT_MAX_PAISE),
+    metavar="PAISE",
+    help="In paise: 800000 is ₹8,000.00.",
+)
 @click.option(
     "--to",
     required=True,
@@ -70,9 +77,9 @@ def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bo
     from streamproc.settings import load
 
     settings = discover(load(os.environ))
+    order = _order(to, **given)  # first: to be told that it cannot be sent, nobody needs a token
     secret, where = token_of(settings, token), api_url(settings, url)
     key = key or job.new_key()
-    order = _order(to, **given)
 
     async def body() -> "Taken":
         return await job.pay(where, secret, order, key=key, wait=wait)

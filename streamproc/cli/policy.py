@@ -171,29 +171,34 @@ def _state_lines(scope: str, state: "ScopeState", *, effective: bool) -> list[st
 
 
 @policy.command()
-@click.argument("agent")
+@click.argument("scope")
 @output.json_option
-def history(agent: str, as_json: bool) -> None:
-    """Show every change of one AGENT's policy: what, who, why, when.
+def history(scope: str, as_json: bool) -> None:
+    """Show every change of a SCOPE and its freezes: what, who, why, when.
+
+    SCOPE is an agent's id, account:ID, team:ID, defaults, reviewers, agents (what is bound to them) or changes (who may
+    make them). Of an agent that is called as a scope is, both are shown.
 
     \b
     Example:
       streamproc policy history procurement-bot
+      streamproc policy history reviewers
     """
     settings = operator_settings()
+    from streamproc.domain.policy_changes import is_scope
     from streamproc.domain.shown import iso
     from streamproc.operate import policies
     from streamproc.operate.site import opened
 
     async def body() -> "tuple[list[PolicyChanged], str]":
         async with opened(settings) as site:
-            return await policies.history(site, agent)
+            return await policies.history(site, scope)
 
     changes, note = output.run(body())
     if as_json:
-        output.say_json(
-            {"agent": agent, "changes": [policies.change_json(c) for c in changes], "note": note or None}
-        )
+        named = {"scope" if is_scope(scope) else "agent": scope}
+        rows = [policies.change_json(change) for change in changes]
+        output.say_json({**named, "changes": rows, "note": note or None})
         return
     output.note(note)
     for change in changes:

@@ -39,14 +39,14 @@ def applied_lines(applied: "list[Applied]") -> list[str]:
 
 def change_lines(change: "PolicyChanged") -> list[str]:
     """One change: its scope and version, then a line for each field."""
+    from streamproc.domain.policy_events import headline
     from streamproc.operate.policies import changed_fields
 
-    verb = "added" if change.before is None else "removed" if change.after is None else "changed"
     fields = [
         f"  {f.field}: {value_text(f.before)} -> {value_text(f.after)}{_from_now(change, f)}"
         for f in changed_fields(change)
     ]
-    return [f"{change.scope} {verb}, version {change.version}", *(fields or ["  (through the defaults)"])]
+    return [headline(change), *(fields or ["  (through the defaults)"])]
 
 
 _COUNTED_WHERE_LIMITED = frozenset({"weekly_limit", "monthly_limit", "vendor_daily_limit"})

@@ -30,6 +30,8 @@ from streamproc.errors import InputError, JobFailed, LogBroken
 _UNSET = object()
 FREEZE = "freeze:"
 """Prefix of a frozen scope: a scope of its own, so that a file's `frozen` and a person's freeze do not mix."""
+_SINGLE = frozenset({"defaults", "reviewers", "agents", "changes"})
+"""Scopes of which there is one."""
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
 
 
@@ -55,6 +57,12 @@ class ScopeState(Struct, frozen=True, kw_only=True):
     version: int
     own: Fields | None
     effective: Fields | None
+
+
+def is_scope(name: str) -> bool:
+    """Whether a name is a scope's in full, `account:acc_1` or `reviewers`: any other can only be an agent's id."""
+    kind, _, named = name.removeprefix(FREEZE).partition(":")
+    return name in _SINGLE or (kind in _SECTION and named != "")
 
 
 def plan_changes(

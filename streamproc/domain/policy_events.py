@@ -35,6 +35,12 @@ class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
     """Id of the proposal that this person confirmed."""
 
 
+def headline(change: PolicyChanged) -> str:
+    """A change without its fields: `agent:bot changed, version 3`. Of a freeze, `removed` says that it is lifted."""
+    verb = "added" if change.before is None else "removed" if change.after is None else "changed"
+    return f"{change.scope} {verb}, version {change.version}"
+
+
 class ScopeChange(Struct, frozen=True, kw_only=True):
     """The intended change of one scope's own fields; None: the scope does not exist."""
 

@@ -92,7 +92,8 @@ def _already(record: PayoutRecord) -> str:
 
 
 def _moment(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / US, UTC).isoformat(timespec="seconds")
+    """To the second, which is enough for a person to find it."""
+    return datetime.fromtimestamp(at_us // US, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def recheck(case: Case) -> list[Finding]:

@@ -21,6 +21,8 @@ from streamproc.operate.trim import LogBeginning, beginning_of
 
 TAIL_MAX = 10_000
 """Entries shown at once."""
+WRITER_CHARS = 12
+"""Width of the column that says who wrote an entry: `notification` is the longest of our writers' names."""
 FOLLOW_AT_ONCE = 500
 FOLLOW_BLOCK_MS = 200
 """Wait for one partition; with several, a quiet one delays the others' lines by at most this."""
@@ -107,7 +109,7 @@ def line_json(line: Line) -> dict[str, Any]:
 def line_text(line: Line) -> str:
     """An entry as a line for people: when, where, by whom, and its events."""
     meta = _meta(line.entry)
-    head = f"{_at(line)}  {line.partition}:{line.entry.id}  {meta.get('by', '-')!s:10}"
+    head = f"{_at(line)}  {line.partition}:{line.entry.id}  {meta.get('by', '-')!s:{WRITER_CHARS}}"
     try:
         _, events = read_entry(line.entry.e, line.entry.m)
     except Unprocessable as problem:

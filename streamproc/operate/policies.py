@@ -10,7 +10,7 @@ from streamproc.archive.read import PolicyRow, policy_versions, views_upto
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
-from streamproc.domain.policy_changes import Differ
+from streamproc.domain.policy_changes import Differ, is_scope
 from streamproc.domain.proposals import Proposal
 from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
@@ -26,7 +26,7 @@ _TAG = b'"policy.changed"'
 
 
 class NeverHad(JobFailed):
-    """The agent never had a policy."""
+    """The agent never had a policy, or the scope was never set."""
 
 
 class FieldChange(Struct, frozen=True):
@@ -125,16 +125,28 @@ async def policy_of(site: Site, agent: str) -> dict[str, ScopeState]:
     return found
 
 
-def _scopes_of(agent: str) -> tuple[str, str]:
+def _scopes_of(agent: str) -> tuple[str, ...]:
     return f"{FREEZE}agent:{agent}", f"agent:{agent}"
 
 
-async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
-    """An agent's policy changes and freezes, the oldest first, and a note where some may be missing.
+def _scopes_named(name: str) -> tuple[str, ...]:
+    """What a name is the history of: the agent with this id, and the scope, if it is one. An agent may be called
+    `reviewers`: both are told then, since otherwise it would hide who changed the reviewers."""
+    scopes = _scopes_of(name)
+    if is_scope(name):
+        scopes += (name,)
+    if is_scope(FREEZE + name):
+        scopes += (FREEZE + name,)
+    return scopes
 
-    Each partition keeps the policy for its accounts; the same version is told once.
+
+async def history(site: Site, name: str, *, of_agent: bool = False) -> tuple[list[PolicyChanged], str]:
+    """The changes of an agent's policy, or of a scope (`account:<id>`, `reviewers`, …), with its freezes, the oldest
+    first; and a note where some may be missing. `of_agent`: the name can be an agent's alone.
+
+    Each partition keeps the policy for its accounts; the same version is told once. Raises NeverHad.
     """
-    scopes = _scopes_of(agent)
+    scopes = _scopes_of(name) if of_agent else _scopes_named(name)
     ends = [await site.ask_postgres(views_upto, partition) for partition in range(site.partitions)]
     answers = [await site.ask_postgres(policy_versions, scope) for scope in scopes]
     rows = None if None in answers else [row for answer in answers for row in answer or ()]
@@ -147,7 +159,8 @@ async def history(site: Site, agent: str) -> tuple[list[PolicyChanged], str]:
             changes += [event for event in events if isinstance(event, PolicyChanged)]
     by_version = {(change.scope, change.version): change for change in changes if change.scope in scopes}
     if not by_version:
-        raise NeverHad(f"agent {agent} never had a policy here")
+        scope = not of_agent and is_scope(name)
+        raise NeverHad(f"{name} was never set here" if scope else f"agent {name} never had a policy here")
     if rows is None:
         notes.append(f"{site.postgres_problem}; these are the changes still in Redis")
     return sorted(by_version.values(), key=lambda change: (change.at, change.version)), "; ".join(notes)

@@ -7,12 +7,13 @@ from typing import Any
 from streamproc.api.policies import Made
 from streamproc.domain.budget import windows_of
 from streamproc.domain.policy import build_book
-from streamproc.domain.policy_changes import check_version, patch_scope, put_policy
+from streamproc.domain.policy_changes import FREEZE, check_version, patch_scope, put_policy
 from streamproc.domain.proposals import Proposal
 from streamproc.errors import InputError
 from streamproc.log.inspect import clock_us, counted_in
 from streamproc.log.names import Names, partition_of
 from streamproc.log.policies import read_scopes
+from streamproc.log.tokens import read_tokens
 from streamproc.operate import freezes, policies, proposals
 from streamproc.operate.changes import Plan, Scopes, make
 from streamproc.operate.gateway import SiteGateway
@@ -68,11 +69,11 @@ class PolicyDesk:
             return Made(proposal=proposals.proposal_json(made, made.proposed_at))
         return _told(made)
 
-    async def history(self, agent: str) -> tuple[list[dict[str, Any]], str] | None:
-        """Its changes, the oldest first, and what may be missing; None: it never had a policy."""
+    async def history(self, name: str, *, of_agent: bool) -> tuple[list[dict[str, Any]], str] | None:
+        """The changes of an agent or a scope, the oldest first, and what may be missing; None: there are none."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             try:
-                changes, note = await policies.history(site, agent)
+                changes, note = await policies.history(site, name, of_agent=of_agent)
             except NeverHad:
                 return None
         return [change_json(change) for change in changes], note
@@ -112,12 +113,28 @@ class PolicyDesk:
         return shown, Made(proposal=proposals.proposal_json(waits, waits.proposed_at))
 
     async def budget(self, agent: str, account: str) -> list[dict[str, Any]] | None:
-        """The windows that limit the agent now; None: it has no policy."""
+        """The windows that limit the agent now; None: it has no policy. InputError for an account that must be named,
+        or that nothing here knows."""
         account = account or self._account
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             if not account and site.partitions > 1:
                 raise InputError("is missing: an agent's budget is counted for each account")
+            if not await self._knows(site, account):
+                raise InputError(
+                    f"{account} is not known here: this installation pays from {self._account}, and no policy, freeze"
+                    " or token names it"
+                )
             return await _windows_now(site, agent, account, zone=self._zone)
+
+    async def _knows(self, site: Site, account: str) -> bool:
+        """Whether an account may have payouts here. Without a setting that names ours any may: webhooks name theirs."""
+        if account == self._account or not self._account:
+            return True
+        _, scopes = await read_scopes(site.client, Names(partition_of(account, site.partitions)))
+        if any(scope in scopes for scope in (f"account:{account}", f"{FREEZE}account:{account}")):
+            return True
+        _, known = await read_tokens(site.client)
+        return any(token.account == account for token in known.values())
 
 
 def _told(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:

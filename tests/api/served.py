@@ -72,8 +72,10 @@ async def ready() -> list[Check]:
 
 
 @asynccontextmanager
-async def serving(producer: Producer, gateway: Any, *, per_min: int = 0) -> AsyncIterator[httpx.AsyncClient]:
-    async with Refusals(producer) as refusals, _served(producer, gateway, refusals, per_min) as http:
+async def serving(
+    producer: Producer, gateway: Any, *, per_min: int = 0, account: str = ""
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with Refusals(producer) as refusals, _served(producer, gateway, refusals, per_min, account) as http:
         yield http
     if isinstance(gateway, SiteGateway):
         await gateway.aclose()
@@ -81,11 +83,11 @@ async def serving(producer: Producer, gateway: Any, *, per_min: int = 0) -> Asyn
 
 @asynccontextmanager
 async def _served(
-    producer: Producer, gateway: Any, refusals: Refusals, per_min: int
+    producer: Producer, gateway: Any, refusals: Refusals, per_min: int, account: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(
         producer, ["whsec"], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc", ready=ready,
-        operations=operations_of(producer, gateway),
+        operations=operations_of(producer, gateway, account=account),
         doorkeeper=Doorkeeper(gateway, producer.now_us, refusals, per_min=per_min),
     )  # fmt: skip
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]

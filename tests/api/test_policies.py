@@ -181,6 +181,25 @@ async def test_an_agent_sees_its_own_policy_and_budget_and_no_others(api: Api) -
     assert (await ask(api, mine, "GET", "agents/bot/budget", account="acc_other")).status_code == 404
 
 
+async def test_the_history_of_every_scope_is_shown_to_who_may_see_all(api: Api) -> None:
+    viewer, admin = await api.token("viewer", "viewer"), await api.token("admin", "admin")
+    await ask(api, admin, "PUT", "policies/reviewers", {"daily_limit": 5})
+    for scope in (f"account:{ACCOUNT}", "team:red", "defaults"):
+        found = await ask(api, viewer, "GET", f"policies/{scope}/history")
+        assert [one.scope for one in msgspec.convert(found.json(), shapes.History).items] == [scope]
+    missing = await ask(api, viewer, "GET", "policies/team:blue/history")
+    assert (missing.status_code, problem(missing)["detail"]) == (404, "there is no policy of team:blue")
+
+    async def shown(token: str, name: str) -> list[str]:
+        found = await ask(api, token, "GET", f"policies/{name}/history")
+        return [one["scope"] for one in found.json().get("items", [])]
+
+    assert await shown(viewer, "reviewers") == ["reviewers", "agent:reviewers"]
+    of_that_name = await api.token("of-that-name", agent="reviewers")
+    assert await shown(of_that_name, "reviewers") == ["agent:reviewers"]
+    assert await shown(of_that_name, "defaults") == []
+
+
 # ---- the second person ----
 
 
@@ -339,6 +358,26 @@ async def test_a_budget_is_what_was_reserved_and_committed_and_not_what_was_rele
     [day, *_] = (await ask(api, mine, "GET", "agents/bot/budget")).json()["windows"]
     assert (day["limit"], day["remaining"]) == (50_000, 0)
     assert (await ask(api, viewer, "GET", "agents/nobody/budget")).status_code == 404
+
+
+async def test_a_budget_is_of_an_account_that_is_known_here(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        gateway = SiteGateway(redis_url, 1, None)
+        async with serving(engine.producer, gateway, account="acc_ours") as http:
+            api = Api(http, engine)
+            viewer, admin = await api.token("viewer", "viewer"), await api.token("admin", "admin")
+            other = await api.token("other", agent="bot", account="acc_of_token")
+            await ask(api, admin, "PUT", "freezes/account:acc_frozen", {"why": "stop"})
+            for known in ("acc_ours", ACCOUNT, "acc_frozen", "acc_of_token"):
+                found = await ask(api, viewer, "GET", "agents/bot/budget", account=known)
+                assert found.status_code == 200, known
+            assert (await ask(api, other, "GET", "agents/bot/budget")).status_code == 200
+            wrong = await ask(api, viewer, "GET", "agents/bot/budget", account="acc_X")
+            assert errors(wrong) == {
+                "account": "acc_X is not known here: this installation pays from acc_ours, and no policy, freeze or"
+                " token names it"
+            }
 
 
 # ---- the audit ----

@@ -36,6 +36,29 @@ def test_a_role_logs_one_object_a_line_with_its_traceback_inside():
     assert "ValueError: boom" in failed["exception"]
 
 
+def test_every_line_is_spelt_alike_so_that_one_search_finds_it():
+    first, _, aside, _ = said(terminal=False)
+    for line, level in ((first, "info"), (aside, "error")):
+        assert line.startswith('{"at":"')
+        assert f'"level":"{level}","logger":"' in line
+
+
+def test_a_text_that_is_no_utf_8_is_logged_with_escapes_and_not_lost():
+    program = r"""
+import logging
+from streamproc.cli.logline import log_to_stderr
+log_to_stderr(logging.INFO)
+try:
+    raise OSError("no file \udcff")
+except OSError:
+    logging.getLogger("t").exception("of %s: ₹", "\udcff")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    line = json.loads(done.stderr)
+    assert line["message"] == "of \\udcff: ₹"
+    assert line["exception"].endswith("OSError: no file \\udcff")
+
+
 def test_clients_that_log_whole_urls_are_silenced():
     assert "hunter2" not in json.dumps(lines("INFO"))
 

@@ -57,7 +57,7 @@ def test_an_answer_counts_until_the_moment_when_the_hold_runs_out(at: int, kind:
             replace(HELD, state="rejected", decision="REJECTED", reason="X", reviews=[approved_by("vikram")]),
             reviewed("pout_1"),
             "over",
-            "already REJECTED by vikram at 2026-09-21T14:13:20+00:00",
+            "already REJECTED by vikram at 2026-09-21T14:13:20Z",
         ),
         (
             replace(
@@ -66,7 +66,7 @@ def test_an_answer_counts_until_the_moment_when_the_hold_runs_out(at: int, kind:
             ),
             reviewed("pout_1"),
             "over",
-            "already REJECTED (HOLD_EXPIRED) at 2026-09-21T14:13:20+00:00",
+            "already REJECTED (HOLD_EXPIRED) at 2026-09-21T14:13:20Z",
         ),
         (
             replace(HELD, reviews=[approved_by("asha")]),

@@ -33,7 +33,8 @@ async def test_the_first_approval_decides_and_the_second_is_told_by_whom(redis_u
         await held(engine, "pout_1")
         outcome = await answer(site, "pout_1", "approve", by="asha", why="checked")
         assert (outcome.decision, outcome.reason, outcome.needed) == ("APPROVED", "REVIEW_APPROVED", 0)
-        with pytest.raises(JobFailed, match="already APPROVED by asha"):
+        decided = r"^already APPROVED by asha at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
+        with pytest.raises(JobFailed, match=decided):
             await answer(site, "pout_1", "reject", by="vikram", why="no")
 
 

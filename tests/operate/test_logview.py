@@ -5,8 +5,8 @@ import json
 
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.stream import Append, Producer, open_log
-from streamproc.operate.logview import follow, line_json, line_text, stats, tail
+from streamproc.log.stream import Append, Entry, Producer, open_log
+from streamproc.operate.logview import Line, follow, line_json, line_text, stats, tail
 from tests.operate.words import DEADLINE_S, site_of
 from tests.words import observed
 
@@ -70,6 +70,12 @@ async def test_a_line_says_who_wrote_what_about_which_payout(redis_url: str):
     shown = json.loads(json.dumps(line_json(line)))
     assert shown["meta"] == {"by": "webhook", "keys": ["pout_1"]}
     assert shown["events"][0]["id"] == f"0:{line.entry.id}:0"
+
+
+def test_the_columns_of_all_writers_stand_in_one_line():
+    entries = [Entry("1-1", b"[]", b'{"by":"%s"}' % by.encode()) for by in ("cli", "notification")]
+    cli, notification = (line_text(Line(0, entry)) for entry in entries)
+    assert cli.index("  -  ") == notification.index("  -  ")
 
 
 async def test_an_entry_of_a_newer_writer_is_shown_as_unreadable_not_hidden(redis_url: str):

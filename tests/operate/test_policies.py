@@ -9,7 +9,7 @@ from streamproc.domain.policy_changes import Differ
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
-from streamproc.operate.freezes import frozen_now
+from streamproc.operate.freezes import freeze, frozen_now
 from streamproc.operate.policies import apply, changed_fields, history, in_force, policy_of
 from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
@@ -104,6 +104,63 @@ async def test_history_joins_the_archive_with_what_is_not_archived_yet(redis_url
         (2, {"daily_limit": 2_000, "per_txn_limit": 500}),
     ]
     assert note == ""
+
+
+WHOLE = """
+defaults: {weekly_limit: 9_000}
+policies: {bot: {daily_limit: 1_000, team: red}}
+accounts: {acc_1: {daily_limit: 5_000}}
+teams: {red: {daily_limit: 5_000}}
+reviewers: [asha]
+agents: {bot: {owners: [vikram]}}
+changes: {loosening: one_person}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("bot", ["agent:bot 1"]),
+        ("agent:bot", ["agent:bot 1"]),
+        ("account:acc_1", ["account:acc_1 1", "freeze:account:acc_1 1", "freeze:account:acc_1 2"]),
+        ("freeze:account:acc_1", ["freeze:account:acc_1 1", "freeze:account:acc_1 2"]),
+        ("team:red", ["team:red 1"]),
+        ("defaults", ["defaults 1"]),
+        ("reviewers", ["reviewers 1", "reviewers 2"]),
+        ("agents", ["agents 1"]),
+        ("changes", ["changes 1"]),
+    ],
+)
+async def test_every_scope_has_a_history_with_its_freezes(
+    redis_url: str, postgres: str, name: str, changed: list[str]
+):
+    await made(redis_url)
+    async with site_of(redis_url, postgres) as site:
+        await put(site, WHOLE)
+        await freeze(site, "account:acc_1", frozen=True, by="asha", why="stop")
+        await archive(redis_url, postgres)
+        await freeze(site, "account:acc_1", frozen=False, by="asha", why="go on")
+        await put(site, "reviewers: [asha, meera]")
+        changes, note = await history(site, name)
+    assert [f"{change.scope} {change.version}" for change in changes] == changed
+    assert note == ""
+
+
+async def test_an_agent_that_is_called_as_a_scope_is_does_not_hide_its_history(redis_url: str):
+    await made(redis_url)
+    async with site_of(redis_url) as site:
+        await put(site, "policies: {reviewers: {daily_limit: 1}}\nreviewers: [asha]")
+        both, _ = await history(site, "reviewers")
+        alone, _ = await history(site, "reviewers", of_agent=True)
+    assert sorted(change.scope for change in both) == ["agent:reviewers", "reviewers"]
+    assert [change.scope for change in alone] == ["agent:reviewers"]
+
+
+async def test_a_scope_that_was_never_set_is_a_failed_job(redis_url: str):
+    await made(redis_url)
+    async with site_of(redis_url) as site:
+        with pytest.raises(JobFailed, match=r"^team:blue was never set here$"):
+            await history(site, "team:blue")
 
 
 async def test_the_history_of_an_agent_that_never_had_a_policy_is_a_failed_job(redis_url: str):

@@ -1,6 +1,7 @@
 """What the folds say, without a database."""
 
 import hashlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from projections import audit, budgets, payouts
 from projections.fold import Step, decode, steps_of
 from streamproc.archive.text import KEY_CHARS_MAX
 from streamproc.domain import events as e
+from streamproc.domain.policy_events import ScopeChange
 from streamproc.domain.wire import EVENT_KINDS
 from streamproc.errors import LogBroken
 from tests.projections.histories import (
@@ -120,8 +122,70 @@ def test_each_decision_review_command_confirmation_settlement_policy_and_alert_i
         ("command", None, "approve: done", "governance"),
         ("confirmation", None, "processed", "webhook"),
         ("settlement", None, "committed", "governance"),
-        ("policy", None, "first", "ann"),
+        ("policy", None, "agent:bot added, version 1: first", "ann"),
         ("alert", None, "governance bypassed: processing", "governance"),
+    ]  # fmt: skip
+
+
+FROZEN = {"frozen": True, "by": "ann", "why": "it loops"}
+
+
+@pytest.mark.parametrize(
+    ("scope", "version", "before", "after", "more", "line"),
+    [
+        ("freeze:agent:bot", 1, None, FROZEN, {}, "freeze:agent:bot added, version 1: why"),
+        ("freeze:agent:bot", 2, FROZEN, None, {}, "freeze:agent:bot removed, version 2: why"),
+        ("account:acc_1", 3, {}, {"daily_limit": 5}, {}, "account:acc_1 changed, version 3: why"),
+        ("team:red", 1, None, {}, {}, "team:red added, version 1: why"),
+        ("defaults", 2, {}, {"daily_limit": 5}, {}, "defaults changed, version 2: why"),
+        ("reviewers", 3, {}, {"asha": {}}, {"why": ""}, "reviewers changed, version 3"),
+        (
+            "agent:bot", 2, {}, {"daily_limit": 5}, {"confirmed_by": "vikram", "proposal": "prop_1"},
+            "agent:bot changed, version 2, confirmed by vikram (prop_1): why",
+        ),
+        (
+            "agent:bot", 2, {}, None, {"confirmed_by": "vikram", "why": ""},
+            "agent:bot removed, version 2, confirmed by vikram",
+        ),
+    ],
+)  # fmt: skip
+def test_the_line_of_a_policys_change_says_its_scope_what_became_of_it_who_confirmed_it_and_why(
+    scope: str, version: int, before: Any, after: Any, more: dict[str, str], line: str
+):
+    change = e.PolicyChanged(
+        at=NOW, scope=scope, version=version, before=before, after=after, effective=after, by="ann",
+        **{"why": "why", **more},
+    )  # fmt: skip
+    assert kinds(change) == [("policy", None, line, "ann")]
+
+
+def test_the_lines_of_a_proposal_name_the_scopes_that_it_changes_the_first_of_many():
+    changes = [ScopeChange(scope=f"agent:bot{n}", before=None, after={}) for n in range(7)]
+    proposed = e.PolicyProposed(
+        at=NOW,
+        proposal="prop_1",
+        changes=changes,
+        loosens=[],
+        by="ann",
+        why="season",
+        channel="cli",
+        expires_at=NOW,
+    )
+    confirmed = e.ProposalConfirmed(
+        at=NOW,
+        proposal="prop_1",
+        by="vikram",
+        channel="cli",
+        base=[{"defaults": 1}, {"defaults": 1, "agent:bot": 0}],
+    )
+    withdrawn = e.ProposalWithdrawn(at=NOW, proposal="prop_1", by="ann", why="late")
+    assert kinds(proposed, confirmed, withdrawn) == [
+        (
+            "policy", None,
+            "proposed prop_1 of agent:bot0, agent:bot1, agent:bot2, agent:bot3, agent:bot4 and 2 more: season", "ann",
+        ),
+        ("policy", None, "confirmed prop_1 of agent:bot, defaults", "vikram"),
+        ("policy", None, "withdrawn prop_1: late", "ann"),
     ]  # fmt: skip
 
 
