@@ -360,6 +360,19 @@ async def test_a_busy_port_is_refused_by_number_and_variable(tmp_path: Path, nam
         assert up.events() == []
 
 
+@pytest.mark.parametrize("name", ["up.lock", "run.json"])
+def test_a_directory_where_a_file_belongs_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "below").mkdir(parents=True)
+    ports = {f"STREAMPROC_{one}": str(free_port()) for one in ("PORT", "SANDBOX_PORT")}
+    done = subprocess.run(
+        [sys.executable, "-m", "streamproc", "up"],
+        env={**os.environ, "STREAMPROC_DATA_DIR": str(tmp_path), **ports},
+        capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+    )  # fmt: skip
+    said = f"STREAMPROC_DATA_DIR {tmp_path} cannot be used: {tmp_path / name}: Is a directory"
+    assert (done.returncode, done.stderr) == (2, f"streamproc: {said}\n")
+
+
 @pytest.mark.parametrize("below", ["", "below"])
 async def test_a_data_directory_that_cannot_be_one_is_refused_by_its_variable(
     tmp_path: Path, below: str
