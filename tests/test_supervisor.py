@@ -26,13 +26,14 @@ WAIT_S = 60.0
 FAKE = Path(__file__).with_name("fake_role.py")
 
 PARENT = """
-import asyncio, json, os, sys
+import asyncio, json, os, signal, sys
 from streamproc import crew
 from streamproc.errors import ConfigError, JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import load
 from streamproc.supervisor import Programs, up
 
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell that runs tests in the background has it ignored
 crew.BACKOFF_FIRST_S = crew.LOST_LOG_S = 0.01  # a restart, not the waiting, is what the tests see
 fake = (sys.executable, sys.argv[1])
 try:
@@ -358,12 +359,13 @@ def test_a_full_disk_is_refused_before_anything_is_started(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_no_role_outlives_an_up_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGQUIT])
+async def test_no_role_outlives_an_up_that_was_killed(tmp_path: Path, signum: signal.Signals) -> None:
     async with made_up(tmp_path) as up:
         await up.start()
         await up.ready()
         await until(lambda: len(up.pids()) == 7)
-        up.process.kill()
+        up.process.send_signal(signum)
         await up.ended()
         await until(lambda: not any(alive(pid) for pid in up.pids()))
 
