@@ -40,6 +40,7 @@ from streamproc.clients.checkpoint_post import open_checkpoint_post
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.drain import requests_s
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
 from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Asgi
@@ -264,7 +265,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
         sockets = stack.enter_context(bound(settings.host, settings.port, PREFIX))
         app = await stack.enter_async_context(opened_api(settings, meters))
         look_less_often()
-        server = server_of(app, host=settings.host, port=settings.port, drain_s=int(settings.drain_s))
+        server = server_of(app, host=settings.host, port=settings.port, drain_s=requests_s(settings.drain_s))
         await serve_until(stopping, server, sockets)
 
 

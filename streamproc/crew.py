@@ -20,9 +20,9 @@ BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
 CRASHES_MAX = 5
 CRASH_WINDOW_S = 60.0  # five crashes in a minute are a fault that restarts do not cure
-KILL_AFTER_DRAIN_S = (
-    5.0  # on top of the drain time that the role knows: closing connections, leaving the group
-)
+KILL_AFTER_DRAIN_S = 5.0
+"""On top of the drain time, after which a role ends by itself (drain.py): one that is frozen does not. It is also what
+roles have whose turn had not come in the drain time."""
 LINE_MAX = 1 << 20  # bytes of one output line; a longer one is dropped rather than held in memory
 LOST_LOG_S = 10.0
 """Between two starts of a role that refuses a lost log. `up` goes on, since `streamproc recover` needs its stores."""
@@ -55,6 +55,8 @@ class Crew:
 
     def __init__(self, group: asyncio.TaskGroup, *, drain_s: float) -> None:
         self._group, self._drain_s = group, drain_s
+        self._drained_at: float | None = None
+        """When the drain time is over (the loop's seconds). It is one for all roles."""
         self._roles: list[Role] = []
         self._tasks: dict[Role, asyncio.Task[None]] = {}
         self._hurried = False
@@ -84,10 +86,14 @@ class Crew:
             await output
 
     async def drain(self, *phases: Sequence[str]) -> None:
-        """Stop the roles of each phase together, one phase after another; a phase is a list of role names."""
+        """Stop the roles of each phase together, one phase after another; a phase is a list of role names.
+
+        Once the drain time is over, all that are left are stopped together.
+        """
         self.draining = True
-        for phase in phases:
-            roles = [role for role in self._roles if role.name in phase]
+        for number, phase in enumerate(phases):
+            names = {*phase} if self._left_s() else {name for left in phases[number:] for name in left}
+            roles = [role for role in self._roles if role.name in names]
             for role in roles:
                 role.stop.set()
             if roles:
@@ -127,9 +133,16 @@ class Crew:
 
     async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
         signum = signal.SIGKILL if self._hurried else signal.SIGTERM
-        within_s = self._drain_s + KILL_AFTER_DRAIN_S
+        within_s = KILL_AFTER_DRAIN_S + (self._left_s() if process.returncode is None else 0.0)
         if not await processes.stop(process, signum, within_s):
-            say(f"[up] {name} did not end within {within_s:g} s, and was killed")
+            say(f"[up] {name} did not end within {round(within_s, 1):g} s, and was killed")
+
+    def _left_s(self) -> float:
+        """What is left of the drain time, which begins when this is asked first: something is to end."""
+        now = asyncio.get_running_loop().time()
+        if self._drained_at is None:
+            self._drained_at = now + self._drain_s
+        return max(0.0, self._drained_at - now)
 
     async def _after_crash(self, role: Role, code: int | None) -> None:
         now = time.monotonic()

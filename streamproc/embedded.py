@@ -30,6 +30,7 @@ from streamproc.postgres_dir import (
     forget_dead_server,
     write_private,
 )
+from streamproc.run_file import files_of
 
 START_WAIT_S = 60.0  # Valkey reads a log of some GB before it answers; Postgres may replay its WAL
 TRY_WAIT_S = 20.0  # for a program that prints a line, on a machine that is busy with other things
@@ -57,19 +58,23 @@ class Store(NamedTuple):
 async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[Store]:
     """Run Valkey with its data in *data_dir*/valkey; every write is on disk before it is answered.
 
-    Raises ConfigError if another server uses the directory or the port, JobFailed if Valkey does not start.
+    Raises ConfigError if another server uses the directory or the port, or a file there is not what it must be;
+    JobFailed if Valkey does not start.
     """
     home = data_dir.absolute() / "valkey"
-    home.mkdir(parents=True, exist_ok=True)
-    home.chmod(0o700)  # the log holds what agents were asked to pay to
+    with files_of(data_dir):
+        home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)  # the log holds what agents were asked to pay to
     port = _port(port)
     config, said = home / "valkey.conf", home / "valkey.log"
     async with locked(data_dir / "valkey.lock") as lock:
-        password = _valkey_password(data_dir / "valkey.password")
-        config.unlink(missing_ok=True)
-        write_private(config, _valkey_config(home, port, password))
         jemalloc = await asyncio.to_thread(allocator)  # runs a program
-        with said.open("wb") as output:
+        with files_of(data_dir):
+            password = _valkey_password(data_dir / "valkey.password")
+            config.unlink(missing_ok=True)
+            write_private(config, _valkey_config(home, port, password))
+            output = said.open("wb")
+        with output:
             process = await processes.start(
                 [_valkey_program(), config],
                 env={"PATH": os.defpath, "LC_ALL": "C"} | ({"LD_PRELOAD": str(jemalloc)} if jemalloc else {}),
@@ -176,17 +181,21 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
     """Run Postgres 18 with its cluster in *data_dir*/postgres, made at the first start with a database `streamproc`.
 
     `durable=False` is for tests: it does not wait for the disk.
-    Raises ConfigError if another server uses the directory or the port, or the cluster is of another version;
-    JobFailed if Postgres does not start.
+    Raises ConfigError if another server uses the directory or the port, the cluster is of another version, or a file
+    there is not what it must be; JobFailed if Postgres does not start.
     """
     data_dir = data_dir.absolute()
-    data_dir.mkdir(parents=True, exist_ok=True)
     port = _port(port)
     said = data_dir / "postgres.log"
+    with files_of(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True)
     async with locked(data_dir / "postgres.lock") as lock:
-        place = find_place(data_dir)
-        with said.open("wb") as output:
-            password = await ensure_cluster(place, data_dir / "postgres.password", output.fileno(), said)
+        with files_of(data_dir):
+            place = find_place(data_dir)
+            output = said.open("wb")
+        with output:
+            with files_of(data_dir):
+                password = await ensure_cluster(place, data_dir / "postgres.password", output.fileno(), said)
             forget_dead_server(place.cluster)
             process = await processes.start(
                 [place.programs / "postgres", *_postgres_arguments(place, port, durable=durable)],
@@ -261,7 +270,8 @@ async def locked(path: Path) -> AsyncIterator[int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with files_of(path.parent):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         yield lock
     finally:

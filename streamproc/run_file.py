@@ -1,21 +1,35 @@
 """The run file, by which other commands find a system that `up` runs."""
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from streamproc.errors import ConfigError
-from streamproc.settings import Settings, load
+from streamproc.settings import PREFIX, Settings, load
 
 RUN_FILE = "run.json"
 LOCK_FILE = "up.lock"
 """Is locked as long as an `up` runs on the directory, by the kernel, and so not after a kill."""
 NAME_VARIABLE = "UP_PROCESS"
 """Variable in which `up` gives a child its name, so that output and metrics have the same one. Not a setting."""
+
+
+@contextlib.contextmanager
+def files_of(data_dir: Path) -> Iterator[None]:
+    """Raise ConfigError, naming the file, for one that is not what it must be: a file where a directory belongs, or
+    the reverse, or one that we may not write."""
+    try:
+        yield
+    except OSError as problem:
+        raise ConfigError(
+            f"{PREFIX}DATA_DIR {data_dir} cannot be used: {problem.filename or data_dir}:"
+            f" {problem.strerror or problem}"
+        ) from problem
 
 
 def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:
@@ -26,16 +40,18 @@ def write_run_file(settings: Settings, environment: Mapping[str, str]) -> Path:
     """
     path = settings.data_dir / RUN_FILE
     fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(msgspec.json.encode({"pid": os.getpid(), "environment": dict(environment)}))
-    fresh.rename(path)
+    with files_of(settings.data_dir):
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(msgspec.json.encode({"pid": os.getpid(), "environment": dict(environment)}))
+        fresh.rename(path)
     return path
 
 
 def forget_run_file(settings: Settings) -> None:
     """Remove what a killed `up` left. For whoever has just locked the directory, so as not to be taken for it."""
-    (settings.data_dir / RUN_FILE).unlink(missing_ok=True)
+    with files_of(settings.data_dir):
+        (settings.data_dir / RUN_FILE).unlink(missing_ok=True)
 
 
 class _Run(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 events      one line per thing done: "start ROLE", "stop ROLE" (SIGTERM came), "env ROLE NAME=VALUE"
 crash-ROLE  the role exits with the code in the file at once
 lost-ROLE   the role says that its log is lost, as the roles do, and exits with 1
-deaf-ROLE   the role ignores SIGTERM
+deaf-ROLE   the role ignores SIGTERM; what is in the file is the event after which it ends all the same
 """
 
 import http.server
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -70,7 +71,12 @@ def main() -> None:
     if port:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ[port])), Always200)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    stopped.wait()
+    deaf = HERE / f"deaf-{ROLE}"
+    until = deaf.read_text() if deaf.exists() else ""
+    while until and until not in (HERE / "events").read_text().splitlines():
+        time.sleep(0.02)
+    if not until:
+        stopped.wait()
     note(f"stop {ROLE}")
 
 

@@ -194,6 +194,35 @@ async def test_a_directory_in_use_is_refused_by_name(data_dir: Path, monkeypatch
                 pytest.fail("two servers write one file")
 
 
+@pytest.mark.parametrize("name", ["valkey", "postgres"])
+async def test_a_file_where_the_data_belong_is_refused_by_name(data_dir: Path, name: str) -> None:
+    (data_dir / name).touch()
+    started = embedded.valkey(data_dir) if name == "valkey" else embedded.postgres(data_dir)
+    with pytest.raises(
+        ConfigError, match=f"STREAMPROC_DATA_DIR {data_dir} cannot be used: {data_dir / name}"
+    ):
+        async with started:
+            pass
+
+
+@pytest.mark.parametrize(
+    "name", ["valkey.lock", "valkey.password", "valkey/valkey.conf", "valkey/valkey.log"]
+)
+async def test_a_directory_where_valkeys_file_belongs_is_refused_by_name(data_dir: Path, name: str) -> None:
+    (data_dir / name / "below").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"cannot be used: {data_dir / name}: Is a directory"):
+        async with embedded.valkey(data_dir):
+            pass
+
+
+@pytest.mark.parametrize("name", ["postgres.lock", "postgres.log", "postgres.password", "postgres.pwfile"])
+async def test_a_directory_where_postgres_file_belongs_is_refused_by_name(data_dir: Path, name: str) -> None:
+    (data_dir / name / "below").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"cannot be used: {data_dir / name}: Is a directory"):
+        async with embedded.postgres(data_dir):
+            pass
+
+
 async def test_a_port_in_use_is_refused_by_number(data_dir: Path) -> None:
     async with embedded.valkey(data_dir) as store:
         port = urlsplit(store.url).port

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -25,13 +26,14 @@ WAIT_S = 60.0
 FAKE = Path(__file__).with_name("fake_role.py")
 
 PARENT = """
-import asyncio, json, os, sys
+import asyncio, json, os, signal, sys
 from streamproc import crew
 from streamproc.errors import ConfigError, JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import load
 from streamproc.supervisor import Programs, up
 
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell that runs tests in the background has it ignored
 crew.BACKOFF_FIRST_S = crew.LOST_LOG_S = 0.01  # a restart, not the waiting, is what the tests see
 fake = (sys.executable, sys.argv[1])
 try:
@@ -105,7 +107,7 @@ def alive(pid: int) -> bool:
 async def made_up(here: Path, **settings: str) -> AsyncIterator[Up]:
     ports = {"PORT": str(free_port()), "SANDBOX_PORT": str(free_port())}
     stores = {"REDIS_URL": "redis://127.0.0.1:1/0", "POSTGRES_DSN": "postgresql://x@127.0.0.1:1/x"}
-    given = {**ports, **stores, "DATA_DIR": str(here / "data"), "DRAIN": "0.2", "WORKERS": "2", **settings}
+    given = {**ports, **stores, "DATA_DIR": str(here / "data"), "DRAIN": "60", "WORKERS": "2", **settings}
     env = {f"STREAMPROC_{name}": value for name, value in given.items()}
     system = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
     run = Up(here, {**system, **env, "FAKE_DIR": str(here)})
@@ -113,6 +115,13 @@ async def made_up(here: Path, **settings: str) -> AsyncIterator[Up]:
         yield run
     finally:
         await processes.stop(run.process, signal.SIGKILL, WAIT_S)
+
+
+def killed(up: Up) -> list[str]:
+    """The roles that `up` says it killed, by name."""
+    return sorted(
+        re.findall(r"^\[up\] (\S+) did not end within [0-9.]+ s, and was killed$", up.text(), re.MULTILINE)
+    )
 
 
 async def test_roles_start_after_sandbox_and_schema_and_stop_producers_first(tmp_path: Path) -> None:
@@ -299,16 +308,28 @@ async def test_a_schema_that_cannot_be_migrated_stops_everything(tmp_path: Path)
 
 async def test_a_role_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> None:
     (tmp_path / "deaf-worker").touch()
-    async with made_up(tmp_path) as up:
+    async with made_up(tmp_path, DRAIN="0.2") as up:
         await up.start()
         await up.ready()
         await until(lambda: len(up.order("start")) == 7)
         up.process.terminate()
         assert await up.ended() == 0
-        assert up.order("stop")[-2:] == ["projector", "sandbox"]
-        killed = [line for line in up.text().splitlines() if "and was killed" in line]
-        assert killed == [f"[up] worker-{n} did not end within 5.2 s, and was killed" for n in (1, 2)]
+        assert {*up.order("stop")} == {"serve", "poller", "projector", "sandbox"}
+        assert killed(up) == ["worker-1", "worker-2"]
     assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_once_the_drain_time_is_over_all_that_are_left_are_stopped_together(tmp_path: Path) -> None:
+    (tmp_path / "deaf-serve").touch()
+    (tmp_path / "deaf-worker").write_text("stop sandbox")
+    async with made_up(tmp_path, DRAIN="0.2") as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: len(up.order("start")) == 7)
+        up.process.terminate()
+        assert await up.ended() == 0
+        assert killed(up) == ["serve"]
+        assert up.order("stop")[-2:] == ["worker", "worker"]
 
 
 async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> None:
@@ -338,12 +359,13 @@ def test_a_full_disk_is_refused_before_anything_is_started(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_no_role_outlives_an_up_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGQUIT])
+async def test_no_role_outlives_an_up_that_was_killed(tmp_path: Path, signum: signal.Signals) -> None:
     async with made_up(tmp_path) as up:
         await up.start()
         await up.ready()
         await until(lambda: len(up.pids()) == 7)
-        up.process.kill()
+        up.process.send_signal(signum)
         await up.ended()
         await until(lambda: not any(alive(pid) for pid in up.pids()))
 
@@ -358,6 +380,19 @@ async def test_a_busy_port_is_refused_by_number_and_variable(tmp_path: Path, nam
         assert f"port {port} " in up.text()
         assert f"STREAMPROC_{name} " in up.text()
         assert up.events() == []
+
+
+@pytest.mark.parametrize("name", ["up.lock", "run.json"])
+def test_a_directory_where_a_file_belongs_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "below").mkdir(parents=True)
+    ports = {f"STREAMPROC_{one}": str(free_port()) for one in ("PORT", "SANDBOX_PORT")}
+    done = subprocess.run(
+        [sys.executable, "-m", "streamproc", "up"],
+        env={**os.environ, "STREAMPROC_DATA_DIR": str(tmp_path), **ports},
+        capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+    )  # fmt: skip
+    said = f"STREAMPROC_DATA_DIR {tmp_path} cannot be used: {tmp_path / name}: Is a directory"
+    assert (done.returncode, done.stderr) == (2, f"streamproc: {said}\n")
 
 
 @pytest.mark.parametrize("below", ["", "below"])

@@ -27,7 +27,7 @@ def _is_no_cancellation(record: logging.LogRecord) -> bool:
 logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
 
 
-def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Server:
+def server_of(app: Asgi, *, host: str, port: int, drain_s: float) -> uvicorn.Server:
     """A server, not yet listening. When it stops, requests in progress have `drain_s` seconds."""
     refused = ThrottledWarning(
         _log, "connections closed over what is no request, or whose head is too long or too slow"
@@ -47,7 +47,7 @@ def server_of(app: Asgi, *, host: str, port: int, drain_s: int) -> uvicorn.Serve
         server_header=False,
         proxy_headers=False,  # the client's address is not used
         timeout_keep_alive=int(times.idle.after_s),
-        timeout_graceful_shutdown=drain_s,
+        timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]  # only waited for
     )
     return uvicorn.Server(config)
 

@@ -1,7 +1,8 @@
 """Commands that run a part of the system until they are told to stop."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import click
 
@@ -15,17 +16,21 @@ CONCURRENCY_MAX = 64
 """Most consumers of one group in one process: more than there are cores only wait for each other."""
 
 
-def run_until_stopped(role: Callable[..., Awaitable[None]], settings: Settings, *arguments: object) -> None:
-    """Run a role until SIGTERM, SIGINT or SIGHUP (not with nohup), then let it drain."""
+def run_until_stopped(
+    role: Callable[..., Coroutine[Any, Any, None]], settings: Settings, *arguments: object
+) -> None:
+    """Run a role until SIGTERM, SIGINT or SIGHUP (not with nohup), then let it drain, for STREAMPROC_DRAIN at most."""
     import uvloop
 
+    from streamproc.drain import Drain
     from streamproc.processes import stop_signals
 
-    async def body() -> None:
+    async def body(drain: Drain) -> None:
         async with stop_signals() as stopping:
-            await role(settings, *arguments, stopping)
+            await drain.run(role(settings, *arguments, stopping), stopping)
 
-    uvloop.run(body())
+    with Drain(settings.drain_s) as drain:
+        uvloop.run(body(drain))
 
 
 @click.command()

@@ -5,22 +5,35 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
+from streamproc.domain.entry_ids import id_key
 from streamproc.log.connection import named_errors
+from streamproc.log.inspect import DeadLetter, letter_of
 from streamproc.log.names import Names
 from streamproc.log.scripts import Delivery, append_once
 
+LETTERS_MAX = 1_000
+"""Dead letters among which those of the entry are looked for, from its time on."""
 
-async def disown(
-    client: Redis, names: Names, entry: str, groups: Sequence[str], *, e: bytes, m: bytes
-) -> tuple[str, list[str]]:
-    """Append the record, once; then acknowledge the entry. The record's id, and the groups that had it pending.
 
-    Safe to repeat after a crash in between. A retry that is due then finds the entry acknowledged.
+async def record(client: Redis, names: Names, entry: str, *, e: bytes, m: bytes) -> str:
+    """Append the record of it, once; its id."""
+    [(made, _)] = await append_once(client, names, [Delivery((f"disown:{entry}",), e, m)])
+    return made
+
+
+async def take_away(
+    client: Redis, names: Names, entry: str, groups: Sequence[str]
+) -> tuple[list[str], list[DeadLetter]]:
+    """Acknowledge the entry for all groups: those that had it pending, and its dead letters.
+
+    In one step, so that no group has it pending then, and only a letter that is given back brings it to one again.
     """
-    [(record, _)] = await append_once(client, names, [Delivery((f"disown:{entry}",), e, m)])
+    since_ms, _ = id_key(entry)
     with named_errors():
         async with client.pipeline(transaction=True) as pipe:
             for group in groups:
                 pipe.execute_command("XACK", names.log, group, entry)
-            done = await pipe.execute()
-    return record, [group for group, acknowledged in zip(groups, done, strict=True) if acknowledged]
+            pipe.execute_command("XRANGE", names.dead, since_ms, "+", "COUNT", LETTERS_MAX)
+            *done, rows = await pipe.execute()
+    held = [group for group, acknowledged in zip(groups, done, strict=True) if acknowledged]
+    return held, [letter for letter in map(letter_of, rows) if letter.entry == entry]

@@ -238,24 +238,25 @@ async def dead_letters(client: Redis, names: Names, *, limit: int, since_ms: int
     """The oldest `limit` dead letters of a partition that were made at `since_ms` or later."""
     with named_errors():
         rows = await client.execute_command("XRANGE", names.dead, since_ms, "+", "COUNT", limit)
-    return [_letter(row) for row in rows]
+    return [letter_of(row) for row in rows]
 
 
 async def newest_dead_letter(client: Redis, names: Names) -> tuple[int, DeadLetter | None]:
     """How many dead letters a partition has, and the newest; None if there is none."""
     with named_errors():
         rows = await client.execute_command("XREVRANGE", names.dead, "+", "-", "COUNT", 1)
-        return await client.xlen(names.dead), _letter(rows[0]) if rows else None
+        return await client.xlen(names.dead), letter_of(rows[0]) if rows else None
 
 
 async def dead_letter(client: Redis, names: Names, letter: str) -> DeadLetter | None:
     """One dead letter; None if there is none with this id."""
     with named_errors():
         rows = await client.execute_command("XRANGE", names.dead, letter, letter)
-    return _letter(rows[0]) if rows else None
+    return letter_of(rows[0]) if rows else None
 
 
-def _letter(row: Any) -> DeadLetter:
+def letter_of(row: Any) -> DeadLetter:
+    """A dead letter from its entry in the stream."""
     identity, fields = row
     values = {k.decode(): v for k, v in zip(fields[::2], fields[1::2], strict=True)}
     return DeadLetter(

@@ -173,6 +173,6 @@ async def serve_http(
     with bound(host, port, PREFIX, "MCP_PORT") as sockets:
         async with manager.run():
             front = SecurityHeaders(Front(manager.handle_request, body_bytes_max=body_bytes_max))
-            listener = server_of(front, host=host, port=port, drain_s=int(drain_s))
+            listener = server_of(front, host=host, port=port, drain_s=drain_s)
             _log.info("MCP is spoken at http://%s:%d%s", host, port, PATH)
             await serve_until(stopping, listener, sockets)

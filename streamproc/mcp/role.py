@@ -5,6 +5,7 @@ import logging
 from contextlib import aclosing
 
 from streamproc.clients.own_api import OwnApi
+from streamproc.drain import requests_s
 from streamproc.mcp.calls import Calls
 from streamproc.mcp.http import allowed, serve_http, token_of
 from streamproc.mcp.server import server_of
@@ -19,7 +20,9 @@ async def run_stdio(settings: Settings, url: str, token: str, stopping: asyncio.
     async with aclosing(OwnApi(url)) as api:
         _log.info("MCP is spoken over stdin and stdout; the API is %s", url)
         calls = Calls(api, public_url=settings.public_url, stopping=stopping)
-        await serve_stdio(server_of(calls, lambda _context: token), stopping, drain_s=settings.drain_s)
+        await serve_stdio(
+            server_of(calls, lambda _context: token), stopping, drain_s=requests_s(settings.drain_s)
+        )
 
 
 async def run_http(settings: Settings, url: str, stopping: asyncio.Event) -> None:
@@ -34,5 +37,5 @@ async def run_http(settings: Settings, url: str, stopping: asyncio.Event) -> Non
             port=settings.mcp_port,
             guard=allowed(settings.host, settings.public_url, settings.mcp_hosts),
             body_bytes_max=settings.body_limit,
-            drain_s=settings.drain_s,
+            drain_s=requests_s(settings.drain_s),
         )

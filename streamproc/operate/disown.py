@@ -4,7 +4,6 @@ Only what cannot be read can be disowned. The statement is an event with the dig
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import msgspec
 from msgspec import Struct
@@ -15,14 +14,16 @@ from streamproc.archive.lookup import archived_entry
 from streamproc.archive.rows import Row
 from streamproc.domain.attribution import who
 from streamproc.domain.attribution import why as because
-from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import EntryDisowned
 from streamproc.domain.wire import Newer, encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import disown as log
 from streamproc.log import inspect
-from streamproc.operate.dead import LIST_MAX, StreamId, discard, stream_id
+from streamproc.operate.dead import StreamId, discard, stream_id
 from streamproc.operate.site import Site
+
+ROUNDS_MAX = 10
+"""How often an entry is taken from its groups: again whenever somebody closed one of its letters at the same time."""
 
 
 class Statement(Struct, frozen=True):
@@ -79,14 +80,30 @@ async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disownin
     names = site.names_of(where.partition)
     row = await _entry(site, where)
     e, m = recorded(disowning(said, row, await inspect.clock_us(site.client)))
-    record, held = await log.disown(site.client, names, where.entry, groups, e=e, m=m)
-    since_ms, _ = id_key(where.entry)
-    found = await inspect.dead_letters(site.client, names, limit=LIST_MAX, since_ms=since_ms)
-    letters = [f"{where.partition}:{letter.id}" for letter in found if letter.entry == where.entry]
-    for letter in letters:
-        with suppress(JobFailed):  # somebody else has just closed it
-            await discard(site, letter, by=said.by)
-    return Disowning(str(where), f"{where.partition}:{record}", held, letters)
+    record = await log.record(site.client, names, where.entry, e=e, m=m)
+    held, letters = dict[str, None](), list[str]()
+    for _ in range(ROUNDS_MAX):
+        pending, found = await log.take_away(site.client, names, where.entry, groups)
+        held |= dict.fromkeys(pending)
+        closed = [
+            f"{where.partition}:{one.id}" for one in found if await _discarded(site, where, one.id, said.by)
+        ]
+        letters += closed
+        if len(closed) == len(found):
+            return Disowning(str(where), f"{where.partition}:{record}", [*held], letters)
+    raise JobFailed(
+        f"entry {where} was disowned, but its dead letters were closed by others {ROUNDS_MAX} times meanwhile: run"
+        " this again"
+    )
+
+
+async def _discarded(site: Site, where: StreamId, letter: str, by: str) -> bool:
+    """Discard a dead letter. False if somebody else has just closed it, who may have given it back to its group."""
+    try:
+        await discard(site, f"{where.partition}:{letter}", by=by)
+    except JobFailed:
+        return False
+    return True
 
 
 async def _entry(site: Site, where: StreamId) -> Row:

@@ -5,6 +5,7 @@ import asyncio
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.holds import Answered, HeldPage, NotCounted, Place
 from streamproc.domain.wire import decode_events
+from streamproc.errors import TryAgain
 from streamproc.ingress.appender import Appender
 from streamproc.log.inspect import delivered_as
 from streamproc.log.names import partition_of
@@ -17,6 +18,11 @@ WAITS_MAX = 64
 TURN_S_MAX = 10.0
 """How long they wait for a turn; then it is 503, and nothing was recorded."""
 APPEND_S_MAX = 10.0
+PAGE_S_MAX = 25.0
+"""For a page of holds, waiting included; then it is 503. From Redis it takes 10 s with 200,000 payouts there, and
+clients seldom wait longer than 30 s."""
+REDIS_PAGES_MAX = 1
+"""Pages from Redis at once: each reads every payout there, in the process that also answers the bank's webhooks."""
 ATTEMPTS_MAX = 20
 """How often one key may be used again for an answer that could not be decided."""
 
@@ -28,12 +34,18 @@ class HoldDesk:
         self._gateway = gateway
         self._producer = producer
         self._turns = asyncio.Semaphore(WAITS_MAX)
+        self._redis_turn = asyncio.Semaphore(REDIS_PAGES_MAX)
 
     async def page(self, *, after: Place | None, limit: int, account: str, agent: str) -> HeldPage:
         """Holds after a place, of an account and an agent if these are given; from the view, or from Redis while
-        Postgres is away."""
-        async with self._gateway.site() as site:
-            return await held(site, after=after, limit=limit, account=account, agent=agent)
+        Postgres is away. Raises TryAgain after PAGE_S_MAX."""
+        try:
+            async with asyncio.timeout(PAGE_S_MAX), self._gateway.site() as site:
+                return await held(
+                    site, after=after, limit=limit, account=account, agent=agent, turn=self._redis_turn
+                )
+        except TimeoutError as problem:
+            raise TryAgain(f"there was no page of holds within {PAGE_S_MAX:g} s") from problem
 
     async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
         """Record an answer, once for its key, and wait for its outcome.

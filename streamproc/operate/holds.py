@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from msgspec import Struct
@@ -58,12 +59,19 @@ class Holds(Struct, frozen=True):
 
 
 async def held(
-    site: Site, *, after: Place | None = None, limit: int, account: str = "", agent: str = ""
+    site: Site,
+    *,
+    after: Place | None = None,
+    limit: int,
+    account: str = "",
+    agent: str = "",
+    turn: AbstractAsyncContextManager[Any] | None = None,
 ) -> HeldPage:
     """Held payouts after a place, the longest waiting first; of an account and an agent, if these are not ''.
 
     From the view, once it shows what the log has now: who saw a payout held or decided sees it here too. From Redis
-    while Postgres is away or the view stays behind, and `note` says so.
+    while Postgres is away or the view stays behind, and `note` says so; `turn` is then held, since that reads every
+    payout there.
     """
     await site.ask_postgres(_view_is_here, site)
     found = await site.ask_postgres(held_page, after=after, account=account, agent=agent, limit=limit + 1)
@@ -79,7 +87,8 @@ async def held(
             and agent in ("", record.agent)
         )
 
-    return _page(await _first_in_redis(site, is_wanted, limit + 1), limit, note)
+    async with turn or nullcontext():
+        return _page(await _first_in_redis(site, is_wanted, limit + 1), limit, note)
 
 
 async def _first_in_redis(

@@ -16,7 +16,8 @@ from streamproc.domain.wire import encode_events
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log.names import Names
 from streamproc.log.stream import Entry
-from streamproc.operate.dead import list_letters
+from streamproc.operate import disown as disowning
+from streamproc.operate.dead import discard, list_letters, redrive
 from streamproc.operate.disown import Disowning, disown, statement
 from streamproc.operate.groups import groups
 from streamproc.operate.history import history_of, history_until
@@ -137,6 +138,25 @@ async def test_a_run_that_was_killed_is_run_again_and_states_it_once(redis_url: 
         rows = await site.client.xrange(Names(0).log)
     assert first.recorded == again.recorded
     assert sum(b"entry.disowned" in b"".join(fields) for _, fields in rows) == 1
+
+
+async def test_a_letter_that_is_given_back_at_the_same_time_brings_it_to_no_group(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        entry = await strange(site)
+        await engine.settled()
+
+        async def after_another(site: Site, letter: str, *, by: str) -> int:
+            monkeypatch.setattr(disowning, "discard", discard)
+            await redrive(site, letter, by="ravi")
+            return await discard(site, letter, by=by)
+
+        monkeypatch.setattr(disowning, "discard", after_another)
+        done = await disowned(site, entry)
+        await engine.settled()
+        assert await list_letters(site) == []
+    assert (done.groups, done.letters) == ([consumers.GOVERNANCE], [])
 
 
 async def test_two_who_state_it_at_once_have_both_done_it(redis_url: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,9 +15,12 @@ from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.shown import hold_json
 from streamproc.domain.wire import Newer, decode_events
-from streamproc.errors import InputError, JobFailed
+from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.log.inspect import records_where
-from streamproc.operate import holds
+from streamproc.log.stream import Producer
+from streamproc.operate import hold_desk, holds
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.hold_desk import HoldDesk
 from streamproc.operate.holds import answer, list_holds
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
@@ -215,6 +219,50 @@ async def test_pages_from_redis_together_are_all_holds_once_however_few_are_put_
             pages.append([record.payout for record in found.items])
             after = found.next
     assert pages == [payouts[:4], payouts[4:8], payouts[8:]]
+
+
+@asynccontextmanager
+async def desk(redis_url: str) -> AsyncIterator[HoldDesk]:
+    async with (
+        aclosing(SiteGateway(redis_url, 1, None)) as gateway,
+        Producer(redis_url, partitions=1, name="test") as producer,
+    ):
+        yield HoldDesk(gateway, producer)
+
+
+async def test_pages_from_redis_are_read_one_at_a_time(redis_url: str, monkeypatch: pytest.MonkeyPatch):
+    """Each reads every payout in Redis, in the process that answers webhooks."""
+    reading, at_once = 0, set[int]()
+
+    async def watched(*arguments: Any, **named: Any) -> AsyncIterator[list[PayoutRecord]]:
+        nonlocal reading
+        reading += 1
+        at_once.add(reading)
+        async for some in records_where(*arguments, **named):
+            yield some
+        reading -= 1
+
+    monkeypatch.setattr(holds, "records_where", watched)
+    async with Engine(redis_url) as engine, desk(redis_url) as pages:
+        await held(engine, "pout_1")
+        one = pages.page(after=None, limit=5, account="", agent="")
+        other = pages.page(after=None, limit=5, account="", agent="")
+        found = await asyncio.gather(one, other)
+    assert [[record.payout for record in page.items] for page in found] == [["pout_1"], ["pout_1"]]
+    assert at_once == {1}
+
+
+async def test_a_page_that_takes_too_long_is_given_up(redis_url: str, monkeypatch: pytest.MonkeyPatch):
+    async def endless(*_arguments: Any, **_named: Any) -> AsyncIterator[list[PayoutRecord]]:
+        await asyncio.Event().wait()
+        yield []
+
+    monkeypatch.setattr(hold_desk, "PAGE_S_MAX", 0.1)
+    monkeypatch.setattr(holds, "records_where", endless)
+    async with Engine(redis_url) as engine, desk(redis_url) as pages:
+        await held(engine, "pout_1")
+        with pytest.raises(TryAgain, match=r"no page of holds within 0\.1 s"):
+            await pages.page(after=None, limit=5, account="", agent="")
 
 
 async def test_a_hold_for_scripts_has_its_reasons_and_its_expiry(redis_url: str):
