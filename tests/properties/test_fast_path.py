@@ -293,7 +293,7 @@ def test_a_chain_with_another_stage_or_other_rules_has_no_fast_path(
     group = governance()
     assert fast_path.stands_for(group.stages)
     assert not fast_path.stands_for(group.stages[1:])
-    with_recall = consumers.governance(Reputations(Vendors()), zone=ZONE, archived=nobody_archived)
+    with_recall = consumers.governance(Reputations(Vendors()), zone=NOON_ZONE, archived=nobody_archived)
     assert "recall" in {stage.name for stage in with_recall.stages}
     assert with_recall.fast_path is not None
     assert not fast_path.stands_for((*group.stages, replace(group.stages[0], name="anomaly")))
