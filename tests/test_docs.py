@@ -182,7 +182,8 @@ def test_each_route_that_a_document_names_is_in_the_route_table() -> None:
         if path.parent.name == "sandbox":
             continue
         for code in inline(path.read_text(encoding="utf-8").replace("{agent,account,team}:{id}", "{scope}")):
-            if re.fullmatch(r"(GET|PUT|POST|PATCH|DELETE) /(?!_control/)\S+", code) and bare.sub("{}", code) not in known:
+            is_route = re.fullmatch(r"(GET|PUT|POST|PATCH|DELETE) /(?!_control/)\S+", code)
+            if is_route and bare.sub("{}", code) not in known:
                 wrong.append(f"{path.relative_to(ROOT)}: {code}")
     assert wrong == []
 
