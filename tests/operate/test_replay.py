@@ -63,7 +63,8 @@ async def log(dsn: str) -> ListedLog:
 
 async def test_every_view_rebuilt_is_the_live_one_row_for_row(dsn: str, log: ListedLog):
     before = await everything(dsn)
-    assert all(before[view] for view in NAMES)
+    empty = [view for view in NAMES if not before[view]]
+    assert not empty, f"no event of tests/projections/histories.py is in {empty}: nothing would be compared"
     result = await replay(dsn, jobs=3)
     assert [(view.view, view.equal, view.rows) for view in result.views] == [
         (view, True, len(before[view])) for view in NAMES
