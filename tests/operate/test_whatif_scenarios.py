@@ -348,6 +348,16 @@ async def test_a_hold_that_was_answered_does_not_expire_afterwards(redis_url: st
     assert moved(again(log, policy.format("1h"))) == {}
 
 
+async def test_a_hold_that_the_bank_ended_does_not_expire_afterwards(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{require_approval_above: 600, hold_ttl: 2h, {NO_RATE}}}}}")
+        await engine.deliver(observed("p1", 700))
+        await engine.deliver(observed("p1", 700, status="cancelled"))
+        await engine.deliver(observed("p2", 100))
+        log = later(await log_of(engine), 3 * HOUR_US, lambda told: about(told, "p2"))
+    assert again(log, None).ends == {("HELD", "HELD"): Sum(1, 700), ("APPROVED", "APPROVED"): Sum(1, 100)}
+
+
 async def test_an_answer_that_was_in_time_counts_however_late_it_was_handled(redis_url: str) -> None:
     """The workers stood still for three hours, in which the hold of two hours ran out."""
     policy = f"policies: {{bot: {{require_approval_above: 600, hold_ttl: 2h, {NO_RATE}}}}}\nreviewers: [asha]"
