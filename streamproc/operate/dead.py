@@ -2,7 +2,6 @@
 discard it."""
 
 import re
-import time
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -104,7 +103,7 @@ async def _close(
     if letter is None:
         raise await _gone(site, where)
     event = DeadLetterClosed(
-        at=time.time_ns() // 1000,
+        at=await inspect.clock_us(site.client),
         payout=_payout_in(letter),
         group=letter.group,
         entry=letter.entry,

@@ -170,7 +170,8 @@ async def _reconcile_if_due(settings: Settings, cursor: PollCursor) -> None:
             await cursor.save_reconciled(tried_at=int(now_s), done_at=int(now_s))
             return
         wanted_s = settings.reconcile_interval_s if before.done_at >= before.tried_at else RECONCILE_AGAIN_S
-        if now_s < before.tried_at + min(wanted_s, settings.reconcile_interval_s):
+        # One that is later than now is of a host whose clock was wrong.
+        if before.tried_at <= now_s < before.tried_at + min(wanted_s, settings.reconcile_interval_s):
             return
         await cursor.save_reconciled(tried_at=int(now_s))
         done = await reconcile(settings, since_s=RECONCILE_SINCE_S)

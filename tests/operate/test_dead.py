@@ -1,6 +1,7 @@
 """Dead letters are listed, shown, given back to their group alone, and discarded."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from streamproc.domain.events import DeadLetterClosed, PayoutRequested
 from streamproc.domain.wire import type_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import letters, scripts
+from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.work import BatchContext, Group, Item, Stage
 from streamproc.operate.dead import discard, list_letters, redrive, show_letter, stream_id
@@ -41,6 +43,21 @@ async def test_a_dead_letter_is_listed_with_its_group_payout_and_problem(redis_u
     assert row["id"].startswith("0:")
     assert [event["type"] for event in shown["events"]] == ["payout.malformed"]
     assert shown["events"][0]["id"] == row["entry"] + ":0"
+
+
+async def test_a_letter_is_closed_by_rediss_clock_and_not_by_that_of_who_closes_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await malformed(engine)
+        [row] = await list_letters(site)
+        before_us = await clock_us(site.client)
+        with monkeypatch.context() as wrong:
+            wrong.setattr(time, "time_ns", lambda: 0)
+            await discard(site, row["id"], by="asha")
+        story = await engine.story("pout_bad")
+    [closed] = [event for event in story if type(event) is DeadLetterClosed]
+    assert closed.at >= before_us
 
 
 async def test_a_redriven_letter_is_handled_again_by_its_group_and_no_fact_is_told_twice(redis_url: str):
