@@ -133,8 +133,12 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.PayoutDecided: lambda step, event: Said("decision", event.reason, event.by or step.by, event.decision),
     e.BankCommandAnswered: lambda step, event: Said("command", f"{event.command}: {event.outcome}", step.by),
     e.PayoutSettled: lambda step, event: Said("settlement", event.settlement, step.by),
-    e.ReviewCounted: lambda _, event: Said("review", f"{event.action}: {event.why}", event.by),
-    e.ReviewRefused: lambda _, event: Said("review", f"{event.action} refused: {event.problem}", event.by),
+    e.ReviewCounted: lambda _, event: Said(
+        "review", f"{event.action} by {event.via or event.channel}: {event.why}", event.by
+    ),
+    e.ReviewRefused: lambda _, event: Said(
+        "review", f"{event.action} by {event.channel} refused: {event.problem}", event.by
+    ),
     e.PolicyChanged: lambda _, event: Said("policy", _changed(event), event.by),
     e.PolicyProposed: lambda _, event: Said("policy", _proposed(event), event.by),
     e.ProposalConfirmed: lambda _, event: Said("policy", _confirmed(event), event.by),

@@ -84,6 +84,10 @@ def approve(payout: str, by: str, reason: str, as_json: bool) -> None:
     Whatever may have changed since is checked again. Above the policy's dual_approval_above another reviewer must
     approve too. Exit code 1 if the approval does not count, or if the payout is rejected after all.
 
+    On the command line a name is only claimed: nothing checks that --by is who types it, also where two must approve.
+    The login and the host are recorded with the answer; `explain` and `audit list` show them. Over HTTP a reviewer's
+    token, and in Slack the account, says who it is.
+
     \b
     Example:
       streamproc hold approve pout_00000000000001 --by asha --reason "invoice 1042 checked"
@@ -98,6 +102,8 @@ def approve(payout: str, by: str, reason: str, as_json: bool) -> None:
 @output.json_option
 def reject(payout: str, by: str, reason: str, as_json: bool) -> None:
     """Reject a held PAYOUT: it is never paid, and its budget is free again.
+
+    The name is only claimed, as with `hold approve`; the login and the host are recorded with the answer.
 
     \b
     Example:
@@ -117,7 +123,7 @@ def _answer(
 
     async def body() -> "Outcome":
         async with opened(settings) as site:
-            return await holds.answer(site, payout, action, by=by, why=reason)
+            return await holds.answer(site, payout, action, by=by, why=reason, channel=person.shell())
 
     outcome = output.run(body())
     if as_json:

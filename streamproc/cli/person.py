@@ -1,13 +1,22 @@
 """`--by` and `--why`: who does something and why, the same for every command."""
 
 import getpass
+import os
+import pwd
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from streamproc.domain import attribution
+from streamproc.domain.plain import clean
 from streamproc.errors import InputError
+
+LOGIN_CHARS_MAX = 64
+"""Of a login that is recorded: twice what Linux allows."""
+HOST_CHARS_MAX = 64
+"""Of a host's name, as Linux limits it."""
 
 _Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -25,6 +34,18 @@ def why_option(text: str = "Why, for the audit.", *, name: str = "--why", requir
     if required:
         return click.option(name, required=True, metavar="TEXT", help=text, callback=_why)
     return click.option(name, default="", metavar="TEXT", help=text, callback=_why_or_nothing)
+
+
+def shell() -> str:
+    """Where a command is given: login and host of its process, `cli:asha@laptop`. Two names from one shell show by it.
+
+    A claim like the name itself: whoever has the shell may have other logins, and writes to Redis as they like.
+    """
+    try:
+        login = pwd.getpwuid(os.getuid()).pw_name  # not LOGNAME or USER, which one sets by typing them
+    except KeyError:  # in a container whose passwd file lacks the user
+        login = f"uid-{os.getuid()}"
+    return f"cli:{clean(login, LOGIN_CHARS_MAX)}@{clean(socket.gethostname(), HOST_CHARS_MAX)}"
 
 
 def _who(_: click.Context, param: click.Parameter, given: str) -> str:

@@ -127,14 +127,16 @@ async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_
     return Holds(page.items, page.next.payout if page.next is not None else None, page.note)
 
 
-async def answer(site: Site, payout: str, action: Action, *, by: str, why: str) -> Outcome:
-    """Record a reviewer's answer and wait for its outcome.
+async def answer(
+    site: Site, payout: str, action: Action, *, by: str, why: str, channel: str = "cli"
+) -> Outcome:
+    """Record a reviewer's answer and wait for its outcome. `channel`: where it was given, `cli:asha@laptop`.
 
     Raises JobFailed, with the reason, if it does not count or the payout is unknown; also if no worker handles it
     within ANSWER_WAIT_S: it stays in the log then and is handled later.
     """
     at = await clock_us(site.client)
-    event = submission(payout, action, by=by, why=why, channel="cli", at=at)
+    event = submission(payout, action, by=by, why=why, channel=channel, at=at)
     account = (await _known(site, payout)).account
     key = f"review:cli:{secrets.token_hex(16)}"
     async with Producer(site.redis_url, partitions=site.partitions, name="cli") as producer:

@@ -1,10 +1,12 @@
 """Every command asks alike for who does something and why, and refuses alike what the audit could not keep."""
 
 import getpass
+import os
+import pwd
 
 import pytest
 
-from streamproc.cli import run
+from streamproc.cli import person, run
 from streamproc.domain import attribution
 
 ASKED = [
@@ -51,6 +53,25 @@ def test_a_name_or_a_reason_that_the_audit_cannot_keep_is_wrong_use(
 def test_what_a_terminal_would_obey_is_not_kept():
     assert attribution.who(" asha\x1b[2J ", called="--by") == "asha\ufffd[2J"
     assert attribution.why("paid\ntwice", called="--why") == "paid twice"
+
+
+def test_the_shell_is_the_login_of_the_process_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOGNAME", "vikram")
+    monkeypatch.setenv("USER", "vikram")
+    monkeypatch.setattr("socket.gethostname", lambda: "laptop")
+    assert person.shell() == f"cli:{pwd.getpwuid(os.getuid()).pw_name}@laptop"
+
+
+def test_the_shell_is_short_and_plain_also_where_the_host_has_any_name_and_the_user_none(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def nobody(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found: 4242")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("os.getuid", lambda: 4242)
+    monkeypatch.setattr("socket.gethostname", lambda: "h\x1b" + "x" * 100)
+    assert person.shell() == "cli:uid-4242@h\ufffd" + "x" * (person.HOST_CHARS_MAX - 2)
 
 
 def test_a_user_without_a_login_name_is_asked_for_a_name(

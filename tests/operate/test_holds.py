@@ -1,6 +1,8 @@
 """A person lists holds, answers one, and is told what became of the answer."""
 
 import asyncio
+import os
+import pwd
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -11,6 +13,7 @@ import asyncpg
 import pytest
 
 from streamproc.archive.sql import statements
+from streamproc.cli import run
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.shown import hold_json
@@ -78,6 +81,30 @@ async def test_above_the_dual_threshold_the_first_approval_asks_for_another(redi
         second = await answer(site, "pout_1", "approve", by="vikram", why="ok")
     assert (first.decision, first.needed) == (None, 1)
     assert (second.decision, second.needed) == ("APPROVED", 0)
+
+
+async def test_two_names_from_one_shell_count_as_two_and_show_the_shell(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
+    monkeypatch.setattr("socket.gethostname", lambda: "laptop")
+    shell = f"cli:{pwd.getpwuid(os.getuid()).pw_name}@laptop"
+
+    async def said(*arguments: str) -> str:
+        assert await asyncio.to_thread(run, list(arguments)) == 0
+        return capsys.readouterr().out
+
+    async with Engine(redis_url) as engine:
+        await held(engine, "pout_1", agent="strict", amount=700_001)
+        for name in ("asha", "vikram"):
+            await said("hold", "approve", "pout_1", "--by", name, "--reason", "ok")
+        record = await engine.record("pout_1")
+    assert record.decision == "APPROVED"
+    assert [(review.by, review.via, review.channel) for review in record.reviews] == [
+        ("asha", "", shell),
+        ("vikram", "", shell),
+    ]
+    assert f"vikram says approve by {shell}: ok" in await said("explain", "pout_1")
 
 
 async def test_who_is_no_reviewer_is_refused_and_that_is_recorded(redis_url: str):

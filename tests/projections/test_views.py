@@ -117,14 +117,29 @@ def test_each_decision_review_command_confirmation_settlement_policy_and_alert_i
         observed(amount=500, status="processed"), settled(HELD, "committed"), policy, bypass,
     ) == [
         ("decision", "HELD", "APPROVAL_REQUIRED", "governance"),
-        ("review", None, "approve: known", "asha"),
-        ("review", None, "approve refused: not a reviewer", "bob"),
+        ("review", None, "approve by cli: known", "asha"),
+        ("review", None, "approve by cli refused: not a reviewer", "bob"),
         ("command", None, "approve: done", "governance"),
         ("confirmation", None, "processed", "webhook"),
         ("settlement", None, "committed", "governance"),
         ("policy", None, "agent:bot added, version 1: first", "ann"),
         ("alert", None, "governance bypassed: processing", "governance"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("channel", "via", "line"),
+    [
+        ("cli:root@host", "", "approve by cli:root@host: known"),
+        ("api:asha-laptop", "", "approve by api:asha-laptop: known"),
+        ("slack", "slack:U0ASHA", "approve by slack:U0ASHA: known"),
+    ],
+)
+def test_the_line_of_a_review_says_by_which_shell_token_or_account_it_came(channel: str, via: str, line: str):
+    review = e.ReviewCounted(
+        at=NOW, payout="pout_1", by="asha", via=via, action="approve", why="known", channel=channel, needed=0
+    )
+    assert kinds(SEEN, review) == [("review", None, line, "asha")]
 
 
 FROZEN = {"frozen": True, "by": "ann", "why": "it loops"}
