@@ -37,7 +37,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 def run_or_undo(work: Coroutine[Any, Any, T]) -> T:
     """As `run`; SIGTERM, and SIGHUP where it is heard, end it as Ctrl-C does, so that no file is left half written.
-    The same signal once more kills."""
+    The same signal once more ends it even within a write to a disk that hangs."""
     import asyncio
 
     from streamproc.processes import stop_numbers
@@ -46,12 +46,12 @@ def run_or_undo(work: Coroutine[Any, Any, T]) -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
-        def end(number: int) -> None:
-            loop.remove_signal_handler(number)
-            task.cancel()
+        def end(number: int, _frame: object) -> None:
+            signal.signal(number, signal.default_int_handler)
+            loop.call_soon_threadsafe(task.cancel)
 
         for number in {*stop_numbers()} - {signal.SIGINT}:  # of which `run` has its own
-            loop.add_signal_handler(number, end, number)
+            signal.signal(number, end)  # the loop's own would wait for the loop, which waits for the disk
         return await work
 
     try:
