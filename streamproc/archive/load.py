@@ -50,12 +50,15 @@ def payout_about(e: bytes) -> str | None:
     return None
 
 
-def chained(partition: int, head: Head, entries: Sequence[Entry]) -> tuple[list[ArchivedEntry], Head]:
-    """The rows for `entries` after `head`, and the head after them.
+def chained(
+    partition: int, head: Head, entries: Sequence[Entry]
+) -> tuple[list[ArchivedEntry], list[tuple[int, int]], Head]:
+    """The rows for `entries` after `head`, their ids as keys, and the head after them.
 
     Raises LogBroken when an entry does not come after the one before it.
     """
     rows: list[ArchivedEntry] = []
+    keys: list[tuple[int, int]] = []
     seq, before, link, last = head.seq, head.entry, head.hash, id_key(head.entry)
     for entry in entries:
         name, e, m = entry.id, entry.e, entry.m
@@ -64,16 +67,24 @@ def chained(partition: int, head: Head, entries: Sequence[Entry]) -> tuple[list[
         seq += 1
         link = link_hash(link, partition, seq, name, e, m)
         rows.append(ArchivedEntry(seq, name, e, m, payout_about(e), link, partition))
+        keys.append(key)
         before, last = name, key
-    return rows, Head(seq, before, link)
+    return rows, keys, Head(seq, before, link)
 
 
 async def load(
-    db: asyncpg.Connection, partition: int, old: Head, new: Head, rows: Sequence[ArchivedEntry]
+    db: asyncpg.Connection,
+    partition: int,
+    old: Head,
+    new: Head,
+    rows: Sequence[ArchivedEntry],
+    keys: Sequence[tuple[int, int]],
 ) -> None:
-    """Move the checkpoint and COPY the rows. Must run in a transaction."""
+    """Move the checkpoint and COPY the rows, whose ids are `keys`. Must run in a transaction."""
     await move_head(db, partition, old, new)
-    records = [(r.partition, r.seq, *id_key(r.id), r.payout, r.e, r.m, r.hash) for r in rows]
+    records = [
+        (r.partition, r.seq, *key, r.payout, r.e, r.m, r.hash) for r, key in zip(rows, keys, strict=True)
+    ]
     await db.copy_records_to_table("events", records=records, columns=COLUMNS)
 
 
@@ -81,9 +92,9 @@ async def archive(
     db: asyncpg.Connection, partition: int, head: Head, entries: Sequence[Entry]
 ) -> tuple[list[ArchivedEntry], Head]:
     """Archive entries that follow `head`, in one transaction; their rows and the new head."""
-    rows, new = chained(partition, head, entries)
+    rows, keys, new = chained(partition, head, entries)
     async with db.transaction():
-        await load(db, partition, head, new, rows)
+        await load(db, partition, head, new, rows, keys)
     return rows, new
 
 

@@ -19,7 +19,7 @@ from tests.projections.histories import Stored
 
 def archive(n: int = 5) -> list[ArchivedEntry]:
     entries = [Stored(f"{ms}-0", b"[%d]" % ms, b"{}") for ms in range(1, n + 1)]
-    rows, _ = chained(0, Head(), entries)
+    rows, _, _ = chained(0, Head(), entries)
     return rows
 
 

@@ -70,7 +70,7 @@ class Log:
 
 
 def archive_of(entries: Sequence[Entry]) -> list[ArchivedEntry]:
-    rows, _ = chained(0, Head(), entries)
+    rows, _, _ = chained(0, Head(), entries)
     return [msgspec.structs.replace(row, archived_at=ARCHIVED_AT) for row in rows]
 
 
