@@ -21,8 +21,8 @@ from streamproc.log import scripts
 from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
-from tests.engine import Engine
-from tests.words import ACCOUNT, NOON_ZONE, NOW, Forgotten, Vendors, observed
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed
 
 FAR = 4_000_000_000
 HOUR_US = 3_600_000_000
@@ -40,7 +40,7 @@ def again(log: Sequence[Told], policies: str | None, *, since_us: int = 0, **ass
     overlay = None
     if policies is not None:
         overlay = overlay_of(parse_policy_file(policies, name="next.yaml"), prune=False)
-    trial = Retrial(overlay, Assumptions(NOON_ZONE, **assume), since_us=since_us)
+    trial = Retrial(overlay, Assumptions(ZONE, **assume), since_us=since_us)
     trial.decided = frozenset(
         event.payout for told in log for event in told.events if isinstance(event, e.PayoutDecided)
     )
@@ -493,7 +493,7 @@ async def test_forgetting_what_is_long_over_changes_nothing(
         shift = shift if seen is None else (seen - start) // day_us * day_us
         shifts.append(shift)
     spread = moved_to(log, shifts, with_events=False)  # each day's entries were appended on that day
-    trial = Retrial(None, Assumptions(NOON_ZONE))
+    trial = Retrial(None, Assumptions(ZONE))
     for told in spread:
         trial.feed(told)
     assert len(trial._fates._open) < 3 * 4  # of 16 that hold money
