@@ -23,9 +23,10 @@ from streamproc.log.names import Names
 from streamproc.log.policies import put_in_force, read_scopes
 from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
 from streamproc.log.work import Group
-from tests.words import NOON_ZONE, Vendors, apply_policies, delivery, reviewed
+from tests.words import Vendors, apply_policies, delivery, reviewed
 
 DEADLINE_S = 60.0
+ZONE = "Asia/Kolkata"
 
 
 def split(group: Group) -> Mapping[str, Group]:
@@ -58,7 +59,7 @@ class Engine:
         self.workers = workers
         self.limits = Limits(claim_idle_s=claim_idle_s)
         self.groups = list(groups) or [
-            consumers.governance(Reputations(self.vendors), zone=NOON_ZONE, archived=archived)
+            consumers.governance(Reputations(self.vendors), zone=ZONE, archived=archived)
         ]
         self.stopping = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []

@@ -15,8 +15,8 @@ from streamproc.log.work import Group
 from streamproc.operate.people import notification_over, opened_channels
 from streamproc.settings import Secret, Settings
 from tests.bank import Sandbox, running_sandbox, until
-from tests.engine import Engine
-from tests.words import NOON_ZONE, Vendors
+from tests.engine import ZONE, Engine
+from tests.words import Vendors
 
 CHANNEL = "C0PAYOUTS"
 SECRET = "slack_signing_secret_of_a_test"
@@ -94,7 +94,7 @@ def telling_engine(
     """An engine with the groups governance and notification."""
     known = vendors or Vendors()
     gather = {"gather_s": more.pop("gather_s")} if "gather_s" in more else {}
-    groups = [consumers.governance(Reputations(known), zone=NOON_ZONE), told.group(redis_url, **gather)]
+    groups = [consumers.governance(Reputations(known), zone=ZONE), told.group(redis_url, **gather)]
     return Engine(redis_url, vendors=known, groups=groups, workers=workers, **more)
 
 

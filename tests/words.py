@@ -19,8 +19,6 @@ from streamproc.log.stream import Append
 ACCOUNT = "acc_Test0000000001"
 NOW = 1_790_000_000_000_000
 """µs; Mon 21 Sep 2026, 19:43 in Asia/Kolkata."""
-ZONE = "Asia/Kolkata"
-"""Time zone for payouts that are received at a fixed time, such as NOW."""
 NOON_ZONE = noon_zone(time.time())
 """Time zone for payouts that are received now: no day, week or month ends there while the tests run."""
 

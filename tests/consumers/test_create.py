@@ -24,9 +24,9 @@ from streamproc.operate.recover_bank import ask_bank
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
 from tests.deadline import DEADLINE_S
-from tests.engine import Engine
+from tests.engine import ZONE, Engine
 from tests.operate.recovering import archive, recovered, settings_of
-from tests.words import ACCOUNT, NOON_ZONE, Vendors, copy_of, request, requested
+from tests.words import ACCOUNT, Vendors, copy_of, request, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -89,7 +89,7 @@ async def gateway(redis_url: str, barrier: Barrier = at_once, **config: Any) -> 
             oauth_token=bank.config.oauth_token,
         )  # fmt: skip
         groups = [
-            consumers.governance(Reputations(Vendors()), zone=NOON_ZONE),
+            consumers.governance(Reputations(Vendors()), zone=ZONE),
             execution(client, barrier, Debit(bank.config.account_number, ACCOUNT)),
         ]
         try:

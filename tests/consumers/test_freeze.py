@@ -11,8 +11,8 @@ from streamproc.domain import events as e
 from streamproc.errors import TryAgain
 from streamproc.log.work import Group
 from tests.consumers.test_refuted import Bank, at_once
-from tests.engine import Engine
-from tests.words import ACCOUNT, NOON_ZONE, Vendors, observed
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = """
 policies:
@@ -52,7 +52,7 @@ class Forgetful(Bank):
 
 def groups(bank: Bank, barrier: object = at_once) -> list[Group]:
     return [
-        consumers.governance(Reputations(Vendors()), zone=NOON_ZONE),
+        consumers.governance(Reputations(Vendors()), zone=ZONE),
         execution(bank, barrier),  # type: ignore[arg-type]
     ]
 

@@ -18,8 +18,8 @@ from streamproc.log import batch, scripts
 from streamproc.log.stream import open_log
 from tests.consumers.test_refuted import Bank, at_once
 from tests.deadline import DEADLINE_S
-from tests.engine import Engine
-from tests.words import ACCOUNT, NOON_ZONE, Vendors, observed
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = "policies: {small: {per_txn_limit: 100}}"
 
@@ -49,7 +49,7 @@ async def test_a_rejection_is_retried_until_it_is_told_or_the_payout_is_final(
     monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     monkeypatch.setattr(batch, "LATE_S", -60.0)  # every age is too old
     bank = BankAway()
-    groups = [consumers.governance(Reputations(Vendors()), zone=NOON_ZONE), execution(bank, at_once)]
+    groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, at_once)]
     with caplog.at_level(logging.ERROR):
         async with Engine(redis_url, groups=groups) as engine:
             await engine.apply(POLICIES)
@@ -87,7 +87,7 @@ async def test_a_pass_ends_in_time_with_what_it_has_and_puts_the_rest_off(
     monkeypatch.setattr(enact, "PASS_S", 0.5)
     monkeypatch.setattr(batch, "BATCH_TIMEOUT_S", 3_600.0)  # it is not what ends the pass
     bank = BankStuck()
-    groups = [consumers.governance(Reputations(Vendors()), zone=NOON_ZONE), execution(bank, at_once)]
+    groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, at_once)]
     async with Engine(redis_url, groups=groups) as engine:
         await engine.apply(POLICIES)
         payouts = ["pout_stuck", *(f"pout_{n}" for n in range(5))]
@@ -126,7 +126,7 @@ async def test_a_decision_that_is_told_after_redis_forgot_its_payout_is_no_dead_
 ) -> None:
     monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     bank, asked = Bank(), list[str]()
-    governed = [consumers.governance(Reputations(Vendors()), zone=NOON_ZONE)]
+    governed = [consumers.governance(Reputations(Vendors()), zone=ZONE)]
     async with Engine(redis_url, groups=governed) as engine:
         await open_log(engine.client, partitions=1, groups=[execution(bank, at_once).name])
         await engine.apply(POLICIES)
@@ -153,7 +153,7 @@ async def test_a_payout_that_redis_forgets_under_a_workers_hands_ends_no_worker(
 ) -> None:
     monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     bank, times = Bank(), list[str]()
-    governed = [consumers.governance(Reputations(Vendors()), zone=NOON_ZONE)]
+    governed = [consumers.governance(Reputations(Vendors()), zone=ZONE)]
     async with Engine(redis_url, groups=governed) as engine:
         await open_log(engine.client, partitions=1, groups=[execution(bank, at_once).name])
         await engine.apply("policies: {bot: {daily_limit: 100_000}}")

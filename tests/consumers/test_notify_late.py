@@ -7,9 +7,9 @@ from consumers.vet import Reputations
 from streamproc.log import batch, scripts
 from streamproc.log.stream import open_log
 from streamproc.log.untold import look_for_held
-from tests.engine import Engine
+from tests.engine import ZONE, Engine
 from tests.people import people, sent
-from tests.words import ACCOUNT, NOON_ZONE, Vendors, observed
+from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = """
 policies: {bot: {require_approval_above: 100000, hold_ttl: 1h, blocked_domains: [evil.example]}}
@@ -23,7 +23,7 @@ async def test_what_is_held_is_told_and_old_alerts_and_decided_holds_are_not(
 ) -> None:
     monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.05, 0.1, 0.1))
     async with people() as told:
-        engine = Engine(redis_url, groups=[consumers.governance(Reputations(Vendors()), zone=NOON_ZONE)])
+        engine = Engine(redis_url, groups=[consumers.governance(Reputations(Vendors()), zone=ZONE)])
         async with engine:
             await engine.apply(POLICIES)
             for n in range(3):

@@ -22,7 +22,8 @@ from streamproc.domain.payouts import fold
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book
 from streamproc.log.templates import Fate, Offer, as_filled
 from streamproc.log.work import BatchContext, FastPath, Work
-from tests.words import ACCOUNT, NOW, ZONE, observed, policies
+from tests.engine import ZONE
+from tests.words import ACCOUNT, NOW, observed, policies
 
 POLICIES = """
 defaults: {rate_limit: {count: 3, window: 60}, blocked_domains: [bad.example]}

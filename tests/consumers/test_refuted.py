@@ -16,8 +16,8 @@ from streamproc.domain.wire import type_of
 from streamproc.errors import TryAgain
 from streamproc.log import batch, scripts
 from tests.deadline import DEADLINE_S
-from tests.engine import Engine
-from tests.words import ACCOUNT, NOON_ZONE, NOW, Vendors, observed, reviewed
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, NOW, Vendors, observed, reviewed
 
 POLICIES = """
 policies:
@@ -64,7 +64,7 @@ async def at_once(partition: int, entry: str) -> None:
 
 def engine_with(redis_url: str, bank: Bank, vendors: Vendors | None = None) -> Engine:
     reputations = Reputations(vendors or Vendors())
-    groups = [consumers.governance(reputations, zone=NOON_ZONE), execution(bank, at_once)]
+    groups = [consumers.governance(reputations, zone=ZONE), execution(bank, at_once)]
     return Engine(redis_url, groups=groups)
 
 
@@ -208,7 +208,7 @@ async def test_while_the_barrier_is_closed_the_bank_is_not_asked_again_and_again
 
     monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     bank = Bank()
-    groups = [consumers.governance(Reputations(Vendors()), zone=NOON_ZONE), execution(bank, closed)]
+    groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, closed)]
     async with Engine(redis_url, groups=groups) as engine:
         await engine.apply(POLICIES)
         await engine.append(ACCOUNT, observed("pout_1", 1000))

@@ -9,9 +9,9 @@ from streamproc.domain.policy import parse_policy_file, plan_changes
 from streamproc.domain.wire import type_of
 from streamproc.log.connection import connected
 from streamproc.log.policies import put_in_force, read_scopes
-from tests.engine import Engine
+from tests.engine import ZONE, Engine
 from tests.engine import split as one_for_each_stage
-from tests.words import ACCOUNT, NOON_ZONE, NOW, Vendors, observed
+from tests.words import ACCOUNT, NOW, Vendors, observed
 
 POLICIES = """
 policies:
@@ -26,7 +26,7 @@ async def stories(redis_url: str, *, split: bool) -> dict[str, list[tuple[str, s
     """What was recorded of each payout: the types of events, with decision and reason where they have one."""
     async with connected(redis_url) as client:
         await client.flushdb()
-    group = consumers.governance(Reputations(Vendors(VENDORS)), zone=NOON_ZONE)
+    group = consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE)
     groups = list(one_for_each_stage(group).values()) if split else [group]
     async with Engine(redis_url, groups=groups) as engine:
         await engine.apply(POLICIES)
@@ -61,7 +61,7 @@ async def test_one_group_or_one_for_each_stage_records_the_same(redis_url: str) 
 async def test_a_policy_that_is_removed_between_two_stages_commits_rejects_and_takes_no_room(
     redis_url: str, before: tuple[str, ...]
 ) -> None:
-    stages = one_for_each_stage(consumers.governance(Reputations(Vendors(VENDORS)), zone=NOON_ZONE))
+    stages = one_for_each_stage(consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE))
     async with Engine(redis_url, groups=[stages[f"governance.{name}"] for name in before]) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(observed("pout_1", 200, url="https://shop.example.net/"))

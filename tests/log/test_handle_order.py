@@ -11,7 +11,7 @@ from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from tests.words import NOON_ZONE, Vendors, apply_policies, observed
+from tests.words import Vendors, apply_policies, observed
 
 NAMES = Names(0)
 
@@ -20,7 +20,7 @@ async def test_own_outputs_are_acknowledged_after_the_payouts_that_came_with_the
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each command that writes waits for the server's disk; a payout must not wait for one that nobody waits for."""
-    group = consumers.governance(Reputations(Vendors()), zone=NOON_ZONE)
+    group = consumers.governance(Reputations(Vendors()), zone="Asia/Kolkata")
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=[group.name])
         await apply_policies(client, "policies: {bot: {daily_limit: 1000}}")

@@ -26,8 +26,9 @@ from streamproc.log.names import Names
 from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
 from streamproc.log.work import Group
+from tests.engine import ZONE
 from tests.model.crashing import Killed
-from tests.words import ZONE, Vendors, apply_policies
+from tests.words import Vendors, apply_policies
 
 T = TypeVar("T")
 

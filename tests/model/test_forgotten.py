@@ -10,12 +10,13 @@ from streamproc.domain import events as e
 from streamproc.domain.payouts import PayoutRecord, decode_record, fold
 from streamproc.domain.wire import payout_of
 from streamproc.log.work import Group
+from tests.engine import ZONE
 from tests.model.bank import Bank
 from tests.model.playing import Crew
 from tests.model.stepping import START, World, the_tests_clock, vendors
 from tests.model.test_crash_points import Slow
 from tests.model.test_found import Forgetful, desk, later
-from tests.words import ZONE, observed, requested
+from tests.words import observed, requested
 
 
 class Archive:

@@ -21,7 +21,7 @@ from streamproc.operate.groups import groups
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import POLICIES, site_of
-from tests.words import ACCOUNT, NOON_ZONE, NOW, Vendors, observed, requested
+from tests.words import ACCOUNT, NOW, Vendors, observed, requested
 
 
 async def malformed(engine: Engine, payout: str = "pout_bad", problem: str = "amount is 99") -> None:
@@ -142,7 +142,7 @@ def refusing() -> Group:
         for work, _ in items:
             work.fail(Unprocessable("it is poison"))
 
-    chain = consumers.governance(Reputations(Vendors()), zone=NOON_ZONE)
+    chain = consumers.governance(Reputations(Vendors()), zone="Asia/Kolkata")
     poison = Stage(name="poison", consumes=frozenset({PayoutRequested}), handle=refuse)
     return Group(name=chain.name, stages=(*chain.stages, poison))
 

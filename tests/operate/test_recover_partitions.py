@@ -21,8 +21,9 @@ from streamproc.log.group import Consumer
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import LogView, Producer, open_log
 from tests.consumers.test_refuted import Bank, at_once
+from tests.engine import ZONE
 from tests.operate.recovering import dump, recovered
-from tests.words import NOON_ZONE, NOW, Vendors, apply_policies, delivery, observed
+from tests.words import NOW, Vendors, apply_policies, delivery, observed
 
 PARTITIONS = 3
 ACCOUNTS = {partition_of(f"acc_{n}", PARTITIONS): f"acc_{n}" for n in range(20)}
@@ -35,7 +36,7 @@ DEADLINE_S = 60.0
 async def at_work(url: str, bank: Bank) -> AsyncIterator[Producer]:
     """A worker of both groups on every partition, and a producer."""
     stopping = asyncio.Event()
-    groups = [consumers.governance(Reputations(Vendors()), zone=NOON_ZONE), execution(bank, at_once)]
+    groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, at_once)]
     workers = [
         asyncio.create_task(Consumer(url, p, group, name=f"{group.name}-{p}", limits=Limits()).run(stopping))
         for p in range(PARTITIONS)

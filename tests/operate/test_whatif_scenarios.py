@@ -21,8 +21,8 @@ from streamproc.log import scripts
 from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
-from tests.engine import Engine
-from tests.words import ACCOUNT, NOON_ZONE, NOW, Forgotten, Vendors, observed, requested
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed, requested
 
 FAR = 4_000_000_000
 HOUR_US = 3_600_000_000
@@ -40,7 +40,7 @@ def again(log: Sequence[Told], policies: str | None, *, since_us: int = 0, **ass
     overlay = None
     if policies is not None:
         overlay = overlay_of(parse_policy_file(policies, name="next.yaml"), prune=False)
-    trial = Retrial(overlay, Assumptions(NOON_ZONE, **assume), since_us=since_us)
+    trial = Retrial(overlay, Assumptions(ZONE, **assume), since_us=since_us)
     trial.decided = frozenset(
         event.payout for told in log for event in told.events if isinstance(event, e.PayoutDecided)
     )
@@ -436,7 +436,7 @@ async def test_what_came_of_payouts_from_before_all_that_is_read_is_passed_over(
         await engine.settled()
         await engine.deliver(observed("new", 100))
         log = await log_of(engine)
-    trial = Retrial(None, Assumptions(NOON_ZONE), first_number=None)
+    trial = Retrial(None, Assumptions(ZONE), first_number=None)
     for told in [one for one in log[:begin] if has(e.PolicyChanged)(one)] + log[begin:]:
         trial.feed(told)
     found = trial.finish()
@@ -597,7 +597,7 @@ async def test_what_a_decision_was_made_on_is_asked_for_where_it_was_not_kept(re
         await engine.settled()
         log = await log_of(engine)
     seen = {told.id: event for told in log for event in told.events if isinstance(event, e.PayoutObserved)}
-    trial, asked = Retrial(None, Assumptions(NOON_ZONE)), []
+    trial, asked = Retrial(None, Assumptions(ZONE)), []
     for told in (told for told in log if told.id not in seen):
         if trial.misses(told):
             asked.append(told.cause)
@@ -617,7 +617,7 @@ async def test_of_too_many_observations_the_oldest_are_not_kept(
         await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
         await engine.deliver(observed("p1", 700))
         log = await log_of(engine)
-    trial = Retrial(None, Assumptions(NOON_ZONE))
+    trial = Retrial(None, Assumptions(ZONE))
     for told in log[:-1]:
         trial.feed(told)
     for n in range(9):
@@ -705,7 +705,7 @@ async def test_forgetting_what_is_long_over_changes_nothing(
         shift = shift if seen is None else (seen - start) // day_us * day_us
         shifts.append(shift)
     spread = moved_to(log, shifts, with_events=False)  # each day's entries were appended on that day
-    trial = Retrial(None, Assumptions(NOON_ZONE))
+    trial = Retrial(None, Assumptions(ZONE))
     for told in spread:
         trial.feed(told)
     assert len(trial._fates._open) < 3 * 4  # of 16 that hold money

@@ -19,9 +19,9 @@ from streamproc.operate.site import opened
 from streamproc.settings import load
 from tests.consumers.test_refuted import Bank
 from tests.deadline import DEADLINE_S
-from tests.engine import Engine
+from tests.engine import ZONE, Engine
 from tests.operate.recovering import dump
-from tests.words import ACCOUNT, NOON_ZONE, Vendors, delivery, observed
+from tests.words import ACCOUNT, Vendors, delivery, observed
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -51,7 +51,7 @@ class Twin:
         self.bank = Bank()
         self.is_open = True
         groups = [
-            consumers.governance(Reputations(Vendors(VENDORS)), zone=NOON_ZONE),
+            consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE),
             execution(self.bank, self.barrier),
         ]
         self.engine = Engine(url, groups=groups)

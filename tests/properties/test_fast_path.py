@@ -20,8 +20,8 @@ from streamproc.log import grants
 from streamproc.log.connection import connected
 from streamproc.log.templates import Fate
 from streamproc.log.work import Group
-from tests.engine import Engine
-from tests.words import ACCOUNT, NOON_ZONE, NOW, Vendors, delivery, observed, requested
+from tests.engine import ZONE, Engine
+from tests.words import ACCOUNT, NOW, Vendors, delivery, observed, requested
 
 POLICIES = f"""
 defaults: {{rate_limit: {{count: 3, window: 60}}, blocked_domains: [bad.example]}}
@@ -71,7 +71,7 @@ histories = st.lists(payouts | intents, min_size=1, max_size=10)
 def governance() -> Group:
     """With nothing in its memory: a vendor who has to be asked for takes two numbers, one who is known takes one."""
     return consumers.governance(
-        Reputations(Vendors({"malware": "threat", "unknown": "unavailable"})), zone=NOON_ZONE
+        Reputations(Vendors({"malware": "threat", "unknown": "unavailable"})), zone=ZONE
     )
 
 
@@ -293,7 +293,7 @@ def test_a_chain_with_another_stage_or_other_rules_has_no_fast_path(
     group = governance()
     assert fast_path.stands_for(group.stages)
     assert not fast_path.stands_for(group.stages[1:])
-    with_recall = consumers.governance(Reputations(Vendors()), zone=NOON_ZONE, archived=nobody_archived)
+    with_recall = consumers.governance(Reputations(Vendors()), zone=ZONE, archived=nobody_archived)
     assert "recall" in {stage.name for stage in with_recall.stages}
     assert with_recall.fast_path is not None
     assert not fast_path.stands_for((*group.stages, replace(group.stages[0], name="anomaly")))

@@ -20,9 +20,9 @@ from streamproc.log.work import Group
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import snapshot
 from streamproc.telemetry.metrics import Meters
-from tests.engine import Engine
+from tests.engine import ZONE, Engine
 from tests.telemetry.test_traces import Keeping, Told, archived, assert_connected
-from tests.words import ACCOUNT, NOON_ZONE, Vendors, observed
+from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = (
     "policies: {bot: {daily_limit: 1200, require_approval_above: 700, rate_limit: {count: 9, window: 60s}}}"
@@ -100,7 +100,7 @@ async def heard(
 
 
 def governance() -> Group:
-    return consumers.governance(Reputations(Vendors()), zone=NOON_ZONE)
+    return consumers.governance(Reputations(Vendors()), zone=ZONE)
 
 
 @pytest.mark.parametrize("before", [0, 1, 2], ids=["new", "noted", "alike"])
