@@ -36,6 +36,7 @@ TRY_WAIT_S = 20.0  # for a program that prints a line, on a machine that is busy
 STOP_WAIT_S = 20.0  # Valkey syncs its file, Postgres writes a checkpoint
 LOCK_WAIT_S = 20.0  # a killed `up`'s server may take as long to stop
 POLL_S = 0.02
+CONNECTIONS_MIN = 100  # Postgres's own default: room for people beside a small installation
 SOCKET_PATH_MAX = 100  # bytes of a unix socket's path; the kernel's limit is 107
 _JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 
@@ -172,10 +173,13 @@ async def _valkey_answers(port: int, password: str) -> bool:
 
 
 @asynccontextmanager
-async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = True) -> AsyncIterator[Store]:
+async def postgres(
+    data_dir: Path, *, port: int | None = None, durable: bool = True, connections: int = CONNECTIONS_MIN
+) -> AsyncIterator[Store]:
     """Run Postgres 18 with its cluster in *data_dir*/postgres, made at the first start with a database `streamproc`.
 
-    `durable=False` is for tests: it does not wait for the disk.
+    It allows as many `connections`, and CONNECTIONS_MIN at least. `durable=False` is for tests: it does not wait for
+    the disk.
     Raises ConfigError if another server uses the directory or the port, or the cluster is of another version;
     JobFailed if Postgres does not start.
     """
@@ -189,7 +193,10 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
             password = await ensure_cluster(place, data_dir / "postgres.password", output.fileno(), said)
             forget_dead_server(place.cluster)
             process = await processes.start(
-                [place.programs / "postgres", *_postgres_arguments(place, port, durable=durable)],
+                [
+                    place.programs / "postgres",
+                    *_postgres_arguments(place, port, durable=durable, connections=connections),
+                ],
                 env={"PATH": os.defpath, "LC_ALL": "C"},
                 on_parent_death=signal.SIGINT,
                 output=output.fileno(),
@@ -206,13 +213,13 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
             await processes.stop(process, signal.SIGINT, STOP_WAIT_S)
 
 
-def _postgres_arguments(place: Place, port: int, *, durable: bool) -> list[str]:
+def _postgres_arguments(place: Place, port: int, *, durable: bool, connections: int) -> list[str]:
     in_reach = len(os.fsencode(place.cluster)) <= SOCKET_PATH_MAX - len("/.s.PGSQL.65535")
     values = {
         "listen_addresses": "127.0.0.1",
         "port": str(port),
         "unix_socket_directories": str(place.cluster) if in_reach else "",
-        "max_connections": "100",
+        "max_connections": str(max(connections, CONNECTIONS_MIN)),
         "timezone": "UTC",
         "log_timezone": "UTC",
         "jit": "off",  # the queries are short; compiling them costs more than running them

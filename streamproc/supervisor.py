@@ -189,7 +189,11 @@ async def _stores(stack: AsyncExitStack, crew: Crew, settings: Settings) -> dict
         await stack.enter_async_context(_watched(crew, "Valkey", store))
         made[f"{PREFIX}REDIS_URL"] = store.url
     if not settings.postgres_dsn:
-        store = await stack.enter_async_context(embedded.postgres(settings.data_dir))
+        from streamproc.operate.connections import max_connections
+
+        store = await stack.enter_async_context(
+            embedded.postgres(settings.data_dir, connections=max_connections(settings))
+        )
         await stack.enter_async_context(_watched(crew, "Postgres", store))
         made[f"{PREFIX}POSTGRES_DSN"] = store.url
     return made
