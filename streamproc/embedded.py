@@ -30,10 +30,13 @@ from streamproc.postgres_dir import (
     forget_dead_server,
     write_private,
 )
+from streamproc.run_file import LOCK_FILE, holder
+from streamproc.settings import PREFIX
 
 START_WAIT_S = 60.0  # Valkey reads a log of some GB before it answers; Postgres may replay its WAL
 TRY_WAIT_S = 20.0  # for a program that prints a line, on a machine that is busy with other things
 STOP_WAIT_S = 20.0  # Valkey syncs its file, Postgres writes a checkpoint
+UP_LOCK_WAIT_S = 1.0  # no server inherits it: the kernel has freed a killed one's by then
 LOCK_WAIT_S = 20.0  # a killed `up`'s server may take as long to stop
 POLL_S = 0.02
 CONNECTIONS_MIN = 100  # Postgres's own default: room for people beside a small installation
@@ -264,6 +267,27 @@ async def locked(path: Path) -> AsyncIterator[int]:
                 f"{path.parent} is in use by another streamproc; set another STREAMPROC_DATA_DIR"
             ) from problem
         yield lock
+
+
+@asynccontextmanager
+async def locked_for_up(data_dir: Path) -> AsyncIterator[None]:
+    """Hold the directory as its one `up`, or as a command that runs its stores, whose pid is then in the lock's file.
+
+    Raises ConfigError, naming that of the holder, if it is held.
+    """
+    with _opened(data_dir / LOCK_FILE) as lock:
+        try:
+            async with asyncio.timeout(UP_LOCK_WAIT_S):
+                while not _try_lock(lock):
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as problem:
+            raise ConfigError(
+                f"{PREFIX}DATA_DIR {data_dir} is in use by another streamproc{holder(data_dir)}: stop that one, or set"
+                f" another {PREFIX}DATA_DIR"
+            ) from problem
+        os.truncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+        yield
 
 
 @contextmanager

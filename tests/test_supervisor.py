@@ -385,6 +385,23 @@ async def test_the_demos_exit_code_is_the_answer_and_everything_is_drained(tmp_p
 
 
 @pytest.mark.embedded
+async def test_a_second_up_on_the_directory_is_told_who_has_it_and_not_of_the_ports_that_one_has(
+    tmp_path: Path,
+) -> None:
+    async with made_up(tmp_path) as first:
+        await first.start()
+        await first.ready()
+        (second := Up(tmp_path, first.env)).output = tmp_path / "second"
+        await second.start()
+        assert await second.ended() == 2
+        [line] = second.text().splitlines()
+        assert (
+            f"DATA_DIR {tmp_path / 'data'} is in use by another streamproc (pid {first.process.pid})" in line
+        )
+        assert "PORT" not in line
+        assert first.process.returncode is None
+
+
 async def test_another_command_finds_the_running_system_by_its_directory(public_dir: Path) -> None:
     here = public_dir / "discovered"
     here.mkdir(mode=0o711)
