@@ -13,7 +13,8 @@ from projections.runner import BATCH_MAX, Runner
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.load import rows_after
 from streamproc.archive.rows import ArchivedEntry, RowAbout
-from streamproc.archive.store import AWAY, connection
+from streamproc.archive.shared import Shared, Turns
+from streamproc.archive.store import AWAY
 from streamproc.errors import ConfigError, LogBroken, named
 from streamproc.waiting import set_within
 
@@ -82,18 +83,22 @@ class Feed:
         self._more.clear()
 
 
-async def keep_views(partition: int, dsn: str, feed: Feed, stopping: asyncio.Event) -> None:
-    """Fold what is archived into the live views until `stopping`. While that fails, log it once and try again."""
+async def keep_views(partition: int, dsn: str, shared: Shared, feed: Feed, stopping: asyncio.Event) -> None:
+    """Fold what is archived into the live views until `stopping`. While that fails, log it once and try again.
+
+    `shared`: the connection, which serves other partitions' views too.
+    """
     outage = Outage(f"views of partition {partition}")
     disowned, reported = disowned_in(dsn, partition), ""
     while not stopping.is_set():
         heed_cancellation()
         try:
-            async with connection(dsn, name=f"streamproc views {partition}") as db:
-                await write_lazily(db)
-                runner = Runner(db, partition, await open_heads(db, partition), disowned=disowned)
+            async with shared.joined() as turns:
+                async with turns.turn() as db:
+                    await write_lazily(db)
+                    runner = Runner(db, partition, await open_heads(db, partition), disowned=disowned)
                 _log_retry(partition, reported)
-                await _follow(runner, db, partition, feed, stopping, outage)
+                await _follow(runner, turns, partition, feed, stopping, outage)
         except Moved as moved:
             log.info("%s; going on from where they are", moved)
         except AWAY as problem:
@@ -114,7 +119,7 @@ def _log_retry(partition: int, reported: str) -> None:
 
 async def _follow(
     runner: Runner,
-    db: asyncpg.Connection,
+    turns: Turns,
     partition: int,
     feed: Feed,
     stopping: asyncio.Event,
@@ -124,9 +129,10 @@ async def _follow(
     while not stopping.is_set():
         at, begun_s = runner.mark.seq, clock()
         rows: Sequence[RowAbout] = feed.take(at, BATCH_MAX)
-        rows = rows or await rows_after(db, partition, at, BATCH_MAX)
-        if rows:
-            await runner.fold(rows)
+        async with turns.turn() as db:
+            rows = rows or await rows_after(db, partition, at, BATCH_MAX)
+            if rows:
+                await runner.fold(rows)
         outage.over()
         if not rows:
             await feed.wait(WAIT_S)
@@ -134,4 +140,5 @@ async def _follow(
             gather_s = GATHER_S if len(rows) < MUCH else GATHER_MUCH_S
             await feed.gather(GATHERED_MAX, begun_s + gather_s)
     if rows := feed.take(runner.mark.seq, BATCH_MAX):  # gathered when `stopping` came
-        await runner.fold(rows)
+        async with turns.turn():
+            await runner.fold(rows)

@@ -28,6 +28,7 @@ from projections.notary import Terms, keep_checkpoints
 from projections.outage import Outage, heed_cancellation
 from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
+from streamproc.archive.shared import Shared
 from streamproc.archive.store import AWAY, Entry, Head, connection, open_head, take_lock
 from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
@@ -51,7 +52,29 @@ calendars end there. Redis's clock never gives such an id, a hand may."""
 DRAIN_S = 5.0
 """How long a stop waits for the views' batch in hand and a last checkpoint; what is left is done at the next start."""
 
+VIEW_CONNECTIONS_MAX = 4
+"""Connections on which a projector folds, its partitions' views in turn: one process folds no faster with more."""
+
 log = logging.getLogger(__name__)
+
+
+class Beside:
+    """The connections of what runs beside the archive, shared by a projector's partitions."""
+
+    def __init__(self, dsn: str, partitions: int) -> None:
+        count = min(partitions, VIEW_CONNECTIONS_MAX)
+        self._views = [Shared(dsn, name=f"streamproc views {number}") for number in range(count)]
+        self.notary = Shared(dsn, name="streamproc checkpoints")
+
+    def views(self, partition: int) -> Shared:
+        """The one on which the partition's views are folded."""
+        return self._views[partition % len(self._views)]
+
+
+def connections_needed(partitions: int) -> int:
+    """Connections of one projector at most: to archive each partition, which must not wait for another one, to fold,
+    to sign, and one for what is seldom asked. One that stands by has the first only."""
+    return partitions + min(partitions, VIEW_CONNECTIONS_MAX) + 2
 
 
 class LogView(Log, Protocol):
@@ -88,12 +111,20 @@ async def run_projector(
 
     With `terms` the archive is signed by checkpoints; a `janitor` trims the log behind it.
     """
+    beside = Beside(dsn, partitions)
     try:
         async with asyncio.TaskGroup() as tasks:
             for partition in range(partitions):
                 view = make_log_view(partition)
                 running = project(
-                    partition, view, dsn, stopping=stopping, on_batch=on_batch, terms=terms, janitor=janitor
+                    partition,
+                    view,
+                    dsn,
+                    stopping=stopping,
+                    on_batch=on_batch,
+                    terms=terms,
+                    janitor=janitor,
+                    beside=beside,
                 )
                 tasks.create_task(running, name=f"project-{partition}")
     except BaseExceptionGroup as problems:
@@ -121,19 +152,21 @@ async def project(
     batch_max: int = BATCH_MAX,
     terms: Terms | None = None,
     janitor: Janitor | None = None,
+    beside: Beside | None = None,
 ) -> None:
-    """Project one partition until `stopping` is set; closes `view`.
+    """Project one partition until `stopping` is set; closes `view`. `beside` None: nothing is shared.
 
     While Postgres or the log is away it tries again, with backoff. Raises LogBroken if the log contradicts the archive
     or itself, ConfigError if the schema is not there.
     """
     outage = Outage(f"projector of partition {partition}")
+    beside = beside or Beside(dsn, 1)
     async with aclosing(view):
         while not stopping.is_set():
             heed_cancellation()
             try:
                 async with connection(dsn, name=f"streamproc projector {partition}") as db:
-                    session = _Session(partition, view, db, on_batch, batch_max, terms, janitor)
+                    session = _Session(partition, view, db, beside, on_batch, batch_max, terms, janitor)
                     await session.run(dsn, stopping, outage)
             except (*AWAY, LogUnavailable) as problem:
                 await outage.wait(problem, stopping)
@@ -155,6 +188,7 @@ class _Session:
         partition: int,
         view: LogView,
         db: asyncpg.Connection,
+        beside: Beside,
         on_batch: OnBatch | None,
         batch_max: int,
         terms: Terms | None,
@@ -163,6 +197,7 @@ class _Session:
         self._partition = partition
         self._view = view
         self._db = db
+        self._beside = beside
         self._on_batch = on_batch
         self._batch_max = batch_max
         self._terms = terms
@@ -206,9 +241,11 @@ class _Session:
     ) -> tuple[list["asyncio.Task[None]"], asyncio.Event]:
         """Tasks beside the archive that must never delay it, and the event that tells them that it has ended."""
         partition, ended = self._partition, asyncio.Event()
-        followers = [asyncio.create_task(keep_views(partition, dsn, self._feed, stopping))]
+        views = keep_views(partition, dsn, self._beside.views(partition), self._feed, stopping)
+        followers = [asyncio.create_task(views)]
         if self._terms is not None:
-            followers.append(asyncio.create_task(keep_checkpoints(partition, dsn, self._terms, ended)))
+            signing = keep_checkpoints(partition, self._beside.notary, self._terms, ended)
+            followers.append(asyncio.create_task(signing))
         if self._janitor is not None:
             trimming = keep_trimmed(partition, self._janitor, lambda: self._head.entry, stopping)
             followers.append(asyncio.create_task(trimming))

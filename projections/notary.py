@@ -10,6 +10,8 @@ alarm: nothing is ever signed over one.
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 from msgspec import Struct
@@ -19,12 +21,15 @@ from projections.outage import Outage, heed_cancellation
 from streamproc.archive.attest import Maker
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.outside import Outside
-from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, connection, take_lock
+from streamproc.archive.shared import Shared, Turns
+from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, give_lock_back, take_lock
 from streamproc.errors import ConfigError, LogBroken, TryAgain, named
 from streamproc.waiting import set_within
 
 LOOK_S = 1.0
 """Interval between looks at the archive's head, and so how late a checkpoint by number of entries may be."""
+GIVE_BACK_S = 5.0
+"""Limit for giving a partition's lock back, as for closing a connection: a stop must not wait longer for Postgres."""
 BROKEN_RETRY_S = 15.0
 """Delay where Postgres refuses (no tables yet, no grant): a person has to do something first."""
 
@@ -41,8 +46,11 @@ class Terms(Struct, frozen=True):
     every_s: float
 
 
-async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asyncio.Event) -> None:
-    """Make and publish checkpoints until `ended`, and a last one then."""
+async def keep_checkpoints(partition: int, shared: Shared, terms: Terms, ended: asyncio.Event) -> None:
+    """Make and publish checkpoints until `ended`, and a last one then.
+
+    `shared`: the connection, which serves other partitions' notaries too.
+    """
     outage = Outage(f"checkpoints of partition {partition}")
     said = ""
     tried_last = False
@@ -50,12 +58,11 @@ async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asynci
         heed_cancellation()
         tried_last = ended.is_set()
         try:
-            async with connection(dsn, name=f"streamproc checkpoints {partition}") as db:
-                if not await take_lock(db, partition, ended, lock=CHECKPOINT_LOCK):
-                    return
-                maker = await Maker.open(db, partition, terms.signer, terms.trusted)
-                await agree_with_outside(maker, terms.outside, terms.trusted, ended)
-                await _Rounds(maker, terms, partition).run(ended, outage)
+            async with shared.joined() as db, _one_maker(db, partition, ended) as may:
+                if may:
+                    maker = await Maker.open(db, partition, terms.signer, terms.trusted)
+                    await agree_with_outside(maker, terms.outside, terms.trusted, ended)
+                    await _Rounds(maker, terms, partition).run(ended, outage)
                 return
         except (*AWAY, TryAgain) as problem:
             await outage.wait(problem, ended)
@@ -68,6 +75,24 @@ async def keep_checkpoints(partition: int, dsn: str, terms: Terms, ended: asynci
                 log.error("no checkpoints of partition %d, the archive goes on: %s", partition, what)
                 said = what
             await set_within(ended, BROKEN_RETRY_S)
+
+
+@asynccontextmanager
+async def _one_maker(db: Turns, partition: int, ended: asyncio.Event) -> AsyncIterator[bool]:
+    """Be the partition's one maker of checkpoints; False if ended before.
+
+    The connection outlives this partition's notary, so the lock is given back: another process may have the partition
+    next.
+    """
+    if not await take_lock(db, partition, ended, lock=CHECKPOINT_LOCK):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(*AWAY):  # the lock is gone with the connection
+            async with asyncio.timeout(GIVE_BACK_S):
+                await give_lock_back(db, partition, lock=CHECKPOINT_LOCK)
 
 
 class _Rounds:

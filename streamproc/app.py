@@ -59,6 +59,7 @@ from streamproc.operate.audit_desk import AuditDesk
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import report_until
 from streamproc.operate.condition import partitions_archived
+from streamproc.operate.connections import refuse_too_few
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.hold_desk import HoldDesk
 from streamproc.operate.measured import instrumented, machine_page, measured
@@ -304,6 +305,7 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
     """Archive every partition's log, keep the views, sign checkpoints, and trim what the archive has."""
     if not await opened(settings, stopping):
         return
+    await refuse_too_few(settings)
     look_less_often()
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "projector"))

@@ -30,13 +30,16 @@ from streamproc.postgres_dir import (
     forget_dead_server,
     write_private,
 )
-from streamproc.run_file import files_of
+from streamproc.run_file import LOCK_FILE, files_of, holder
+from streamproc.settings import PREFIX
 
 START_WAIT_S = 60.0  # Valkey reads a log of some GB before it answers; Postgres may replay its WAL
 TRY_WAIT_S = 20.0  # for a program that prints a line, on a machine that is busy with other things
 STOP_WAIT_S = 20.0  # Valkey syncs its file, Postgres writes a checkpoint
+UP_LOCK_WAIT_S = 1.0  # no server inherits it: the kernel has freed a killed one's by then
 LOCK_WAIT_S = 20.0  # a killed `up`'s server may take as long to stop
 POLL_S = 0.02
+CONNECTIONS_MIN = 100  # Postgres's own default: room for people beside a small installation
 SOCKET_PATH_MAX = 100  # bytes of a unix socket's path; the kernel's limit is 107
 _JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 
@@ -177,10 +180,13 @@ async def _valkey_answers(port: int, password: str) -> bool:
 
 
 @asynccontextmanager
-async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = True) -> AsyncIterator[Store]:
+async def postgres(
+    data_dir: Path, *, port: int | None = None, durable: bool = True, connections: int = CONNECTIONS_MIN
+) -> AsyncIterator[Store]:
     """Run Postgres 18 with its cluster in *data_dir*/postgres, made at the first start with a database `streamproc`.
 
-    `durable=False` is for tests: it does not wait for the disk.
+    It allows as many `connections`, and CONNECTIONS_MIN at least. `durable=False` is for tests: it does not wait for
+    the disk.
     Raises ConfigError if another server uses the directory or the port, the cluster is of another version, or a file
     there is not what it must be; JobFailed if Postgres does not start.
     """
@@ -198,7 +204,10 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
                 password = await ensure_cluster(place, data_dir / "postgres.password", output.fileno(), said)
             forget_dead_server(place.cluster)
             process = await processes.start(
-                [place.programs / "postgres", *_postgres_arguments(place, port, durable=durable)],
+                [
+                    place.programs / "postgres",
+                    *_postgres_arguments(place, port, durable=durable, connections=connections),
+                ],
                 env={"PATH": os.defpath, "LC_ALL": "C"},
                 on_parent_death=signal.SIGINT,
                 output=output.fileno(),
@@ -215,13 +224,13 @@ async def postgres(data_dir: Path, *, port: int | None = None, durable: bool = T
             await processes.stop(process, signal.SIGINT, STOP_WAIT_S)
 
 
-def _postgres_arguments(place: Place, port: int, *, durable: bool) -> list[str]:
+def _postgres_arguments(place: Place, port: int, *, durable: bool, connections: int) -> list[str]:
     in_reach = len(os.fsencode(place.cluster)) <= SOCKET_PATH_MAX - len("/.s.PGSQL.65535")
     values = {
         "listen_addresses": "127.0.0.1",
         "port": str(port),
         "unix_socket_directories": str(place.cluster) if in_reach else "",
-        "max_connections": "100",
+        "max_connections": str(max(connections, CONNECTIONS_MIN)),
         "timezone": "UTC",
         "log_timezone": "UTC",
         "jit": "off",  # the queries are short; compiling them costs more than running them
@@ -266,6 +275,27 @@ async def locked(path: Path) -> AsyncIterator[int]:
                 f"{path.parent} is in use by another streamproc; set another STREAMPROC_DATA_DIR"
             ) from problem
         yield lock
+
+
+@asynccontextmanager
+async def locked_for_up(data_dir: Path) -> AsyncIterator[None]:
+    """Hold the directory as its one `up`, or as a command that runs its stores, whose pid is then in the lock's file.
+
+    Raises ConfigError, naming that of the holder, if it is held.
+    """
+    with _opened(data_dir / LOCK_FILE) as lock:
+        try:
+            async with asyncio.timeout(UP_LOCK_WAIT_S):
+                while not _try_lock(lock):
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as problem:
+            raise ConfigError(
+                f"{PREFIX}DATA_DIR {data_dir} is in use by another streamproc{holder(data_dir)}: stop that one, or set"
+                f" another {PREFIX}DATA_DIR"
+            ) from problem
+        os.truncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+        yield
 
 
 @contextmanager

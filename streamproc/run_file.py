@@ -14,7 +14,7 @@ from streamproc.settings import PREFIX, Settings, load
 
 RUN_FILE = "run.json"
 LOCK_FILE = "up.lock"
-"""Is locked as long as an `up` runs on the directory, by the kernel, and so not after a kill."""
+"""Is locked as long as an `up` runs on the directory, by the kernel, and so not after a kill. Holds its pid."""
 NAME_VARIABLE = "UP_PROCESS"
 """Variable in which `up` gives a child its name, so that output and metrics have the same one. Not a setting."""
 
@@ -70,7 +70,7 @@ def discover(settings: Settings) -> Settings:
         return settings
     except msgspec.MsgspecError as problem:
         raise ConfigError(f"{settings.data_dir / RUN_FILE} is damaged: {problem}; delete it") from problem
-    if not _is_up(settings.data_dir):
+    if not is_held(settings.data_dir):
         return settings
     running, default = load(run.environment), Settings()
     found: dict[str, Any] = {
@@ -81,7 +81,16 @@ def discover(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, **found | {"data_dir": settings.data_dir})
 
 
-def _is_up(directory: Path) -> bool:
+def holder(directory: Path) -> str:
+    """The pid of who holds the directory's lock, as ` (pid 123)`; empty where it did not say."""
+    try:
+        pid = (directory / LOCK_FILE).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return f" (pid {pid})" if pid.isdecimal() else ""
+
+
+def is_held(directory: Path) -> bool:
     """Whether an `up` holds the directory's lock. The run file's pid does not tell: after a restart of the machine or
     the container another process may have it."""
     try:

@@ -25,7 +25,7 @@ from streamproc.secret import Secret as Secret
 from streamproc.setting_urls import dsn, file_or_url, host_names, http_url, origins, redis_url, words
 
 PREFIX = "STREAMPROC_"
-PARTITIONS_MAX = 1024  # a partition is a set of keys and a projector; more would need another design
+PARTITIONS_MAX = 64  # no more were run; each is a connection to Postgres and three consumers in each worker
 WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
 CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a notary that is killed hashes as many again
 CLAIM_IDLE_MIN_S = 1.0  # seconds; a live worker renews its claims up to five times a second

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from streamproc import embedded, processes
 from streamproc.crew import Crew, Role
-from streamproc.embedded import Store
+from streamproc.embedded import Store, locked_for_up
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
 from streamproc.postgres_dir import make_data_dir
 from streamproc.printer import say
-from streamproc.run_file import LOCK_FILE, forget_run_file, write_run_file
+from streamproc.run_file import forget_run_file, write_run_file
 from streamproc.settings import PREFIX, Settings, load, require
 
 READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
@@ -56,9 +56,9 @@ async def up(settings: Settings, *, demo: bool, env: Mapping[str, str], programs
     """
     if demo and settings.razorpay_key_id:
         raise ConfigError(f"the demo plays with the sandbox only: unset {PREFIX}RAZORPAY_KEY_ID")
-    _refuse_busy_ports(settings)
     _open_data_dir(settings.data_dir)
-    async with embedded.locked(settings.data_dir / LOCK_FILE):
+    async with locked_for_up(settings.data_dir):
+        _refuse_busy_ports(settings)  # after the lock: another `up` here has our ports, and is what to name
         forget_run_file(settings)
         async with asyncio.TaskGroup() as group:
             crew = Crew(group, drain_s=settings.drain_s)
@@ -189,7 +189,11 @@ async def _stores(stack: AsyncExitStack, crew: Crew, settings: Settings) -> dict
         await stack.enter_async_context(_watched(crew, "Valkey", store))
         made[f"{PREFIX}REDIS_URL"] = store.url
     if not settings.postgres_dsn:
-        store = await stack.enter_async_context(embedded.postgres(settings.data_dir))
+        from streamproc.operate.connections import max_connections
+
+        store = await stack.enter_async_context(
+            embedded.postgres(settings.data_dir, connections=max_connections(settings))
+        )
         await stack.enter_async_context(_watched(crew, "Postgres", store))
         made[f"{PREFIX}POSTGRES_DSN"] = store.url
     return made

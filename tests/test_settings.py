@@ -83,13 +83,14 @@ def test_a_claim_time_in_which_a_worker_cannot_say_that_it_lives_is_refused() ->
 
 
 @pytest.mark.parametrize(
-    ("count", "allowed"), [("0", False), ("1", True), ("1024", True), ("1025", False), ("١", False)]
+    ("count", "allowed"),
+    [("0", False), ("1", True), ("64", True), ("65", False), ("1024", False), ("١", False)],
 )
-def test_partitions_are_1_to_1024(count: str, allowed: bool) -> None:
+def test_partitions_are_1_to_64(count: str, allowed: bool) -> None:
     if allowed:
         assert given(PARTITIONS=count).partitions == int(count)
     else:
-        assert problems(PARTITIONS=count) == ["STREAMPROC_PARTITIONS must be a whole number from 1 to 1024"]
+        assert problems(PARTITIONS=count) == ["STREAMPROC_PARTITIONS must be a whole number from 1 to 64"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from streamproc import processes
@@ -419,6 +420,23 @@ async def test_the_demos_exit_code_is_the_answer_and_everything_is_drained(tmp_p
 
 
 @pytest.mark.embedded
+async def test_a_second_up_on_the_directory_is_told_who_has_it_and_not_of_the_ports_that_one_has(
+    tmp_path: Path,
+) -> None:
+    async with made_up(tmp_path) as first:
+        await first.start()
+        await first.ready()
+        (second := Up(tmp_path, first.env)).output = tmp_path / "second"
+        await second.start()
+        assert await second.ended() == 2
+        [line] = second.text().splitlines()
+        assert (
+            f"DATA_DIR {tmp_path / 'data'} is in use by another streamproc (pid {first.process.pid})" in line
+        )
+        assert "PORT" not in line
+        assert first.process.returncode is None
+
+
 async def test_another_command_finds_the_running_system_by_its_directory(public_dir: Path) -> None:
     here = public_dir / "discovered"
     here.mkdir(mode=0o711)
@@ -438,6 +456,22 @@ async def test_another_command_finds_the_running_system_by_its_directory(public_
         up.process.terminate()
         assert await up.ended() == 0
         assert discover(settings) == settings
+
+
+async def test_the_postgres_of_up_allows_the_connections_that_its_partitions_and_workers_take(
+    public_dir: Path,
+) -> None:
+    here = public_dir / "many"
+    here.mkdir(mode=0o711)
+    async with made_up(here, POSTGRES_DSN="", PARTITIONS="64", WORKERS="3") as up:
+        await up.start()
+        await up.ready()
+        found = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")}))
+        db = await asyncpg.connect(found.postgres_dsn.reveal())
+        assert (
+            await db.fetchval("SHOW max_connections") == "141"
+        )  # 64 + 4 + 3 * 12 + 34, and 3 for superusers
+        await db.close()
 
 
 async def test_a_data_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:

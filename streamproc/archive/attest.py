@@ -17,7 +17,7 @@ from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.merkle import Frontier
 from streamproc.archive.note import BadNote, Signer, Trusted
 from streamproc.archive.sql import statements
-from streamproc.archive.store import Head, read_head
+from streamproc.archive.store import Head, Statements, read_head
 from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.errors import ConfigError, LogBroken
 
@@ -36,7 +36,7 @@ class Covered(Struct, frozen=True):
     frontier: bytes = b""
 
 
-async def identity(db: asyncpg.Connection) -> str:
+async def identity(db: Statements) -> str:
     """The archive's id, which is in every checkpoint's origin."""
     found = await db.fetchval(_SQL["identity"])
     if found is None:
@@ -48,7 +48,7 @@ class Maker:
     """Makes the checkpoints of one partition, one at a time, each from the one before it."""
 
     def __init__(
-        self, db: asyncpg.Connection, partition: int, archive: str, signer: Signer, covered: Covered
+        self, db: Statements, partition: int, archive: str, signer: Signer, covered: Covered
     ) -> None:
         self._db = db
         self._partition = partition
@@ -57,7 +57,7 @@ class Maker:
         self._covered = covered
 
     @classmethod
-    async def open(cls, db: asyncpg.Connection, partition: int, signer: Signer, trusted: Trusted) -> "Maker":
+    async def open(cls, db: Statements, partition: int, signer: Signer, trusted: Trusted) -> "Maker":
         """Go on after the last checkpoint. Raises LogBroken if the archive contradicts it."""
         archive = await identity(db)
         row = await db.fetchrow(_SQL["last"], partition)

@@ -96,6 +96,14 @@ async def budgets_used(pool: asyncpg.Pool, windows: Mapping[str, str], most: int
     ]
 
 
+async def positions(pool: asyncpg.Pool) -> dict[int, str]:
+    """The last archived entry of each partition that a projector has opened, 0-0 where there is none. Raises
+    TryAgain."""
+    async with _bounded(pool) as db:
+        rows = await db.fetch(_SQL["positions"], timeout=QUERY_TIMEOUT_S)
+    return {row["partition"]: row["entry_id"] for row in rows}
+
+
 @asynccontextmanager
 async def _bounded(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     try:

@@ -38,3 +38,6 @@ FROM audit
 WHERE decision IN ('APPROVED', 'REJECTED', 'HELD') AND at >= $1
 GROUP BY decision, reason
 ORDER BY count(*) DESC, decision, reason LIMIT $3;
+
+-- name: positions
+SELECT partition, entry_id FROM heads ORDER BY partition;

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+from msgspec import Struct
 
 from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
 from streamproc.archive.rows import Row
@@ -23,6 +24,20 @@ async def refuses_writes(pool: asyncpg.Pool) -> str:
     """Why this Postgres takes no writes; '' if it does. Raises TryAgain when Postgres is away."""
     async with asked(pool) as db:
         return str(await db.fetchval(_SQL["refuses_writes"], timeout=QUERY_TIMEOUT_S))
+
+
+class Room(Struct, frozen=True):
+    """Connections that a Postgres allows to whoever is no superuser, and how many are open, of everybody."""
+
+    allowed: int
+    open: int
+
+
+async def room(pool: asyncpg.Pool) -> Room:
+    """How many connections Postgres allows. Raises TryAgain when it is away, or has none left."""
+    async with asked(pool) as db:
+        row = await db.fetchrow(_SQL["room"], timeout=QUERY_TIMEOUT_S)
+    return Room(row["allowed"], row["open"])
 
 
 async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) -> list[Row]:

@@ -11,6 +11,14 @@ SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby'
             WHEN current_setting('transaction_read_only') = 'on' THEN 'its transactions are read-only by default'
             ELSE '' END;
 
+-- name: room
+-- The least of the server's limit without what it reserves, the role's and the database's; -1 there is none.
+SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+                 - coalesce(current_setting('reserved_connections', true)::int, 0),
+             (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user),
+             (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())) AS allowed,
+       (SELECT count(*)::int FROM pg_stat_activity WHERE backend_type = 'client backend') AS open;
+
 -- name: policy_entries
 -- A policy change is about no payout; the tag is looked for in the bytes.
 SELECT seq, entry_id AS id, e, m FROM events

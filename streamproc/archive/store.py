@@ -7,7 +7,7 @@ and cannot write: no fencing token is needed. Other projectors stand by.
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 from msgspec import Struct
@@ -76,6 +76,15 @@ def errors_as_job_failed(consequence: str = "") -> Iterator[None]:
         raise JobFailed(f"Postgres: {named(problem)}{after}") from problem
 
 
+class Statements(Protocol):
+    """What runs single statements: a connection of our own, or a turn of a shared one for each."""
+
+    async def fetch(self, query: str, *values: object) -> Any: ...
+    async def fetchrow(self, query: str, *values: object) -> Any: ...
+    async def fetchval(self, query: str, *values: object) -> Any: ...
+    async def execute(self, query: str, *values: object) -> Any: ...
+
+
 class Entry(Protocol):
     """A log entry as it is stored: id `<ms>-<n>`, events and metadata as bytes."""
 
@@ -141,7 +150,7 @@ async def snapshot(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def take_lock(
-    db: asyncpg.Connection, partition: int, stopping: asyncio.Event, *, lock: int = PROJECTOR_LOCK
+    db: Statements, partition: int, stopping: asyncio.Event, *, lock: int = PROJECTOR_LOCK
 ) -> bool:
     """Become the partition's one writer; stands by while another one is. False if stopped before."""
     while not await db.fetchval(_SQL["take_lock"], lock, partition):
@@ -151,7 +160,12 @@ async def take_lock(
     return True
 
 
-async def read_head(db: asyncpg.Connection, partition: int) -> Head:
+async def give_lock_back(db: Statements, partition: int, *, lock: int) -> None:
+    """Let another process be the one writer, where the connection goes on."""
+    await db.execute(_SQL["give_lock_back"], lock, partition)
+
+
+async def read_head(db: Statements, partition: int) -> Head:
     """The checkpoint; an empty Head if the partition was never archived."""
     row = await db.fetchrow(_SQL["read_head"], partition)
     return Head(row["seq"], row["entry_id"], row["hash"]) if row else Head()

@@ -5,6 +5,9 @@ SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('sync
 -- name: take_lock
 SELECT pg_try_advisory_lock($1, $2);
 
+-- name: give_lock_back
+SELECT pg_advisory_unlock($1, $2);
+
 -- name: open_head
 INSERT INTO heads (partition) VALUES ($1) ON CONFLICT DO NOTHING;
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from streamproc.cli.logline import log_to_stderr
 from streamproc.errors import ConfigError
-from streamproc.run_file import discover
+from streamproc.run_file import discover, holder, is_held
 from streamproc.settings import PREFIX, Role, Settings, load, require, secrets_of
 
 
@@ -41,10 +41,7 @@ def operator_settings() -> Settings:
     """The settings, completed from the `up` that runs on the same DATA_DIR. Raises ConfigError without a log."""
     settings = discover(load(os.environ))
     if not settings.redis_url:
-        where = settings.data_dir
-        raise ConfigError(
-            f"no `streamproc up` runs on {where}; start one, or set {PREFIX}REDIS_URL or {PREFIX}DATA_DIR"
-        )
+        raise ConfigError(no_system(settings, f"{PREFIX}REDIS_URL or {PREFIX}DATA_DIR"))
     return settings
 
 
@@ -52,8 +49,14 @@ def archive_settings() -> Settings:
     """The settings of a command that reads the archive and needs no log. Raises ConfigError without an archive."""
     settings = discover(load(os.environ))
     if not settings.postgres_dsn:
-        raise ConfigError(
-            f"no `streamproc up` runs on {settings.data_dir}; start one,"
-            f" or set {PREFIX}POSTGRES_DSN or {PREFIX}DATA_DIR"
-        )
+        raise ConfigError(no_system(settings, f"{PREFIX}POSTGRES_DSN or {PREFIX}DATA_DIR"))
     return settings
+
+
+def no_system(settings: Settings, otherwise: str) -> str:
+    """That no system was found, or that it is not there yet: its run file is written when it is ready. `otherwise`: the
+    variables that would name one."""
+    where = settings.data_dir
+    if is_held(where):
+        return f"a streamproc{holder(where)} on {where} starts or stops; try again when it says that it is up"
+    return f"no `streamproc up` runs on {where}; start one, or set {otherwise}"

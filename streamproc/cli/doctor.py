@@ -6,9 +6,10 @@ import click
 import msgspec
 
 from streamproc.cli import output
+from streamproc.cli.context import no_system
 from streamproc.errors import JobFailed
 from streamproc.run_file import discover
-from streamproc.settings import load
+from streamproc.settings import PREFIX, load
 
 
 @click.command()
@@ -27,9 +28,8 @@ def doctor(as_json: bool) -> None:
     from streamproc.operate.doctor import examine
 
     if not settings.redis_url and not settings.postgres_dsn:
-        output.note(
-            f"no `streamproc up` runs on {settings.data_dir}: where one refused to start, its own last lines say why"
-        )
+        note = no_system(settings, f"{PREFIX}DATA_DIR")
+        output.note(f"{note}; where one refused to start, its own last lines say why")
     checks = output.run(examine(settings))
     if as_json:
         output.say_json({"ok": all(c.status != "bad" for c in checks), "checks": msgspec.to_builtins(checks)})

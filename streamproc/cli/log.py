@@ -70,6 +70,8 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
 def stats(as_json: bool) -> None:
     """Show length, memory, first and last entry of each partition, and what keeps its oldest entries.
 
+    Dead letters are counted apart, with their memory: each keeps a copy of its entry until somebody closes it.
+
     \b
     Example:
       streamproc log stats
@@ -107,7 +109,10 @@ def stats(as_json: bool) -> None:
         }
         for row in rows
     ]
-    names = ("partition", "length", "memory_bytes", "first", "last", "timers", "dead", "oldest", "held by")
+    names = (
+        *("partition", "length", "memory_bytes", "first", "last", "timers", "dead", "dead_bytes"),
+        *("oldest", "held by"),
+    )
     output.say_table(
         [n.upper() for n in names], [output.cells(row, names) for row in shown], empty="no partitions"
     )

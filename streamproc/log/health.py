@@ -148,6 +148,38 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
     return max(0, now_ms - id_key(entry)[0])
 
 
+PUT_OFF_LATE_S = 30.0
+"""How long a group's oldest entry may wait while entries are put off. A retry or two takes seconds."""
+
+
+class PutOff(NamedTuple):
+    """Entries of a group that wait for their next attempt, in all partitions, and the age (ms) of the oldest entry
+    that such a partition's group has not handled; 0 if none is put off."""
+
+    entries: int
+    oldest_ms: int
+
+
+async def put_off(client: Redis, partitions: int, group: str) -> PutOff:
+    """What a group has put off: a few round trips, however many partitions."""
+    every = [Names(partition) for partition in range(partitions)]
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for names in every:
+                pipe.zcard(names.retries(group))
+            counts = [int(count) for count in await pipe.execute()]
+        waiting = [names for names, count in zip(every, counts, strict=True) if count]
+        if not waiting:
+            return PutOff(0, 0)
+        async with client.pipeline(transaction=False) as pipe:
+            for names in waiting:  # whose group is there, since it has put something off
+                pipe.xpending(names.log, group)
+            firsts = [found["min"] for found in await pipe.execute() if found["pending"]]
+        now_ms = await clock_us(client) // 1000
+    oldest_ms = min((id_key(text_of(first))[0] for first in firsts), default=now_ms)
+    return PutOff(sum(counts), max(0, now_ms - oldest_ms))
+
+
 class PartitionSize(NamedTuple):
     """A partition in Redis: entries of its log and their memory, dead letters, timers."""
 

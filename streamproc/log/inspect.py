@@ -33,7 +33,7 @@ class DeadLetter(Struct, frozen=True):
 
 
 class LogStats(Struct, frozen=True, kw_only=True):
-    """The size of one partition. Ids are 0-0 if it is empty."""
+    """The size of one partition. Ids are 0-0 if it is empty; the memory of log and dead letters is Redis's estimate."""
 
     partition: int
     length: int
@@ -42,6 +42,7 @@ class LogStats(Struct, frozen=True, kw_only=True):
     last: str
     timers: int
     dead: int
+    dead_bytes: int
 
 
 async def partitions_of_log(client: Redis) -> int:
@@ -231,6 +232,7 @@ async def log_stats(client: Redis, partition: int) -> LogStats:
             last=last,
             timers=await client.zcard(names.timers),
             dead=await client.xlen(names.dead),
+            dead_bytes=await client.memory_usage(names.dead) or 0,
         )
 
 

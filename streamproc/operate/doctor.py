@@ -9,13 +9,6 @@ from typing import Any
 import msgspec
 
 import consumers
-from projections.schema import missing_in
-from streamproc.archive.blockers import blocking
-from streamproc.archive.gauges import views_behind
-from streamproc.archive.lookup import refuses_writes
-from streamproc.archive.migrate import current, newest
-from streamproc.archive.pool import asked, opened_pool
-from streamproc.archive.store import refusals_as_job_failed
 from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.razorpay import CHECK_KEYS
 from streamproc.clients.safe_browsing import open_safe_browsing
@@ -25,23 +18,30 @@ from streamproc.ingress.razorpay_webhook import verify
 from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
-from streamproc.log.health import full, group_rows, replica_count, server_settings, without_limit
+from streamproc.log.health import (
+    PUT_OFF_LATE_S,
+    full,
+    group_rows,
+    put_off,
+    replica_count,
+    server_settings,
+    without_limit,
+)
 from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
-from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check
-from streamproc.operate.doctor_checkpoints import checkpoint_checks
+from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check, missing
 from streamproc.operate.doctor_log import dead_letters, examine_log
 from streamproc.operate.doctor_people import examine_people
+from streamproc.operate.doctor_postgres import examine_postgres, postgres_todo
 from streamproc.operate.polling import poller_view
+from streamproc.operate.readiness import put_off_text
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0
 """Limit for one dependency; each call inside has a shorter limit of its own."""
 CLOCK_OFFSET_S_MAX = 2.0
 """Beyond this, times that people compare (hosts' logs, Redis's events) mislead them."""
-VIEWS_LATE_S = 60.0
-"""Views follow the archive within milliseconds; an archived entry that waits for longer means that they are stuck."""
 RECONCILE_LATE_S = 3600.0
 """A comparison of seven days takes minutes; one that is cut off is tried again within the hour."""
 HARMLESS_URL = "https://example.com/"
@@ -52,12 +52,13 @@ async def examine(settings: Settings) -> list[Check]:
     """All checks. A dependency that is away gives a line, never an exception."""
     parts = [
         _guarded("redis", settings, _redis),
-        _guarded("postgres", settings, _postgres),
+        _guarded("postgres", settings, examine_postgres),
         _guarded("log and archive", settings, examine_log),
         _guarded("bank", settings, _bank),
         _guarded("poller", settings, _poller),
         _guarded("reconciliation", settings, _reconciliation),
         _guarded("breakers", settings, _breakers),
+        _guarded("payouts", settings, _put_off),
         _guarded("safe browsing", settings, _safe_browsing),
         _guarded("notifications", settings, examine_people),
     ]
@@ -74,22 +75,22 @@ async def _guarded(
     except OutcomeUnknown as problem:
         return [Check(name, "bad", str(problem), ITS_OWN_TROUBLE)]
     except StreamprocError as problem:
-        return [Check(name, "bad", str(problem), _TODO[name])] if name in _TODO else []
-    except TimeoutError:
-        detail = f"no answer within {CHECK_WAIT_S:g} s"
-        return [Check(name, "bad", detail, _TODO[name])] if name in _TODO else []
+        return _away(name, str(problem), problem)
+    except TimeoutError as problem:
+        return _away(name, f"no answer within {CHECK_WAIT_S:g} s", problem)
 
 
+def _away(name: str, detail: str, problem: Exception) -> list[Check]:
+    todo = postgres_todo(problem) if name == "postgres" else _TODO.get(name)
+    return [Check(name, "bad", detail, todo)] if todo else []
+
+
+_PUT_OFF_TODO = "the other lines, and the workers' log, say what for; they go on when it is there again"
 _TODO = {
     "redis": "start Redis, or correct STREAMPROC_REDIS_URL",
-    "postgres": "start Postgres, or correct STREAMPROC_POSTGRES_DSN",
     "bank": "check STREAMPROC_RAZORPAY_KEY_ID, _KEY_SECRET, _ACCOUNT_NUMBER and _BASE_URL",
     "safe browsing": "check STREAMPROC_SAFE_BROWSING_KEY and STREAMPROC_SAFE_BROWSING_URL",
 }
-
-
-def _missing(name: str, variable: str) -> list[Check]:
-    return [Check(name, "bad", f"{variable} is not set", f"set {variable}")]
 
 
 # ---- stores -----------------------------------------------------------------------------
@@ -97,7 +98,7 @@ def _missing(name: str, variable: str) -> list[Check]:
 
 async def _redis(settings: Settings) -> list[Check]:
     if not settings.redis_url:
-        return _missing("redis", "STREAMPROC_REDIS_URL")
+        return missing("redis", "STREAMPROC_REDIS_URL")
     async with connected(settings.redis_url) as client:
         problems = await server_settings(client)
         checks = [Check("redis", "ok", "reachable")]
@@ -185,58 +186,6 @@ async def _groups(client: Any, partition: int) -> list[Check]:
     return [Check(name, "ok", f"groups {', '.join(row['group'] for row in rows)} are at work")]
 
 
-async def _postgres(settings: Settings) -> list[Check]:
-    dsn = settings.postgres_dsn.reveal()
-    if not dsn:
-        return _missing("postgres", "STREAMPROC_POSTGRES_DSN")
-    at, wanted = await current(dsn), newest()
-    async with opened_pool(dsn) as pool:
-        checks = [await _writable(pool), *await _blocked(pool)]
-        if at != wanted:
-            detail = f"at {at or 'nothing'}, the newest is {wanted}"
-            return [*checks, Check("schema", "bad", detail, "run `streamproc migrate`")]
-        schema = Check("schema", "ok", f"at {at}, the newest")
-        return [*checks, schema, await _views(pool), *await checkpoint_checks(settings)]
-
-
-async def _writable(pool: Any) -> Check:
-    why = await refuses_writes(pool)
-    if not why:
-        return Check("postgres", "ok", "reachable, and can be written")
-    todo = (
-        "STREAMPROC_POSTGRES_DSN must lead to the primary: promote it, or name both hosts with"
-        " ?target_session_attrs=read-write"
-    )
-    return Check("postgres", "bad", f"it can only be read: {why}; nothing is archived, and money waits", todo)
-
-
-async def _blocked(pool: Any) -> list[Check]:
-    """Whether somebody's lock keeps one of ours waiting at this moment."""
-    async with asked(pool) as db:
-        found = await blocking(db)
-    todo = "end what that session does, or the session: SELECT pg_terminate_backend(pid)"
-    return [Check("postgres locks", "bad", found, todo)] if found else []
-
-
-async def _views(pool: Any) -> Check:
-    async with asked(pool) as db:
-        gone = await missing_in(db)
-    if gone:
-        todo = "run `streamproc migrate`, which makes them, and `streamproc replay`, which fills them"
-        return Check("views", "bad", f"their tables are gone: {', '.join(gone)}", todo)
-    with refusals_as_job_failed():
-        behind = await views_behind(pool)
-    late = [
-        f"partition {partition}: {one.entries} archived entries are not shown"
-        for partition, one in behind.items()
-        if one.oldest_s > VIEWS_LATE_S
-    ]
-    if not late:
-        return Check("views", "ok", "they show what is archived")
-    todo = "the projector's log says why they stand still; `streamproc replay` builds them anew"
-    return Check("views", "bad", "; ".join(late), todo)
-
-
 # ---- outside ----------------------------------------------------------------------------
 
 
@@ -247,7 +196,7 @@ async def _bank(settings: Settings) -> list[Check]:
         ("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER", settings.razorpay_account_number),
     ):
         if not value:
-            return _missing("bank", variable)
+            return missing("bank", variable)
     now_s = int(time.time())
     # By itself: whether the keys are right must show while Redis is away too.
     async with opened_bank(msgspec.structs.replace(settings, redis_url="")) as bank:
@@ -312,10 +261,22 @@ async def _breakers(settings: Settings) -> list[Check]:
     return [Check("breakers", "ok", f"{found.reported} reported, none open")] if found.reported else []
 
 
+async def _put_off(settings: Settings) -> list[Check]:
+    """Decisions that wait to be told to the bank; no line while Redis is away, which has a line of its own."""
+    if not settings.redis_url:
+        return []
+    async with connected(settings.redis_url) as client:
+        found = await put_off(client, settings.partitions, consumers.EXECUTION)
+    if not found.entries:
+        return [Check("payouts", "ok", "no decision was put off that the bank is to be told of")]
+    late = found.oldest_ms > PUT_OFF_LATE_S * 1000
+    return [Check("payouts", "bad" if late else "note", put_off_text(found), _PUT_OFF_TODO)]
+
+
 async def _safe_browsing(settings: Settings) -> list[Check]:
     key = settings.safe_browsing_key.reveal()
     if not key:
-        return _missing("safe browsing", "STREAMPROC_SAFE_BROWSING_KEY")
+        return missing("safe browsing", "STREAMPROC_SAFE_BROWSING_KEY")
     client = open_safe_browsing(settings.safe_browsing_url, key=key)
     try:
         answers = await client.lookup([HARMLESS_URL])
@@ -336,7 +297,7 @@ def _webhook_secrets(settings: Settings) -> list[Check]:
 
     variable = "STREAMPROC_RAZORPAY_WEBHOOK_SECRETS"
     if not settings.razorpay_webhook_secrets:
-        return _missing("webhook secrets", variable)
+        return missing("webhook secrets", variable)
     body = b'{"entity":"event","event":"payout.processed","payload":{"note":"\xe2\x82\xb9"}}'
     for number, secret in enumerate(settings.razorpay_webhook_secrets, 1):
         key = secret.reveal()

@@ -22,3 +22,8 @@ class Check(Struct, frozen=True):
     status: Status
     detail: str
     todo: str = ""
+
+
+def missing(name: str, variable: str) -> list[Check]:
+    """The line of a dependency whose setting is absent."""
+    return [Check(name, "bad", f"{variable} is not set", f"set {variable}")]

@@ -12,10 +12,10 @@ from typing import Any
 
 import asyncpg
 
-from streamproc.archive.gauges import budgets_used, open_holds, unsigned, views_behind
-from streamproc.archive.read import archived_upto
+from streamproc.archive.gauges import budgets_used, open_holds, positions, unsigned, views_behind
 from streamproc.archive.signing_key import KEY_FILE
 from streamproc.domain.budget import calendar_names
+from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import StreamprocError
 from streamproc.log.connection import connected
 from streamproc.log.health import group_rows, log_sizes, waiting_ms
@@ -159,7 +159,8 @@ def _group(row: Mapping[str, Any]) -> Labels:
 
 
 async def _archive_page(settings: Settings, pool: Any) -> Page:
-    upto = {partition: await archived_upto(pool, partition) for partition in range(settings.partitions)}
+    found = await positions(pool)
+    upto = {partition: found.get(partition, ZERO) for partition in range(settings.partitions)}
     async with connected(settings.redis_url) as client:
         waiting = await waiting_ms(client, upto)
     return [

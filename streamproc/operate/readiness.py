@@ -6,11 +6,22 @@ from typing import TypeAlias
 
 import asyncpg
 
+import consumers
 from streamproc.api.health import Check, Ready
-from streamproc.archive.read import archived_upto
+from streamproc.archive.gauges import positions
+from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.log.connection import connected
-from streamproc.log.health import ARCHIVE_LATE_S, full, logs_gone, server_settings, waiting_ms
+from streamproc.log.health import (
+    ARCHIVE_LATE_S,
+    PUT_OFF_LATE_S,
+    PutOff,
+    full,
+    logs_gone,
+    put_off,
+    server_settings,
+    waiting_ms,
+)
 from streamproc.operate.breakers import open_breakers
 from streamproc.operate.people import untold_holds, untold_text
 from streamproc.operate.polling import poller_view
@@ -18,6 +29,9 @@ from streamproc.settings import Settings
 
 CHECK_S = 1.5
 """Limit for one dependency. Less than a probe waits, so that it hears which one does not answer."""
+
+UNOPENED_SHOWN = 5
+"""Partitions named in one line."""
 
 Found: TypeAlias = tuple[bool, str]
 """Whether a dependency is well, and what to say of it."""
@@ -31,8 +45,12 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
         if settings.razorpay_account_id:
             checks.append(_check("poller", _poller(settings)))
         checks += [_check("breakers", _breakers(settings)), _check("notifications", _people(settings))]
+        checks.append(_check("payouts", _payouts(settings)))
         if pool is not None:
-            checks += [_check("postgres", _postgres(pool)), _check("archive", _archive(settings, pool))]
+            checks += [
+                _check("postgres", _postgres(settings, pool)),
+                _check("archive", _archive(settings, pool)),
+            ]
         # Together: one after the other, a Postgres that hangs would use up the time that a probe waits for all of them.
         return list(await asyncio.gather(*checks))
 
@@ -76,17 +94,40 @@ async def _people(settings: Settings) -> Found:
     return not text, text
 
 
-async def _postgres(pool: asyncpg.Pool) -> Found:
-    return True, f"partition 0 is archived up to {await archived_upto(pool, 0)}"
+async def _payouts(settings: Settings) -> Found:
+    """Whether decisions wait that the bank is to be told of, whatever they wait for: the bank, keys, the archive."""
+    async with connected(settings.redis_url) as client:
+        found = await put_off(client, settings.partitions, consumers.EXECUTION)
+    return found.oldest_ms <= PUT_OFF_LATE_S * 1000, put_off_text(found)
+
+
+def put_off_text(found: PutOff) -> str:
+    """Decisions that execution has put off, as a line; empty if there are none."""
+    if not found.entries:
+        return ""
+    what = "1 decision waits" if found.entries == 1 else f"{found.entries:,} decisions wait"
+    return f"{what} to be told to the bank, the oldest for {found.oldest_ms // 1000:,} s"
+
+
+async def _postgres(settings: Settings, pool: asyncpg.Pool) -> Found:
+    """Whether Postgres answers, and a projector has opened every partition: one it has no connection for it has not."""
+    found = await positions(pool)
+    unopened = [str(partition) for partition in range(settings.partitions) if partition not in found]
+    if not unopened:
+        return (
+            True,
+            f"answers; a projector has opened {settings.partitions} of {settings.partitions} partitions",
+        )
+    few, more = ", ".join(unopened[:UNOPENED_SHOWN]), len(unopened) - UNOPENED_SHOWN
+    return False, f"no projector has opened partition {few}" + (f" and {more} more" if more > 0 else "")
 
 
 async def _archive(settings: Settings, pool: asyncpg.Pool) -> Found:
     """Whether the archive keeps up. If not, no approval is sent, but webhooks are taken all the same."""
     try:
         async with connected(settings.redis_url) as client:
-            upto = {
-                partition: await archived_upto(pool, partition) for partition in range(settings.partitions)
-            }
+            found = await positions(pool)
+            upto = {partition: found.get(partition, ZERO) for partition in range(settings.partitions)}
             late_ms = max((await waiting_ms(client, upto)).values())
     except StreamprocError as problem:
         return False, f"cannot be compared with the log: {problem}"

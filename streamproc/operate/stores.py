@@ -7,7 +7,7 @@ import msgspec
 
 from streamproc import embedded
 from streamproc.errors import ConfigError, JobFailed
-from streamproc.run_file import LOCK_FILE, forget_run_file
+from streamproc.run_file import forget_run_file
 from streamproc.settings import PREFIX, Secret, Settings
 
 
@@ -38,7 +38,7 @@ async def _locked(settings: Settings) -> AsyncIterator[None]:
         )
     async with AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(embedded.locked(where / LOCK_FILE))
+            await stack.enter_async_context(embedded.locked_for_up(where))
         except ConfigError as problem:
             raise JobFailed(
                 f"an `up` runs on {where} and is not ready; stop it, and run this again"

@@ -1,5 +1,6 @@
 """The command line's contract: what is printed where, exit codes, one line for an error and never a traceback."""
 
+import fcntl
 import json
 import os
 import socket
@@ -469,6 +470,19 @@ def test_an_operator_without_a_running_system_is_told_how_to_reach_one(tmp_path:
     assert done.returncode == 2
     assert "no `streamproc up` runs" in done.stderr
     assert "STREAMPROC_REDIS_URL" in done.stderr
+
+
+def test_an_operator_is_told_that_the_system_is_starting(tmp_path: Path):
+    """It holds the directory, and says where its stores are when they are ready."""
+    with (tmp_path / "up.lock").open("w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (["hold", "list"], ["audit", "verify"]):
+            done = in_a_shell(*command, STREAMPROC_DATA_DIR=str(tmp_path))
+            assert done.returncode == 2
+            assert f"a streamproc (pid 4711) on {tmp_path} starts or stops" in done.stderr
+            assert "no `streamproc up` runs" not in done.stderr
 
 
 def test_a_reader_that_had_enough_ends_the_command_quietly(system: str):

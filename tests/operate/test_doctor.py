@@ -5,26 +5,31 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
 
 import consumers
 from projections.schema import prepare
+from streamproc.app import run_projection
 from streamproc.archive import migrate
 from streamproc.archive.signing_key import make_key
 from streamproc.archive.store import connection
-from streamproc.errors import named
+from streamproc.errors import ConfigError, named
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
+from streamproc.log.health import PutOff
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from streamproc.operate import doctor_log
+from streamproc.operate import doctor, doctor_log
+from streamproc.operate.connections import Need, need_of, refuse_too_few
 from streamproc.operate.doctor import examine
 from streamproc.operate.doctor_check import Check
 from streamproc.operate.readiness import readiness
 from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox
+from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.recovering import archive
 from tests.operate.test_dead import malformed
@@ -96,6 +101,106 @@ async def test_everything_away_is_a_bad_line_for_each_with_what_to_do(bank: Sand
     checks = await examined(env)
     assert bad(checks) == {"redis", "postgres", "bank", "safe browsing"}
     assert all(checks[name].todo for name in bad(checks))
+
+
+@pytest.mark.parametrize(
+    ("dsn", "detail", "todo"),
+    [
+        ("postgresql://{user}:wrong@{place}/{name}", "password", "correct the password in"),
+        (
+            "postgresql://{user}:{password}@{place}/nowhere",
+            "nowhere",
+            "make the database, or correct its name in",
+        ),
+        ("postgresql://{user}:{password}@127.0.0.1:1/{name}", "Connect call failed", "nothing listens there"),
+        ("postgresql://{user}:{password}@nowhere.invalid:5432/{name}", "", "nobody knows it"),
+        ("postgresql://crowd:crowd@{place}/{name}", "too many connections", "raise max_connections"),
+    ],
+    ids=["password", "database", "refused", "host", "no connection left"],
+)
+async def test_what_to_do_about_postgres_depends_on_what_is_wrong_with_it(
+    postgres: str, bank: Sandbox, dsn: str, detail: str, todo: str
+):
+    parts = urlsplit(postgres)
+    async with connection(postgres, name="test") as db, db.transaction():
+        # As where max_connections is reached, which only the role's limit can be without disturbing other tests.
+        await db.execute("DROP ROLE IF EXISTS crowd")
+        await db.execute("CREATE ROLE crowd LOGIN PASSWORD 'crowd' CONNECTION LIMIT 0")
+    place, name = f"127.0.0.1:{parts.port}", parts.path[1:]
+    given = dsn.format(user=parts.username, password=parts.password, place=place, name=name)
+    check = (await examined(environment("redis://127.0.0.1:1/0", given, bank)))["postgres"]
+    assert check.status == "bad"
+    assert detail in check.detail
+    assert todo in check.todo
+
+
+async def test_a_postgres_that_allows_too_few_connections_is_told_the_number_needed(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    env = environment(redis_url, postgres, bank) | {
+        "STREAMPROC_PARTITIONS": "8",
+        "STREAMPROC_WORKERS": "1",
+    }
+    need = need_of(load(env))
+    db = urlsplit(postgres).path[1:]
+    for allowed, status in ((need.all, "ok"), (need.all - 1, "bad")):
+        await fetch(postgres, f"ALTER DATABASE {db} CONNECTION LIMIT {allowed}")
+        check = (await examined(env))["postgres connections"]
+        assert check.status == status
+    assert f"allows us {need.all - 1} connections" in check.detail
+    assert "STREAMPROC_PARTITIONS=8 and STREAMPROC_WORKERS=1 take " + str(need.all) in check.detail
+    assert f"set max_connections to {need.all + 3} or more" in check.todo
+
+
+async def test_a_projector_does_not_start_where_it_could_not_open_all_partitions(
+    redis_url: str, postgres: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    await prepare(postgres)
+    env = {"REDIS_URL": redis_url, "POSTGRES_DSN": postgres, "PARTITIONS": "8", "DATA_DIR": str(tmp_path)}
+    settings = load({f"STREAMPROC_{name}": value for name, value in env.items()})
+    db, need = urlsplit(postgres).path[1:], need_of(settings)
+    await fetch(postgres, f"ALTER DATABASE {db} CONNECTION LIMIT {need.projector}")
+    await refuse_too_few(settings)
+    assert f"set max_connections to {need.all + 3}" in caplog.text
+    await fetch(postgres, f"ALTER DATABASE {db} CONNECTION LIMIT {need.projector - 1}")
+    with pytest.raises(ConfigError, match=f"the projector takes {need.projector}: set max_connections to"):
+        async with asyncio.timeout(DEADLINE_S):  # one that starts runs until it is stopped
+            await run_projection(settings, asyncio.Event())
+
+
+def test_the_connections_of_an_installation_are_the_sum_of_its_roles_and_room_for_people():
+    """docs/reliability.md has the same formula."""
+    for partitions, workers, projector, all_ in (
+        (1, 2, 4, 60),
+        (4, 2, 10, 66),
+        (32, 2, 38, 94),
+        (64, 4, 70, 150),
+    ):
+        settings = load({"STREAMPROC_PARTITIONS": str(partitions), "STREAMPROC_WORKERS": str(workers)})
+        assert need_of(settings) == Need(projector, all_)
+
+
+async def test_decisions_that_were_put_off_for_long_are_bad(
+    redis_url: str, bank: Sandbox, postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    await prepare(postgres)
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+    env = environment(redis_url, postgres, bank)
+    assert (await examined(env))["payouts"].status == "ok"
+    for oldest_ms, status in ((30_000, "note"), (30_001, "bad")):
+
+        async def found(*_: object, oldest_ms: int = oldest_ms) -> PutOff:
+            return PutOff(1, oldest_ms)
+
+        monkeypatch.setattr(doctor, "put_off", found)
+        check = (await examined(env))["payouts"]
+        assert (check.status, check.detail) == (
+            status,
+            "1 decision waits to be told to the bank, the oldest for 30 s",
+        )
+        assert "workers' log" in check.todo
 
 
 async def test_nothing_configured_names_each_missing_variable():

@@ -104,10 +104,13 @@ async def test_stats_count_entries_timers_and_dead_letters_of_each_partition(red
     async with site_of(redis_url) as site:
         names = Names(0)
         await site.client.zadd(names.timers, {"t": 1})
+        await site.client.xadd(names.dead, {"e": "a" * 4_000})  # as a dead letter keeps its entry's bytes
         found = await stats(site, retention_s=60)
     rows = [row.size for row in found]
     assert sorted(row.length for row in rows) == [1, 2]
     assert [row.timers for row in rows] == [1, 0]
+    assert [row.dead for row in rows] == [1, 0]
+    assert rows[0].dead_bytes >= 4_000 > rows[1].dead_bytes
     assert all(row.first <= row.last and row.memory_bytes > 0 for row in rows)
     assert [row.beginning for row in found] == [None, None]  # there is no archive to ask
 

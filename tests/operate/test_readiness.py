@@ -6,10 +6,17 @@ from typing import Any
 import pytest
 
 import consumers
+from projections.schema import prepare
+from streamproc.archive.pool import opened_pool
+from streamproc.archive.store import connection, open_head
 from streamproc.log.connection import connected
+from streamproc.log.health import PutOff, put_off
+from streamproc.log.inspect import clock_us
+from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import readiness
 from streamproc.settings import load
+from tests.deadline import DEADLINE_S
 
 
 async def test_a_postgres_that_hangs_is_named_within_a_single_wait(
@@ -19,15 +26,67 @@ async def test_a_postgres_that_hangs_is_named_within_a_single_wait(
         await open_log(client, partitions=1, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END)
     both = asyncio.Barrier(2)
 
-    async def asked(*_: Any) -> str:
+    async def asked(*_: Any) -> dict[int, str]:
         await both.wait()  # hangs for whoever asks alone
-        return "0-0"
+        return {0: "0-0"}
 
-    monkeypatch.setattr(readiness, "archived_upto", asked)
+    monkeypatch.setattr(readiness, "positions", asked)
     pool: Any = object()
     checks = await readiness.readiness(load({"STREAMPROC_REDIS_URL": redis_url}), pool)()
     assert [check.name for check in checks][-2:] == ["postgres", "archive"]
     assert all(check.ok for check in checks[-2:]), checks
+
+
+async def test_a_partition_that_no_projector_has_opened_is_named(redis_url: str, postgres: str):
+    """Its payouts would wait for the archive for ever, while partition 0 is well."""
+    await prepare(postgres)
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=3, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END)
+    settings = load({"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_PARTITIONS": "3"})
+    async with opened_pool(postgres) as pool, connection(postgres, name="test") as db:
+        for partition, (ok, detail) in enumerate(
+            [
+                (False, "no projector has opened partition 1, 2"),
+                (False, "no projector has opened partition 2"),
+                (True, "answers; a projector has opened 3 of 3 partitions"),
+            ]
+        ):
+            await open_head(db, partition)
+            [check] = [
+                check for check in await readiness.readiness(settings, pool)() if check.name == "postgres"
+            ]
+            assert (check.ok, check.detail, check.required) == (ok, detail, False)
+
+
+@pytest.mark.parametrize(("oldest_ms", "ok"), [(30_000, True), (30_001, False)])
+async def test_decisions_that_the_bank_was_not_told_of_for_long_are_shown_and_webhooks_are_taken_all_the_same(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, oldest_ms: int, ok: bool
+):
+    async def put_off(*_: Any) -> PutOff:
+        return PutOff(3, oldest_ms)
+
+    monkeypatch.setattr(readiness, "put_off", put_off)
+    checks = await readiness.readiness(load({"STREAMPROC_REDIS_URL": redis_url}), None)()
+    [check] = [check for check in checks if check.name == "payouts"]
+    assert (check.ok, check.required) == (ok, False)
+    assert check.detail == "3 decisions wait to be told to the bank, the oldest for 30 s"
+
+
+async def test_what_a_group_has_put_off_is_counted_in_all_partitions(redis_url: str):
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=3, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END)
+        assert await put_off(client, 3, consumers.EXECUTION) == PutOff(0, 0)
+        now_ms = await clock_us(client) // 1000
+        for partition, ages_ms in {1: [90_000, 5_000], 2: [20_000]}.items():
+            names = Names(partition)
+            for age_ms in ages_ms:
+                entry = await client.xadd(names.log, {"e": "[]", "m": "{}"}, id=f"{now_ms - age_ms}-0")
+                await client.zadd(names.retries(consumers.EXECUTION), {entry: 0})
+            await client.xreadgroup(consumers.EXECUTION, "somebody", {names.log: ">"})
+        entries, oldest_ms = await put_off(client, 3, consumers.EXECUTION)
+        assert entries == 3
+        assert 90_000 <= oldest_ms < 90_000 + DEADLINE_S * 1000
+        assert await put_off(client, 3, consumers.GOVERNANCE) == PutOff(0, 0)
 
 
 async def test_a_redis_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -41,5 +100,6 @@ async def test_a_redis_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):
         ("redis", False, True),
         ("breakers", False, False),
         ("notifications", False, False),
+        ("payouts", False, False),
     ]
     assert {check.detail for check in checks} == {"no answer within 0.05 s"}

@@ -10,7 +10,7 @@ import pytest
 
 from projections import loop
 from projections.loop import project, run_projector
-from projections.notary import Terms
+from projections.notary import Terms, keep_checkpoints
 from projections.schema import prepare
 from streamproc import app
 from streamproc.archive import checkpoint
@@ -19,7 +19,8 @@ from streamproc.archive.chain import link_hash
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.note import Trusted
 from streamproc.archive.outside import NotesFile, Stated, stated_in
-from streamproc.archive.store import open_head
+from streamproc.archive.shared import Shared
+from streamproc.archive.store import CHECKPOINT_LOCK, open_head
 from streamproc.clients.checkpoint_post import open_checkpoint_post
 from streamproc.errors import LogBroken, TryAgain
 from streamproc.operate.audit import verify
@@ -175,6 +176,27 @@ async def test_each_partition_has_its_own_checkpoints_in_one_file(dsn: str, log:
     await running
     assert sorted(in_file(file)) == [(0, 10), (0, 20), (0, 30), (0, 35), (1, 10), (1, 12)]
     await all_is_good(dsn, file)
+
+
+async def test_a_partition_that_ends_leaves_its_checkpoints_to_another_process(
+    dsn: str, log: ListedLog, file: Path
+):
+    """The connection, which others use too, goes on; the partition's lock must not."""
+    await archive_only(dsn, log)
+    shared, ends = Shared(dsn, name="streamproc checkpoints"), [asyncio.Event(), asyncio.Event()]
+    tasks = [
+        asyncio.create_task(keep_checkpoints(partition, shared, terms(file), ends[partition]))
+        for partition in range(2)
+    ]
+    held = f"SELECT objid::int FROM pg_locks WHERE locktype = 'advisory' AND classid = {CHECKPOINT_LOCK} ORDER BY 1"
+    async with asyncio.timeout(DEADLINE_S):
+        while await fetch(dsn, held) != [(0,), (1,)]:
+            await asyncio.sleep(0.02)
+        ends[0].set()
+        await tasks[0]
+        assert await fetch(dsn, held) == [(1,)]
+        ends[1].set()
+        await tasks[1]
 
 
 async def test_a_new_key_goes_on_where_the_old_one_stopped(dsn: str, log: ListedLog, file: Path):

@@ -10,9 +10,10 @@ import asyncpg
 import pytest
 
 from projections import loop
-from projections.loop import Progress, months_of, project, run_projector
+from projections.loop import Progress, connections_needed, months_of, project, run_projector
 from projections.payouts import COLUMNS
 from projections.schema import prepare
+from projections.views import NAMES
 from streamproc import embedded
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.rows import ArchivedEntry
@@ -37,6 +38,7 @@ from tests.projections.histories import (
     projecting,
     rows_of,
 )
+from tests.projections.seals import terms
 from tests.words import NOW, observed
 
 
@@ -423,6 +425,33 @@ async def test_all_partitions_are_projected_and_closed_and_progress_is_told(dsn:
         (1, 1, logs[1].entries[-1].id, 0),
     ]
     assert [view.closed for view in logs] == [1, 1]
+
+
+async def test_nine_partitions_take_no_more_connections_than_are_counted(
+    dsn: str, log: ListedLog, tmp_path: Path
+):
+    """A connection for each partition's archive; all else is shared. Postgres has a hundred by default."""
+    partitions = 9
+    others = [ListedLog(log_of([observed(f"pout_other{n}")])) for n in range(1, partitions)]
+    logs = [log, *others]
+    sealing = terms(tmp_path / "checkpoints.txt", entries=1)
+    stopping = asyncio.Event()
+    task = asyncio.create_task(run_projector(dsn, partitions, logs.__getitem__, stopping, terms=sealing))
+    shown = "SELECT count(DISTINCT (partition, view)) FROM view_heads WHERE seq > 0"
+    signed = "SELECT count(DISTINCT partition) FROM checkpoints_published"
+    async with asyncio.timeout(DEADLINE_S):
+        while (await fetch(dsn, shown), await fetch(dsn, signed)) != (
+            [(partitions * len(NAMES),)],
+            [(partitions,)],
+        ):
+            assert not task.done(), task
+            await asyncio.sleep(0.02)
+    mine = "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'streamproc %'"
+    [(taken,)] = await fetch(dsn, f"SELECT count(*) {mine}")
+    assert taken <= connections_needed(partitions) < 2 * partitions
+    stopping.set()
+    await asyncio.wait_for(task, DEADLINE_S)
+    assert await fetch(dsn, f"SELECT count(*) {mine}") == [(0,)]
 
 
 async def test_a_partition_that_breaks_stops_all_with_its_own_error(dsn: str, log: ListedLog):
