@@ -76,7 +76,8 @@ def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: b
     elif done.changed:
         click.echo(f"{done.scope} is {'frozen' if frozen else 'not frozen any more'}")
     else:
-        click.echo(f"nothing to change: {done.scope} {'is frozen already' if frozen else 'has no freeze'}")
+        already = "was frozen already; this freeze is recorded too"
+        click.echo(f"{done.scope} {already}" if frozen else f"nothing to change: {done.scope} has no freeze")
     for note in done.notes:
         if not frozen:
             raise JobFailed(note)

@@ -88,9 +88,9 @@ def _is_prunable(scope: str) -> bool:
 def plan_freeze(
     current: Mapping[str, ScopeState], scope: str, *, frozen: bool, at: int, by: str, why: str
 ) -> list[PolicyChanged]:
-    """The change that freezes *scope* (`agent:<id>`, `account:<id>`, `team:<id>`) or lifts its freeze; none if that is
-    so already. Of a frozen scope, a freeze by somebody else or for another reason is a change too: what waits to lift
-    the first one must not lift it. The scope need not have a policy. InputError for a scope that cannot be frozen.
+    """The change that freezes *scope* (`agent:<id>`, `account:<id>`, `team:<id>`) or lifts its freeze; none if there is
+    none to lift. A freeze of what is frozen is a change too, in the same words as well: what waits to lift the first
+    one must not lift it. The scope need not have a policy. InputError for a scope that cannot be frozen.
     """
     kind, _, name = scope.partition(":")
     if kind not in _SECTION:
@@ -99,12 +99,15 @@ def plan_freeze(
         identifier(name)
     except ValueError as problem:
         raise InputError(f"{kind} {problem}") from problem
-    state = current.get(FREEZE + scope)
-    own: Fields | None = {"frozen": True, "by": by, "why": why} if frozen else None
-    if own == (state.own if state is not None else None):
+    state = current.get(FREEZE + scope, ScopeState(version=0, own=None, effective=None))
+    if not frozen and state.own is None:
         return []
-    wanted = {one: state.own for one, state in current.items()} | {FREEZE + scope: own}
-    return _changes(current, wanted, Report(FREEZE + scope), at=at, by=by, why=why)
+    own: Fields | None = {"frozen": True, "by": by, "why": why} if frozen else None
+    change = PolicyChanged(
+        at=at, scope=FREEZE + scope, version=state.version + 1, before=state.own, after=own, effective=own,
+        by=by, why=why,
+    )  # fmt: skip
+    return [change]
 
 
 def patch_scope(

@@ -101,10 +101,12 @@ ASKS_MS = 10_000
 
 
 async def group_rows(client: Redis, partition: int, groups: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Lag, pending, age of the oldest pending entry, and consumers of each group of a partition."""
+    """Lag, pending, age of the oldest pending entry, and consumers of each group of a partition; of a log that is gone
+    all groups are missing."""
     names = Names(partition)
     with named_errors():
-        found = {text_of(row["name"]): row for row in await client.xinfo_groups(names.log)}
+        there = await client.xinfo_groups(names.log) if await client.exists(names.log) else []
+        found = {text_of(row["name"]): row for row in there}
         rows = []
         for group in groups:
             row = found.get(group)

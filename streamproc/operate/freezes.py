@@ -1,12 +1,15 @@
 """Freezing an agent, an account or a team: nothing of it is paid from the next decision and the next call on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
 
+from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, ScopeState, plan_freeze
 from streamproc.domain.policy_events import Channel
 from streamproc.domain.proposals import Proposal
+from streamproc.errors import JobFailed
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
 from streamproc.operate.changes import make
@@ -30,24 +33,41 @@ class Frozen(Struct, frozen=True):
 async def freeze(
     site: Site, scope: str, *, frozen: bool, by: str, why: str, channel: Channel = "cli"
 ) -> Frozen:
-    """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat; a freeze by
-    somebody else, or for another reason, is recorded as well.
+    """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat. Each freeze
+    is recorded, and what is older than it does not lift it.
 
-    Raises InputError for what cannot be frozen, LogUnavailable if Redis went away half way: run it again then.
+    Raises InputError for what cannot be frozen, JobFailed where it was frozen anew while its lifting waited for its
+    turn, LogUnavailable if Redis went away half way: run it again then.
     """
-    made = await make(
-        site,
-        lambda _, scopes, at: plan_freeze(scopes, scope, frozen=frozen, at=at, by=by, why=why),
-        by=by,
-        why=why,
-        channel=channel,
-        freezes=frozen,
-    )
+    known = [] if frozen else await _versions(site, scope)
+
+    def plan(partition: int, scopes: Mapping[str, ScopeState], at: int) -> list[PolicyChanged]:
+        if not frozen:
+            _refuse_if_newer(scope, scopes, partition, known[partition])
+        return plan_freeze(scopes, scope, frozen=frozen, at=at, by=by, why=why)
+
+    made = await make(site, plan, by=by, why=why, channel=channel, freezes=frozen)
     if isinstance(made, Proposal):
         return Frozen(scope, True, [], [], made)
     _, scopes = await read_scopes(site.client, Names(site.partitions - 1))
-    changed = [one.partition for one in made if one.changes]
+    changed = [one.partition for one in made if any(c.before != c.after for c in one.changes)]
     return Frozen(scope, frozen, changed, _notes(scope, scopes, frozen=frozen))
+
+
+async def _versions(site: Site, scope: str) -> list[int]:
+    """The version of the scope's freeze on each partition."""
+    read = [await read_scopes(site.client, Names(partition)) for partition in range(site.partitions)]
+    return [scopes[FREEZE + scope].version if FREEZE + scope in scopes else 0 for _, scopes in read]
+
+
+def _refuse_if_newer(scope: str, scopes: Mapping[str, ScopeState], partition: int, known: int) -> None:
+    """A freeze goes before a lifting that waits for its turn, whose person knew nothing of it."""
+    state = scopes.get(FREEZE + scope)
+    if state is not None and state.own is not None and state.version != known:
+        raise JobFailed(
+            f"partition {partition}: {scope} was frozen anew meanwhile, by {state.own.get('by')}, and stays frozen"
+            " from this partition on: run it again to lift that freeze as well"
+        )
 
 
 async def frozen_now(site: Site) -> list[dict[str, Any]]:

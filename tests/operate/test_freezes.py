@@ -87,7 +87,7 @@ async def test_the_command_says_what_it_did_and_fails_where_a_policy_keeps_it_fr
     assert (await said("freeze", "agent", "bot", *who))[:2] == (0, "agent:bot is frozen\n")
     assert (await said("freeze", "agent", "bot", *who))[
         1
-    ] == "nothing to change: agent:bot is frozen already\n"
+    ] == "agent:bot was frozen already; this freeze is recorded too\n"
     code, out, _ = await said("policy", "show", "--json")
     assert [row["scope"] for row in json.loads(out)["policies"]] == ["freeze:agent:bot"]
     assert (await said("policy", "show", "bot"))[2].endswith("REJECTED NO_POLICY, and it is frozen\n")
@@ -95,10 +95,11 @@ async def test_the_command_says_what_it_did_and_fails_where_a_policy_keeps_it_fr
         await put(site, ONE)
     _, out, _ = await said("policy", "show", "bot", "--json")
     assert json.loads(out)["freeze"] == {"frozen": True, "by": "asha", "why": "it loops"}
-    assert "freeze:agent:bot, version 1" in (await said("policy", "show", "bot"))[1]
+    assert "freeze:agent:bot, version 2" in (await said("policy", "show", "bot"))[1]
     _, out, _ = await said("policy", "history", "bot")
     assert [line.split("  ")[1] for line in out.splitlines() if line.startswith("2")] == [
         "freeze:agent:bot added, version 1 by asha: it loops",
+        "freeze:agent:bot changed, version 2 by asha: it loops",
         "agent:bot added, version 1 by asha: because",
     ]
     code, out, _ = await said("unfreeze", "agent", "bot", *who, "--json")

@@ -12,6 +12,7 @@ from projections.schema import prepare
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.signing_key import make_key
 from streamproc.log.connection import connected
+from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import gauges
 from streamproc.operate.gauges import site_page
@@ -79,6 +80,17 @@ async def test_what_redis_knows_is_told_without_postgres(redis_url: str):
     assert up(found) == {"redis": 1, "postgres": 0}
     assert "streamproc_log_entries" in found
     assert "streamproc_archive_oldest_seconds" not in found
+
+
+async def test_of_a_log_that_is_gone_every_group_is_told_to_be_missing(redis_url: str) -> None:
+    """So that the alert is raised which says so; nothing else is taken off the page."""
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=["governance"])
+        await client.delete(Names(0).log)
+    found = await told(redis_url, NOBODY_THERE)
+    assert up(found)["redis"] == 1
+    assert list(found["streamproc_group_up"].values()) == [0] * len(consumers.GROUPS)
+    assert "streamproc_redis_memory_bytes" in found
 
 
 async def test_how_long_the_views_have_not_shown_what_is_archived_is_told(postgres: str):

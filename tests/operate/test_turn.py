@@ -107,7 +107,7 @@ async def test_a_turn_whose_process_died_is_free_after_its_time_and_no_late_writ
 async def test_who_came_to_a_halt_between_partitions_writes_nothing_over_a_change_of_since(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, halts_at: str
 ) -> None:
-    """The later change finds its partition 1 as it wants it, has ended, and was told that all is frozen."""
+    """The later change finds its partition 1 as it wants it, has ended, and was told that its limit is everywhere."""
     await opened(redis_url)
     place: Any = turn.Turn if halts_at == "goes_on" else changes
     whole, halted = getattr(place, halts_at), False
@@ -118,16 +118,50 @@ async def test_who_came_to_a_halt_between_partitions_writes_nothing_over_a_chang
             halted = True
             async with site_of(redis_url) as other:
                 await other.client.delete(Names(0).lease("policies"))  # TURN_S are over
-                await frozen(True)(other)
+                await limits_to(1_000)(other)
         return await whole(*given, **named)
 
     async with site_of(redis_url) as site:
-        await frozen(True)(site)
+        await limits_to(1_000)(site)
         monkeypatch.setattr(place, halts_at, halts)
         with pytest.raises(JobFailed, match="not in force from this partition on: run it again"):
-            await frozen(False)(site)
+            await limits_to(2_000)(site)
         assert halted
+        assert (await in_force(site))["agent:bot"].own == {"daily_limit": 1_000}
+
+
+@pytest.mark.parametrize("words", ["it loops", "it still loops"])
+async def test_a_lifting_that_waits_while_somebody_freezes_lifts_only_what_was_frozen_before_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """Who froze was told that it is frozen; who lifts knew nothing of that, and is told now."""
+    await opened(redis_url)
+    whole: Any = turn.Turn.take
+
+    async def takes(one: turn.Turn, **named: Any) -> bool:
+        monkeypatch.setattr(turn.Turn, "take", whole)  # the lifting's turn comes after the freeze's
+        async with site_of(redis_url) as other:
+            await freeze(other, "agent:bot", frozen=True, by="asha", why=words)
+        return bool(await whole(one, **named))
+
+    async with site_of(redis_url) as site:
+        await frozen(True)(site)
+        monkeypatch.setattr(turn.Turn, "take", takes)
+        with pytest.raises(JobFailed, match="partition 0: agent:bot was frozen anew meanwhile, by asha, "):
+            await frozen(False)(site)
         assert "freeze:agent:bot" in await in_force(site)
+        await frozen(False)(site)  # run again, as it says
+        assert "freeze:agent:bot" not in await in_force(site)
+
+
+async def test_a_lifting_that_waits_for_another_one_has_nothing_to_lift(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened(redis_url)
+    async with site_of(redis_url) as site:
+        await frozen(True)(site)
+        one, other = await asyncio.gather(frozen(False)(site), frozen(False)(site))
+        assert sorted([one.changed, other.changed]) == [[], [0, 1]]
 
 
 async def test_a_freeze_goes_before_a_change_that_died_or_does_not_end(
