@@ -156,22 +156,11 @@ def _check_debit(record: PayoutRecord, debit: Debit) -> None:
             "this worker creates no payouts: set STREAMPROC_RAZORPAY_ACCOUNT_NUMBER for it",
             after_s=NOT_SET_AFTER_S,
         )
-    check_account(record, debit)
-
-
-def check_account(record: PayoutRecord, debit: Debit) -> None:
-    """Refuse to move another account's money: an installation has the key of one account (if it is told which)."""
-    if not debit.account or record.account == debit.account:
-        return
-    problem = f"of account {record.account}, and this installation pays from {debit.account}, so it is not"
-    if record.intent is not None:
+    if debit.account and record.account != debit.account:
         raise Unprocessable(
-            f"ALARM: intent {record.payout} is {problem} created. Its token names the wrong account: revoke it"
+            f"ALARM: intent {record.payout} is of account {record.account}, and this installation pays from"
+            f" {debit.account}, so it is not created. Its token names the wrong account: revoke it"
         )
-    raise Unprocessable(
-        f"ALARM: payout {record.payout} is {problem} approved at the bank. Its webhook belongs to another installation;"
-        " or correct STREAMPROC_RAZORPAY_ACCOUNT_ID, and redrive this dead letter"
-    )
 
 
 def key_of(caused_by: str) -> str:

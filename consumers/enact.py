@@ -14,16 +14,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from consumers.bank_events import record_answer, record_sighting
-from consumers.create import (
-    LOOK_AGAIN_S,
-    CommandAnswer,
-    Creator,
-    Debit,
-    check_account,
-    create,
-    look_for_lost,
-    take_for_ours,
-)
+from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
 from consumers.recall import Archived, forgotten
 from consumers.turns import in_turns
 from consumers.verdicts import stopped
@@ -123,7 +114,6 @@ async def _enact_one(
     if wanted is None and command_for(cause, record.bank_status) is None:
         return
     if wanted in MOVES_MONEY:
-        check_account(record, debit)
         # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
             await barrier(ctx.partition, work.entry.decode())

@@ -410,26 +410,6 @@ async def test_an_intent_of_another_account_is_not_paid_from_ours(redis_url: str
         assert await gate.at_bank(asked.payout) == []
 
 
-async def test_a_payout_of_another_account_is_not_approved_with_our_key(redis_url: str) -> None:
-    """Its webhook reached this installation, whose policies let it pass; the bank would take our key for it."""
-    async with gateway(redis_url) as gate:
-        await gate.engine.apply(POLICIES.replace(", require_verified_identity: true", ""))
-        made = await gate.bank.pay(100_000, notes={"agent_id": "bot"})
-        facts = await gate.client.fetch(made["id"])
-        now_us = gate.engine.producer.now_us()
-        await gate.engine.producer.append(
-            append_of(facts, account="acc_Another0000001", source="webhook", now_us=now_us)
-        )
-        await gate.engine.settled()
-        [aside] = [
-            event for event in await gate.engine.story(made["id"]) if isinstance(event, e.EntrySetAside)
-        ]
-        assert f"payout {made['id']} is of account acc_Another0000001" in aside.problem
-        assert (await gate.engine.record(made["id"])).decision == "APPROVED"
-        assert (await gate.bank.payout(made["id"]))["status"] == "pending"
-        assert "payout.approve" not in await gate.commands()
-
-
 def test_the_key_fits_the_bank_and_the_same_intent_always_gives_the_same_bytes() -> None:
     asked = requested(amount=123_456, payee=PAYEE)
     record = fold([asked])

@@ -392,9 +392,6 @@ async def standing(
         )
         stack.push_async_callback(lambda: system.redis.aclose())  # a failover replaces it
         slots = {name: await _slot(name, system, home, stack, direct=direct) for name in SLOTS}
-        for name in SLOTS if accounts > 1 else ():
-            if name.startswith("worker"):  # one that is told its account approves no other's payouts
-                slots[name].env["STREAMPROC_RAZORPAY_ACCOUNT_ID"] = ""
         for n, (account, number) in enumerate(accounts_of(accounts)[1:], 2):
             slots[f"poller-{n}"] = slot = await _slot(f"poller-{n}", system, home, stack, direct=direct)
             slot.env["STREAMPROC_RAZORPAY_ACCOUNT_ID"] = account
