@@ -159,6 +159,27 @@ async def test_a_letter_that_is_given_back_at_the_same_time_brings_it_to_no_grou
     assert (done.groups, done.letters) == ([consumers.GOVERNANCE], [])
 
 
+@pytest.mark.parametrize("e", [GARBAGE, LATER])
+async def test_a_group_that_has_not_come_to_it_is_named_and_the_same_again_takes_it_from_there(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], e: str
+) -> None:
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await engine.settled()
+    async with site_of(redis_url) as site:  # no worker runs
+        entry = await strange(site, e)
+        assert (await disowned(site, entry, no_later_version=True)).unread == [consumers.GOVERNANCE]
+        monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
+        arguments = ["log", "disown", entry, "--by", "asha", "--why", "a load test", "--yes"]
+        assert await asyncio.to_thread(cli, [*arguments, "--no-later-version"]) == 0
+        assert "governance did not come to it yet: run this again once" in capsys.readouterr().err
+        async with Engine(redis_url) as engine:
+            await engine.settled()
+            again = await disowned(site, entry, no_later_version=True)
+            assert (again.unread, len(again.groups) + len(again.letters)) == ([], 1)
+            await engine.settled(wholly=True)
+            assert await list_letters(site) == []
+
+
 async def test_two_who_state_it_at_once_have_both_done_it(redis_url: str) -> None:
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         entry = await strange(site)
