@@ -24,11 +24,12 @@ async def record(client: Redis, names: Names, entry: str, *, e: bytes, m: bytes)
 
 class Taken(Struct, frozen=True):
     """Groups that had the entry pending; those that have not read as far as it, and will get it still; its dead
-    letters."""
+    letters. `all_seen`: there are no more dead letters than were looked at."""
 
     held: list[str]
     unread: list[str]
     letters: list[DeadLetter]
+    all_seen: bool
 
 
 async def take_away(client: Redis, names: Names, entry: str, groups: Sequence[str]) -> Taken:
@@ -50,4 +51,5 @@ async def take_away(client: Redis, names: Names, entry: str, groups: Sequence[st
         [group for group, acknowledged in zip(groups, done, strict=True) if acknowledged],
         [group for group in groups if group in read_upto and id_key(read_upto[group]) < id_key(entry)],
         [letter for letter in map(letter_of, rows) if letter.entry == entry],
+        len(rows) < LETTERS_MAX,
     )

@@ -93,6 +93,11 @@ async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disownin
             if await _discarded(site, where, one.id, said.by)
         ]
         letters += closed
+        if not taken.all_seen:
+            raise JobFailed(
+                f"entry {where} was disowned, but only the first {log.LETTERS_MAX} dead letters of since were looked"
+                " at for its own: close others (`streamproc dead list`), then run this again"
+            )
         if len(closed) == len(taken.letters):
             return Disowning(str(where), f"{where.partition}:{record}", [*held], letters, taken.unread)
     raise JobFailed(
