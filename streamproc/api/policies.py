@@ -15,7 +15,7 @@ from streamproc.api.answers import Refusal, json_answer, wrong_fields
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.plain import clean
-from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Stale, is_scope
+from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Overtaken, Stale, is_scope
 from streamproc.domain.policy_fields import IDENTIFIER
 from streamproc.domain.policy_report import WrongFields
 from streamproc.domain.proposals import ID, NotThere, Refused, SamePerson
@@ -66,6 +66,9 @@ class Made(Struct, frozen=True):
     changes: list[dict[str, Any]] = []
     left: list[str] = []
     proposal: dict[str, Any] | None = None
+
+
+NEWER = Says("It was frozen anew meanwhile, by whom; or too many proposals wait")
 
 
 class PolicyDesk(Protocol):
@@ -187,7 +190,7 @@ def freeze_operations(desk: PolicyDesk) -> list[Operation]:
         Operation(
             method="DELETE", path="/v1/freezes/{scope:path}", name="unfreeze", summary="Lift a freeze",
             action="administer", reads=(SCOPE, Text(WHY.name, WHY.means, WHY.pattern, required=True)),
-            handle=it.unfreeze, says={200: Says("What is in force", shapes.Frozen), 202: waits, 409: FULL},
+            handle=it.unfreeze, says={200: Says("What is in force", shapes.Frozen), 202: waits, 409: NEWER},
         ),
         Operation(
             method="GET", path="/v1/agents/{agent:path}/budget", name="showBudget",
@@ -290,6 +293,10 @@ class _Policies:
             shown, made = await self._desk.freeze(scope, frozen=frozen, by=by, why=why)
         except Refused as full:
             raise Refusal(409, str(full)) from full
+        except Overtaken as newer:
+            if frozen:  # a freeze may be asked for again by any program
+                raise
+            raise Refusal(409, str(newer)) from newer
         except InputError as problem:
             raise wrong_fields([{"field": "scope", "problem": str(problem)}]) from problem
         return _made(made) if made.proposal is not None else json_answer(200, shown)

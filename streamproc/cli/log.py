@@ -206,6 +206,11 @@ def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_jso
         f"{done.entry} is disowned (recorded as {done.recorded}); {len(done.letters)} dead letters of it are"
         " discarded. Views that stand still at it go on within 15 s"
     )
+    if done.unread:
+        output.note(
+            f"{', '.join(done.unread)} did not come to it yet: run this again once `streamproc groups` shows no lag,"
+            " else it is set aside there, or waits for a later version"
+        )
 
 
 def _trimmed_text(row: "LogBeginning", *, dry_run: bool) -> str:

@@ -51,6 +51,10 @@ class Differ(JobFailed):
     """The partitions have different policies for a scope: a change was interrupted, and has to be made again."""
 
 
+class Overtaken(JobFailed):
+    """Another change went first. Whoever loosens must know of it before asking again, so that no program does it."""
+
+
 class ScopeState(Struct, frozen=True, kw_only=True):
     """One scope at one version. `own` is as written; both are None if the scope was removed."""
 

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.entry_ids import id_key
@@ -21,19 +22,34 @@ async def record(client: Redis, names: Names, entry: str, *, e: bytes, m: bytes)
     return made
 
 
-async def take_away(
-    client: Redis, names: Names, entry: str, groups: Sequence[str]
-) -> tuple[list[str], list[DeadLetter]]:
-    """Acknowledge the entry for all groups: those that had it pending, and its dead letters.
+class Taken(Struct, frozen=True):
+    """Groups that had the entry pending; those that have not read as far as it, and will get it still; its dead
+    letters. `all_seen`: there are no more dead letters than were looked at."""
 
-    In one step, so that no group has it pending then, and only a letter that is given back brings it to one again.
+    held: list[str]
+    unread: list[str]
+    letters: list[DeadLetter]
+    all_seen: bool
+
+
+async def take_away(client: Redis, names: Names, entry: str, groups: Sequence[str]) -> Taken:
+    """Acknowledge the entry for all groups.
+
+    In one step with all that is told, so that no group that has read it has it pending then, and only a letter that is
+    given back brings it to one again.
     """
     since_ms, _ = id_key(entry)
     with named_errors():
         async with client.pipeline(transaction=True) as pipe:
             for group in groups:
                 pipe.execute_command("XACK", names.log, group, entry)
+            pipe.xinfo_groups(names.log)
             pipe.execute_command("XRANGE", names.dead, since_ms, "+", "COUNT", LETTERS_MAX)
-            *done, rows = await pipe.execute()
-    held = [group for group, acknowledged in zip(groups, done, strict=True) if acknowledged]
-    return held, [letter for letter in map(letter_of, rows) if letter.entry == entry]
+            *done, there, rows = await pipe.execute()
+    read_upto = {row["name"].decode(): row["last-delivered-id"].decode() for row in there}
+    return Taken(
+        [group for group, acknowledged in zip(groups, done, strict=True) if acknowledged],
+        [group for group in groups if group in read_upto and id_key(read_upto[group]) < id_key(entry)],
+        [letter for letter in map(letter_of, rows) if letter.entry == entry],
+        len(rows) < LETTERS_MAX,
+    )

@@ -37,12 +37,14 @@ class Statement(Struct, frozen=True):
 
 class Disowning(Struct, frozen=True):
     """What was done: the entry with the record, the groups that had the entry pending, and its dead letters, now
-    discarded."""
+    discarded. `unread`: groups that are not as far yet; they set it aside when they are, unless it is an event of no
+    concern to them, so that this has to be run again then."""
 
     entry: str
     recorded: str
     groups: list[str]
     letters: list[str]
+    unread: list[str]
 
 
 def statement(text: str, *, by: str, why: str, no_later_version: bool = False) -> Statement:
@@ -83,14 +85,21 @@ async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disownin
     record = await log.record(site.client, names, where.entry, e=e, m=m)
     held, letters = dict[str, None](), list[str]()
     for _ in range(ROUNDS_MAX):
-        pending, found = await log.take_away(site.client, names, where.entry, groups)
-        held |= dict.fromkeys(pending)
+        taken = await log.take_away(site.client, names, where.entry, groups)
+        held |= dict.fromkeys(taken.held)
         closed = [
-            f"{where.partition}:{one.id}" for one in found if await _discarded(site, where, one.id, said.by)
+            f"{where.partition}:{one.id}"
+            for one in taken.letters
+            if await _discarded(site, where, one.id, said.by)
         ]
         letters += closed
-        if len(closed) == len(found):
-            return Disowning(str(where), f"{where.partition}:{record}", [*held], letters)
+        if not taken.all_seen:
+            raise JobFailed(
+                f"entry {where} was disowned, but only the first {log.LETTERS_MAX} dead letters of since were looked"
+                " at for its own: close others (`streamproc dead list`), then run this again"
+            )
+        if len(closed) == len(taken.letters):
+            return Disowning(str(where), f"{where.partition}:{record}", [*held], letters, taken.unread)
     raise JobFailed(
         f"entry {where} was disowned, but its dead letters were closed by others {ROUNDS_MAX} times meanwhile: run"
         " this again"

@@ -7,9 +7,9 @@ from msgspec import Struct
 
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, ScopeState, plan_freeze
+from streamproc.domain.policy_changes import Overtaken
 from streamproc.domain.policy_events import Channel
 from streamproc.domain.proposals import Proposal
-from streamproc.errors import JobFailed
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
 from streamproc.operate.changes import make
@@ -36,7 +36,7 @@ async def freeze(
     """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat. Each freeze
     is recorded, and what is older than it does not lift it.
 
-    Raises InputError for what cannot be frozen, JobFailed where it was frozen anew while its lifting waited for its
+    Raises InputError for what cannot be frozen, Overtaken where it was frozen anew while its lifting waited for its
     turn, LogUnavailable if Redis went away half way: run it again then.
     """
     known = [] if frozen else await _versions(site, scope)
@@ -64,7 +64,7 @@ def _refuse_if_newer(scope: str, scopes: Mapping[str, ScopeState], partition: in
     """A freeze goes before a lifting that waits for its turn, whose person knew nothing of it."""
     state = scopes.get(FREEZE + scope)
     if state is not None and state.own is not None and state.version != known:
-        raise JobFailed(
+        raise Overtaken(
             f"partition {partition}: {scope} was frozen anew meanwhile, by {state.own.get('by')}, and stays frozen"
             " from this partition on: run it again to lift that freeze as well"
         )

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from streamproc.domain.policy_changes import Overtaken
 from streamproc.errors import JobFailed, LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.names import Names
@@ -35,10 +36,10 @@ class Turn:
 
     async def goes_on(self, partition: int) -> None:
         """To be asked after a partition was read and before it is written to: whoever has a turn after that moves its
-        revision, so that a late write is refused. Raises JobFailed if the turn is over, or was somebody else's since:
+        revision, so that a late write is refused. Raises Overtaken if the turn is over, or was somebody else's since:
         others may have changed later partitions by then."""
         if await self._ask(TURN_S) != self._term:
-            raise JobFailed(
+            raise Overtaken(
                 f"partition {partition}: this change came to a halt for over {TURN_S:g} s, or a freeze went first, and"
                 " others may have changed policies since; it is not in force from this partition on: run it again"
             )

@@ -14,6 +14,7 @@ from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.events import EntryDisowned
 from streamproc.domain.wire import encode_events
 from streamproc.errors import InputError, JobFailed, Unprocessable
+from streamproc.log import disown as log
 from streamproc.log.names import Names
 from streamproc.log.stream import Entry
 from streamproc.operate import disown as disowning
@@ -157,6 +158,41 @@ async def test_a_letter_that_is_given_back_at_the_same_time_brings_it_to_no_grou
         await engine.settled()
         assert await list_letters(site) == []
     assert (done.groups, done.letters) == ([consumers.GOVERNANCE], [])
+
+
+@pytest.mark.parametrize("e", [GARBAGE, LATER])
+async def test_a_group_that_has_not_come_to_it_is_named_and_the_same_again_takes_it_from_there(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], e: str
+) -> None:
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await engine.settled()
+    async with site_of(redis_url) as site:  # no worker runs
+        entry = await strange(site, e)
+        assert (await disowned(site, entry, no_later_version=True)).unread == [consumers.GOVERNANCE]
+        monkeypatch.setenv("STREAMPROC_REDIS_URL", redis_url)
+        arguments = ["log", "disown", entry, "--by", "asha", "--why", "a load test", "--yes"]
+        assert await asyncio.to_thread(cli, [*arguments, "--no-later-version"]) == 0
+        assert "governance did not come to it yet: run this again once" in capsys.readouterr().err
+        async with Engine(redis_url) as engine:
+            await engine.settled()
+            again = await disowned(site, entry, no_later_version=True)
+            assert (again.unread, len(again.groups) + len(again.letters)) == ([], 1)
+            await engine.settled(wholly=True)
+            assert await list_letters(site) == []
+
+
+async def test_where_there_are_more_dead_letters_than_are_looked_at_it_does_not_say_that_all_is_done(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        entry = await strange(site)
+        await engine.settled()
+        monkeypatch.setattr(log, "LETTERS_MAX", 1)
+        with pytest.raises(
+            JobFailed, match=f"entry {entry} was disowned, but only the first 1 dead letters "
+        ):
+            await disowned(site, entry)
+        assert (await disowned(site, entry)).letters == []  # its own was discarded
 
 
 async def test_two_who_state_it_at_once_have_both_done_it(redis_url: str) -> None:
