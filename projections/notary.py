@@ -28,8 +28,8 @@ from streamproc.waiting import set_within
 
 LOOK_S = 1.0
 """Interval between looks at the archive's head, and so how late a checkpoint by number of entries may be."""
-GIVE_BACK_S = 5.0
-"""Limit for giving a partition's lock back, as for closing a connection: a stop must not wait longer for Postgres."""
+GIVE_BACK_S = 1.0
+"""Limit for giving a partition's lock back. A role that is cancelled at its drain's end has 2 s for all (drain.py)."""
 BROKEN_RETRY_S = 15.0
 """Delay where Postgres refuses (no tables yet, no grant): a person has to do something first."""
 

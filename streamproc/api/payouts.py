@@ -155,7 +155,7 @@ def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
         raise Refusal(
             409,
             type=NO_REQUEST,
-            title="Payout Without A Known Request",
+            title="Payout without a known request",
             detail=f"the bank has a payout under the reference {known.payout}, and no request for it is known here: it"
             " may be this very payment. A person must look at it before the same is asked for under another key",
         )
@@ -163,7 +163,7 @@ def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
         raise Refusal(
             409,
             type=KEY_USED,
-            title="Idempotency-Key Used For Another Body",
+            title="Idempotency-Key used for another body",
             detail=f"this Idempotency-Key was used with another body, for payout {known.payout}; use another key",
         )
     return known

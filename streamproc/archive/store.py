@@ -131,6 +131,9 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
     try:
         await db.execute(_SQL["wait_for_disk"])
         yield db
+    except asyncio.CancelledError:
+        db.terminate()  # whoever is cancelled has no time to say goodbye to a peer that may hang
+        raise
     finally:
         # A clean close can wait for a peer that is gone; the lock is released either way.
         try:
