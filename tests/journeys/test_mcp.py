@@ -114,7 +114,9 @@ async def test_over_stdio_an_agent_asks_is_refused_waits_for_a_person_and_sees_n
             "request_payout", {"idempotency_key": "inv-1", "amount": 1_000, **ORDER}
         )
         assert changed.is_error
-        assert told(changed).startswith("HTTP 409 Idempotency-Key used for another body: this Idempotency-Key")
+        assert told(changed).startswith(
+            "HTTP 409 Idempotency-Key used for another body: this Idempotency-Key"
+        )
         story = await theirs.call_tool("list_payout_events", {"payout": of_others})
         assert story.structured_content["items"][0]["type"] == "payout.requested"
 
