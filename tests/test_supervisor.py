@@ -468,9 +468,8 @@ async def test_the_postgres_of_up_allows_the_connections_that_its_partitions_and
         await up.ready()
         found = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")}))
         db = await asyncpg.connect(found.postgres_dsn.reveal())
-        assert (
-            await db.fetchval("SHOW max_connections") == "141"
-        )  # 64 + 4 + 3 * 12 + 34, and 3 for superusers
+        # 64 + 4 + 3 * 12 + 34, and 3 for superusers
+        assert await db.fetchval("SHOW max_connections") == "141"
         await db.close()
 
 

@@ -67,9 +67,7 @@ async def test_a_rolling_restart_to_the_next_version_back_and_there_again_loses_
                 more = await pay_batch(system, {"free": 10, "small": 5, "crowded": 5})
                 batch = {agent: payouts | more[agent] for agent, payouts in batch.items()}
                 await exchange(system, name, home)
-            if (
-                home is None
-            ):  # the view `audit` has another version here: until it is rebuilt, views stand still
+            if home is None:  # a newer view `audit`: all views wait for its replay
                 code, out, err = await system.cli("replay", "audit", within_s=REPLAY_MAX_S)
                 assert code == 0, out + err
             await ready(system)

@@ -70,9 +70,8 @@ async def test_an_error_reply_has_redis_pys_class_and_the_connection_stays(clien
 async def test_a_name_of_two_words_and_what_is_no_text_are_sent_as_redis_py_does(client: Redis) -> None:
     await client.execute_command("CONFIG SET", "slowlog-max-len", 77)
     assert await client.config_get("slowlog-max-len") == {"slowlog-max-len": "77"}
-    await client.execute_command(
-        "CONFIG SET", "slowlog-max-len", 128
-    )  # the default, for other tests of this server
+    # The default, for other tests of this server.
+    await client.execute_command("CONFIG SET", "slowlog-max-len", 128)
     await client.execute_command(b"SET", b"\x00\xff", 1.5)
     assert await client.get(b"\x00\xff") == b"1.5"
 
