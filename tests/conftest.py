@@ -137,7 +137,7 @@ def nothing_is_left_here() -> Iterator[None]:
 def next_test_finds_the_process_as_this_one_did() -> Iterator[None]:
     """Whether a test passes depends on no test before it. Set up first, so that other fixtures have put back theirs."""
     before = left.process_state()
-    with left.logging_put_back():
+    with left.logging_put_back(), left.collector_put_back():
         yield
     now = left.changed(before)
     assert not now, f"this test left the process changed; put it back: {now}"

@@ -1,7 +1,7 @@
 """What a test may leave to the tests after it in its process, where it would decide how they end.
 
-Logging is put back, since commands, servers and libraries set it up for the whole process as they should. Nothing of
-ours sets the rest: a test that does must put it back itself, and fails if it does not.
+Logging and the collector of garbage are put back, since commands, roles and servers set them for the whole process as
+they should. Nothing of ours sets the rest: a test that does must put it back itself, and fails if it does not.
 """
 
 import asyncio
@@ -38,6 +38,16 @@ def logging_put_back() -> Iterator[None]:
         logger.setLevel(level)  # a method, since it empties the cache of levels too
 
 
+@contextmanager
+def collector_put_back() -> Iterator[None]:
+    """Afterwards garbage is collected as often as before. What a role froze stays frozen."""
+    enabled, thresholds = gc.isenabled(), gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    if enabled:
+        gc.enable()
+
+
 def process_state() -> dict[str, object]:
     """What else belongs to the whole process, by a name for people."""
     umask = os.umask(0o077)
@@ -48,7 +58,6 @@ def process_state() -> dict[str, object]:
         "sys.path": list(sys.path),
         "umask": umask,
         "signal handlers": {number.name: signal.getsignal(number) for number in SIGNALS},
-        "garbage collection": (gc.isenabled(), gc.get_threshold()),
         "locale": locale.setlocale(locale.LC_ALL),
         "recursion limit": sys.getrecursionlimit(),
         "timeout of sockets": socket.getdefaulttimeout(),

@@ -1,4 +1,4 @@
-"""What a test may leave behind: logging is put back, the rest is named."""
+"""What a test may leave behind: logging and the collector are put back, the rest is named."""
 
 import asyncio
 import gc
@@ -9,6 +9,7 @@ import signal
 import pytest
 import uvicorn
 
+from streamproc import collector
 from streamproc.cli.logline import log_to_stderr
 from tests import left
 from tests.deadline import DEADLINE_S
@@ -39,6 +40,15 @@ def test_a_logger_that_is_new_is_left_as_if_nobody_had_set_it() -> None:
     assert (new.level, new.propagate, new.isEnabledFor(logging.WARNING)) == (logging.NOTSET, True, True)
 
 
+def test_garbage_is_collected_as_before_after_a_role_and_after_a_builder() -> None:
+    before = gc.get_threshold()
+    with left.collector_put_back():
+        collector.look_less_often()
+        assert gc.get_threshold() != before
+        gc.disable()
+    assert (gc.isenabled(), gc.get_threshold()) == (True, before)
+
+
 def test_what_is_not_put_back_is_named_with_what_it_is_now(
     monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
 ) -> None:
@@ -47,13 +57,9 @@ def test_what_is_not_put_back_is_named_with_what_it_is_now(
     monkeypatch.setenv("STREAMPROC_LEFT", "1")
     monkeypatch.chdir(tmp_path)
     handler, umask = signal.signal(signal.SIGUSR1, signal.SIG_IGN), os.umask(0o027)
-    gc.disable()
     try:
-        assert {*left.changed(before)} == {
-            "environment", "working directory", "umask", "signal handlers", "garbage collection",
-        }  # fmt: skip
+        assert {*left.changed(before)} == {"environment", "working directory", "umask", "signal handlers"}
     finally:
-        gc.enable()
         os.umask(umask)
         signal.signal(signal.SIGUSR1, handler)
 

@@ -4,6 +4,8 @@ The driver gives all hosts one limit together, so a first host that hangs, or wh
 second is never asked. Here each has its share.
 """
 
+import asyncio
+import logging
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
 
@@ -16,6 +18,15 @@ _AWAY = (
     *(asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError),
 )
 """Errors of a host after which the next one is asked."""
+
+
+def _is_no_late_answer(record: logging.LogRecord) -> bool:
+    """Leaves out the driver's error where Ctrl-C cancels us just as it takes the server's answer about TLS."""
+    late = record.exc_info and isinstance(record.exc_info[1], asyncio.InvalidStateError)
+    return not (late and "TLSUpgradeProto" in record.getMessage())
+
+
+logging.getLogger("asyncio").addFilter(_is_no_late_answer)
 
 
 async def connect(dsn: str, *, timeout: float, **options: Any) -> asyncpg.Connection:

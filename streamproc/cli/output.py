@@ -42,6 +42,8 @@ def run_or_undo(work: Coroutine[Any, Any, T]) -> T:
 
     from streamproc.processes import stop_numbers
 
+    before: dict[int, Any] = {}
+
     async def stoppable() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
@@ -51,13 +53,17 @@ def run_or_undo(work: Coroutine[Any, Any, T]) -> T:
             loop.call_soon_threadsafe(task.cancel)
 
         for number in {*stop_numbers()} - {signal.SIGINT}:  # of which `run` has its own
-            signal.signal(number, end)  # the loop's own would wait for the loop, which waits for the disk
+            # The loop's own would wait for the loop, which waits for the disk.
+            before[number] = signal.signal(number, end)
         return await work
 
     try:
         return run(stoppable())
     except asyncio.CancelledError:
         raise click.Abort from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def confirm(question: str) -> None:

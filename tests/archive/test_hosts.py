@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from asyncpg.connect_utils import TLSUpgradeProto
 
 from streamproc.archive import pool as pools
 from streamproc.archive import store
@@ -34,6 +35,32 @@ def behind_it(postgres: str, mute: str) -> str:
     user, _, host = parts.netloc.rpartition("@")
     query = "target_session_attrs=read-write"
     return parts._replace(netloc=f"{user}@{mute},{host}", query=query).geturl()
+
+
+class Cancelled(asyncio.Future[bool]):
+    """Cancelled by a signal right after the driver has seen that it is not done."""
+
+    def done(self) -> bool:
+        return False
+
+
+async def test_a_server_that_answers_whoever_is_cancelled_meanwhile_is_no_line_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"S")
+        writer.close()
+
+    asking = TLSUpgradeProto(loop, "here", 1, None, False)
+    asking.on_data = Cancelled(loop=loop)
+    asking.on_data.cancel()
+    asking.connection_lost = lambda _problem: closed.set()
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        await loop.create_connection(lambda: asking, *server.sockets[0].getsockname())
+        await asyncio.wait_for(closed.wait(), DEADLINE_S)
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 async def test_every_kind_of_connection_gets_past_a_first_host_that_hangs(

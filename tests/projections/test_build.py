@@ -1,7 +1,6 @@
 """A builder folds many entries at a time and gives views what they read only: it writes what the live ones have."""
 
 import asyncio
-import gc
 import io
 from collections.abc import AsyncIterator
 
@@ -164,10 +163,8 @@ def test_folded_a_few_entries_at_a_time_it_is_the_same_but_for_steps_that_nobody
 
 
 def test_an_error_of_postgres_ends_a_builder_with_one_line_and_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    request.addfinalizer(gc.enable)  # a builder is a process of its own, and collects by itself
-
     async def full(*_: object, **__: object) -> None:
         raise asyncpg.DiskFullError('could not extend file "base/1/2": No space left on device')
 
