@@ -266,14 +266,8 @@ def _port(wanted: int | None) -> int:
 async def locked(path: Path) -> AsyncIterator[int]:
     """Hold *path* locked. The server inherits the descriptor, so the lock lasts as long as either process."""
     with _opened(path) as lock:
-        try:
-            async with asyncio.timeout(LOCK_WAIT_S):
-                while not _try_lock(lock):
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError as problem:
-            raise ConfigError(
-                f"{path.parent} is in use by another streamproc; set another STREAMPROC_DATA_DIR"
-            ) from problem
+        if not await _locks(lock, LOCK_WAIT_S):
+            raise ConfigError(f"{path.parent} is in use by another streamproc; set another {PREFIX}DATA_DIR")
         yield lock
 
 
@@ -284,18 +278,23 @@ async def locked_for_up(data_dir: Path) -> AsyncIterator[None]:
     Raises ConfigError, naming that of the holder, if it is held.
     """
     with _opened(data_dir / LOCK_FILE) as lock:
-        try:
-            async with asyncio.timeout(UP_LOCK_WAIT_S):
-                while not _try_lock(lock):
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError as problem:
+        if not await _locks(lock, UP_LOCK_WAIT_S):
             raise ConfigError(
                 f"{PREFIX}DATA_DIR {data_dir} is in use by another streamproc{holder(data_dir)}: stop that one, or set"
                 f" another {PREFIX}DATA_DIR"
-            ) from problem
+            )
         os.truncate(lock, 0)
         os.write(lock, str(os.getpid()).encode())
         yield
+
+
+async def _locks(lock: int, within_s: float) -> bool:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while not _try_lock(lock):
+                await asyncio.sleep(POLL_S)
+            return True
+    return False
 
 
 @contextmanager
