@@ -21,7 +21,7 @@ from streamproc.ingress.refusals import ThrottledWarning
 KEEP_ALIVE_S: Final = 5
 """An idle connection is closed after this: uvicorn's own default, with which proxies and the bank can deal."""
 HEAD_BYTES_MAX: Final = 64 * 1024
-"""Request line and headers; the largest honest ones are some kB."""
+"""Request line and headers, and again a body's trailers; the largest honest ones are some kB."""
 HEAD_READ_S_MAX: Final = 10.0
 """As long as a body may take. A new connection that says nothing for so long is closed too."""
 BEHIND_MAX: Final = 64
@@ -57,6 +57,14 @@ class _Refused(Exception):
     """Ends the parser's work on what was read."""
 
 
+class _Dropped(list[tuple[bytes, bytes]]):
+    """Where the parser puts a body's trailers. uvicorn would add them to the request's headers, as which they must not
+    pass: a proxy in front has looked at the headers only."""
+
+    def append(self, _trailer: tuple[bytes, bytes]) -> None:
+        """Keep nothing."""
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's own protocol, over a gathering transport, with cheap timers and with limits."""
 
@@ -82,6 +90,10 @@ class Protocol(HttpToolsProtocol):
         """Bytes read of that head after the read in which it began."""
         self._check_size = False
         """Whether the head in hand may be over the limit: only what came in several reads, or in a large one."""
+        self._went_on = False
+        """Whether the last read ended a head, or held some of a body."""
+        self._trailer_bytes = 0
+        """Bytes read after a whole head in reads that held nothing of a body: trailers, or what extends a chunk."""
         self._stopped_reading = False
         """What still comes is dropped: the answers in hand are the last ones."""
 
@@ -109,6 +121,7 @@ class Protocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         before = self._partial_head
         self._check_size = before is not None or len(data) > HEAD_BYTES_MAX
+        self._went_on = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # no other protocol is spoken: the request is answered as it is
@@ -118,6 +131,7 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(400, "this is no HTTP/1.1 request")
         else:
             self._check_head_size(before, len(data))
+            self._check_trailer_size(len(data))
         self._update_head_deadline()
 
     def on_headers_complete(self) -> None:
@@ -129,6 +143,12 @@ class Protocol(HttpToolsProtocol):
             self._refuse_head_size()
             raise _Refused
         super().on_headers_complete()
+        self.headers, self._went_on = _Dropped(), True
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body."""
+        self._went_on = True
+        super().on_body(body)
 
     def pause_writing(self) -> None:
         """More waits for the client than the transport wants to hold."""
@@ -151,6 +171,13 @@ class Protocol(HttpToolsProtocol):
         self._partial_bytes = self._partial_bytes + read if self._partial_head is before else 0
         if self._partial_head is not None and self._partial_bytes > HEAD_BYTES_MAX:
             self._refuse_head_size()
+
+    def _check_trailer_size(self, read: int) -> None:
+        """After each read: the parser keeps a trailer until it is whole, and would do so for ever."""
+        is_trailer = self._partial_head is None and not self._went_on
+        self._trailer_bytes = self._trailer_bytes + read if is_trailer else 0
+        if self._trailer_bytes > HEAD_BYTES_MAX:
+            self._refuse(431, f"the request's trailers are over {HEAD_BYTES_MAX} bytes")
 
     def _update_head_deadline(self) -> None:
         """A client of whom nothing is in hand has HEAD_READ_S_MAX to ask for something, however it drips."""

@@ -32,6 +32,8 @@ class Site:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.headers: list[bytes] = []
+        """Names of the last request's headers, when its body was whole."""
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
@@ -42,6 +44,7 @@ class Site:
         if scope["path"] == "/body":
             while (await receive()).get("more_body", False):
                 pass
+            self.headers = [name for name, _ in scope["headers"]]
         size = LARGE if scope["path"] == "/large" else 0
         await send_body(send, 200, scope["path"].encode() + b"x" * size, b"text/plain")
 
@@ -169,6 +172,46 @@ async def test_what_is_no_request_after_a_good_one_does_not_take_its_answer() ->
         answer = await one.all_that_comes()
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"/first")
+
+
+# ---- a body's trailers ----
+
+CHUNKED = b"POST /body HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n"
+
+
+async def test_a_trailer_is_no_header_of_its_request() -> None:
+    """Else whoever a proxy lets no such header send would send it after the body."""
+    site = Site()
+    async with served(site) as (_, client), client() as one:
+        one.send(CHUNKED + b"0\r\nauthorization: Bearer x\r\n\r\n" + get("/next", "connection: close"))
+        answer = await one.all_that_comes()
+    assert site.headers == [b"host", b"transfer-encoding"]
+    assert answer.endswith(b"/next")
+
+
+@pytest.mark.parametrize(
+    ("begin", "filler"),
+    [(b"0\r\n", b"a: b\r\n"), (b"0\r\na: ", b"a"), (b"2;", b"a")],
+    ids=["trailers", "one trailer", "what extends a chunk"],
+)
+async def test_trailers_without_an_end_are_refused_before_they_fill_memory(
+    begin: bytes, filler: bytes
+) -> None:
+    async with served(Site()) as (_, client), client() as one:
+        one.send(CHUNKED + begin)
+        for _ in range(64):  # 16 MB
+            if not await one.sent(filler * (READ // len(filler))):
+                break
+        else:
+            pytest.fail("all of it was read")
+
+
+async def test_a_body_may_be_larger_than_any_head() -> None:
+    site = Site()
+    async with served(site) as (_, client), client() as one:
+        chunk = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
+        one.send(CHUNKED + chunk * 8 + b"0\r\n\r\n" + get("/next", "connection: close"))
+        assert (await one.all_that_comes()).endswith(b"/next")
 
 
 # ---- requests behind another ----
