@@ -57,12 +57,14 @@ class _Lanes:
         return place
 
     def leave(self, place: asyncio.Future[None]) -> bool:
-        """Give a place up; False if it had its turn already."""
+        """Give up the place of a call that was cancelled; False if it had its turn already.
+
+        A place that is not in a lane any more may have had none: it was passed over, or refused.
+        """
         for lane in (self._urgent, self._waiting):
             if place in lane:
                 lane.remove(place)
-                return True
-        return False
+        return place.cancelled() or place.exception() is not None
 
     def serve(self) -> bool:
         """Give a turn to the next call; False if none waits."""
