@@ -9,10 +9,11 @@ import asyncio
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeGuard
 from urllib.parse import urlencode
 
 import msgspec
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from msgspec import Meta, Struct
 
 from streamproc.clients.http import OutboundClient
+from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.errors import LogUnavailable, TryAgain
 
 REFRESH_BEFORE_S = 86_400
@@ -31,7 +33,13 @@ REFUSED_AFTER_S = 60.0
 """Wait after the bank refused the refresh token: a person must authorize again, and payouts wait for that."""
 LIFE_S = 3600
 """Assumed life of a token if the bank names none. If it is refused earlier, it is renewed then."""
+LIFE_S_MAX = 2**40
+"""A longer one is taken for none."""
 NONCE_BYTES = 12
+
+_Life = Annotated[int, Meta(gt=0, le=LIFE_S_MAX)]
+_TOKEN = re.compile("[ -~]+")
+"""The characters of RFC 6749, appendix A; with others it could not be sent."""
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +66,6 @@ class Pair(Struct, frozen=True):
         """Whether it is time to renew it."""
         life_s = self.expires_at - self.given_at
         return now_s > self.expires_at - min(REFRESH_BEFORE_S, life_s / 10)
-
-
-class _Given(Struct):
-    """The bank's answer, read leniently: the refresh token is spent, so whatever can be understood must be kept."""
-
-    access_token: Annotated[str, Meta(min_length=1)]
-    expires_in: int = 0
-    refresh_token: str | None = None
 
 
 class TokenKeeper:
@@ -141,23 +141,15 @@ class TokenKeeper:
         headers = {"content-type": "application/x-www-form-urlencoded"}
         answer = await self._http.call("POST", "/token", headers=headers, content=form)
         if answer.status >= 400:
-            log.error(
-                "the bank refuses the OAuth refresh token with %d; authorize anew and set"
-                " STREAMPROC_RAZORPAY_OAUTH_REFRESH_TOKEN",
-                answer.status,
-            )
-            raise TryAgain(
+            problem = (
                 f"the bank refuses the OAuth refresh token with {answer.status}; authorize anew and set"
-                " STREAMPROC_RAZORPAY_OAUTH_REFRESH_TOKEN",
-                after_s=REFUSED_AFTER_S,
+                " STREAMPROC_RAZORPAY_OAUTH_REFRESH_TOKEN"
             )
-        try:
-            given = msgspec.json.decode(answer.body, type=_Given, strict=False)
-        except msgspec.MsgspecError as problem:
-            raise TryAgain("the bank's answer to a refresh token cannot be read") from problem
+            log.error("%s", problem)
+            raise TryAgain(problem, after_s=REFUSED_AFTER_S)
+        access, given, life_s = _read(answer.body)
         now_s = int(self._clock())
-        life_s = given.expires_in if given.expires_in > 0 else LIFE_S
-        fresh = Pair(given.access_token, given.refresh_token or refresh, now_s, now_s + life_s)
+        fresh = Pair(access, given or refresh, now_s, now_s + life_s)
         # At once: if this pair is lost, the old refresh token may be void, and a person has to authorize again.
         self._unsaved = fresh
         await self._vault.save(self._seal(fresh))
@@ -179,6 +171,28 @@ class TokenKeeper:
         except (InvalidTag, ValueError):
             log.warning("the stored OAuth token was sealed with another client secret and is not used")
             return None
+
+
+def _read(body: bytes) -> tuple[str, str, int]:
+    """Access token, refresh token (or empty) and life (s) in the bank's answer. Raises TryAgain if there is no access
+    token. Else it is read leniently: a refresh token is spent, so whatever can be understood must be kept."""
+    try:
+        said = decode_json(body)
+    except NotJson:
+        said = None
+    given = said if isinstance(said, dict) else {}
+    access, refresh = given.get("access_token"), given.get("refresh_token")
+    if not _is_token(access):
+        raise TryAgain("the bank's answer to a refresh token cannot be read")
+    try:
+        life_s = msgspec.convert(given.get("expires_in"), _Life, strict=False)
+    except msgspec.ValidationError:
+        life_s = LIFE_S
+    return access, refresh if _is_token(refresh) else "", life_s
+
+
+def _is_token(said: object) -> TypeGuard[str]:
+    return isinstance(said, str) and _TOKEN.fullmatch(said) is not None
 
 
 def vault_name(refresh_token: str) -> str:

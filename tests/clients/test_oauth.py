@@ -22,7 +22,8 @@ class Auth:
 
     async def call(self, *_: str, content: bytes, **__: Any) -> Answer:
         self.sent += parse_qs(content.decode())["refresh_token"]
-        return Answer(200, json.dumps(self.answers.pop(0)).encode())
+        answer = self.answers.pop(0)
+        return Answer(200, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
 
 
 class Shelf:
@@ -50,9 +51,14 @@ def keeper(auth: Any, vault: Shelf, clock: Callable[[], float] = lambda: 0.0) ->
 
 
 @pytest.mark.parametrize(
-    ("says", "life_s"), [({"expires_in": 100}, 100), ({}, LIFE_S), ({"expires_in": 0}, LIFE_S)]
+    ("says", "life_s"),
+    [
+        *[({"expires_in": 100}, 100), ({"expires_in": "100"}, 100)],
+        *[({}, LIFE_S), ({"expires_in": 0}, LIFE_S), ({"expires_in": None}, LIFE_S)],
+        *[({"expires_in": "soon"}, LIFE_S), ({"expires_in": 10**30}, LIFE_S)],
+    ],
 )
-async def test_a_token_is_used_for_nine_tenths_of_its_life(says: dict[str, int], life_s: int) -> None:
+async def test_a_token_is_used_for_nine_tenths_of_its_life(says: dict[str, Any], life_s: int) -> None:
     """A life that the bank does not say is assumed: else every call would ask for a new token."""
     now = [1_000.0]
     auth = Auth({"access_token": "a", **says}, {"access_token": "b", **says})
@@ -98,7 +104,22 @@ async def test_while_another_process_gets_the_token_nobody_else_spends_the_refre
     assert auth.sent == []
 
 
-@pytest.mark.parametrize("answer", [{}, {"access_token": ""}, []])
+@pytest.mark.parametrize("odd", [None, 5, "", "\n", "\ud800"])
+async def test_a_refresh_token_that_cannot_be_one_does_not_lose_the_access_token(odd: Any) -> None:
+    auth = Auth({"access_token": "a", "refresh_token": odd}, {"access_token": "b"})
+    tokens = keeper(auth, Shelf())
+    assert [await tokens.token(), await tokens.token(refused="a")] == ["a", "b"]
+    assert auth.sent == ["configured", "configured"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *[{}, {"access_token": ""}, [], {"access_token": 5}],
+        *[{"access_token": "a\r\nb"}, {"access_token": "\u00e9"}, {"access_token": "\ud800"}],
+        *[b"", b"<html>", b'{"access_token": "\xff"}', b"[" * 100_000],
+    ],
+)
 async def test_an_answer_without_a_token_is_no_token(answer: Any) -> None:
     with pytest.raises(TryAgain, match="cannot be read"):
         await keeper(Auth(answer), Shelf()).token()
