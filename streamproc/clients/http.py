@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -117,6 +118,7 @@ class OutboundClient:
             follow_redirects=False,
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S_MAX)),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEPALIVE_S),
+            cookies=no_cookies(),
             # Uncompressed, since a limit on compressed bytes limits nothing.
             headers={"user-agent": "streamproc", "accept": "application/json", "accept-encoding": "identity"},
             trust_env=not is_loopback(base_url),  # a proxy named in the environment cannot reach our loopback
@@ -229,6 +231,12 @@ class OutboundClient:
         if asked_s is not None:
             return max(asked_s, BACKOFF_BASE_S)
         return max(self.breaker.wait_s, BACKOFF_BASE_S)
+
+
+def no_cookies() -> CookieJar:
+    """A jar that stays empty. Each answer could add cookies to it, until requests are too long for their server; and
+    where callers share a client, one would send what another was given."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=()))
 
 
 def _server_of(base_url: str) -> Server:

@@ -10,14 +10,13 @@ There is no breaker and no pace: the API itself says when there are too many cal
 import asyncio
 import time
 from collections.abc import Mapping
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.http import OutcomeUnknown, is_loopback, retry_after_s
+from streamproc.clients.http import OutcomeUnknown, is_loopback, no_cookies, retry_after_s
 from streamproc.errors import InputError, TryAgain
 
 CALL_S_MAX = 15.0
@@ -54,8 +53,7 @@ class OwnApi:
             follow_redirects=False,  # it would take the token elsewhere
             timeout=httpx.Timeout(CALL_S_MAX, connect=CONNECT_S_MAX),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEP_ALIVE_S),
-            # Callers share this client: a cookie that a proxy set for one of them would be sent for the next one too.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            cookies=no_cookies(),
             # Uncompressed, since a limit on compressed bytes limits nothing.
             headers={"user-agent": "streamproc", "accept-encoding": "identity"},
             trust_env=not is_loopback(url),

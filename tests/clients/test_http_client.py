@@ -57,6 +57,17 @@ class Broken(httpx.AsyncBaseTransport):
         raise AttributeError("'NoneType' object has no attribute 'getpeername'")
 
 
+async def test_no_request_carries_what_an_answer_set_as_a_cookie() -> None:
+    """Else a system that sets another one each time would get longer and longer requests, until it refuses them."""
+    async with (
+        loopback(always(200, b"{}", set_cookie="seen=1; Path=/; Max-Age=1000")) as server,
+        client_of(server.url) as client,
+    ):
+        for _ in range(2):
+            await client.call("GET", "/payouts")
+    assert [asked.headers.get("cookie") for asked in server.asked] == [None, None]
+
+
 async def test_a_peer_that_is_gone_as_soon_as_it_is_connected_is_no_defect_of_the_payout() -> None:
     async with client_of("http://127.0.0.1:1") as client:
         client._http = httpx.AsyncClient(base_url="http://127.0.0.1:1", transport=Broken())
