@@ -161,7 +161,7 @@ def policy_operations(desk: PolicyDesk) -> list[Operation]:
             method="POST", path="/v1/policies/proposals/{proposal}/confirm", name="confirmProposal",
             summary="Put a proposed change in force, as its second person", action="administer", reads=(PROPOSAL,),
             handle=it.confirm, says=over | {
-                200: Says("In force", shapes.Changes),
+                200: Says("In force", shapes.Changes, {"ETag": "The agent's version in force, if one agent's changed"}),
                 403: Says("Not this token, or not this person: who proposed it cannot confirm it"),
             },
         ),

@@ -1,4 +1,4 @@
-"""The API over the engine's Valkey, as tests ask it."""
+"""The API over the engine's Valkey, as tests ask it. Each answer is held against `/openapi.json`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +16,7 @@ from streamproc.log.stream import Producer
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.site import Site
+from tests.api.declared import Declared
 from tests.engine import Engine
 from tests.words import ACCOUNT
 
@@ -92,6 +93,8 @@ async def _served(
     )  # fmt: skip
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        declared = Declared((await http.get("/openapi.json")).json())
+        http.event_hooks = {"response": [declared.check]}
         yield http
 
 
