@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from streamproc.api.policies import Made
 from streamproc.domain.budget import windows_of
 from streamproc.domain.policy import build_book
@@ -46,12 +48,16 @@ class PolicyDesk:
         self, agent: str, fields: Mapping[str, Any], *, replaces: bool, version: int | None, by: str, why: str
     ) -> Made:
         """Put fields in force, instead of or into the agent's own. Raises Stale, NoPolicy, InputError."""
-        scope = f"agent:{agent}"
+        scope, found = f"agent:{agent}", 0
 
         def plan(partition: int, scopes: Scopes, at: int) -> list[Any]:
-            # Versions are each partition's own; that of the first is the one that is shown.
-            if version is not None and partition == 0:
-                check_version(scopes, scope, version)
+            nonlocal found
+            if (
+                partition == 0
+            ):  # versions are each partition's own; that of the first is the one that is shown
+                found = scopes[scope].version if scope in scopes else 0
+                if version is not None:
+                    check_version(scopes, scope, version)
             if replaces:
                 return put_policy(scopes, agent, dict(fields), at=at, by=by, why=why)
             return patch_scope(scopes, scope, fields, at=at, by=by, why=why)
@@ -59,8 +65,7 @@ class PolicyDesk:
         made = await self._make(plan, by=by, why=why)
         if made.proposal is not None or made.version:
             return made
-        shown = await self.policy(agent)
-        return Made(version=0 if shown is None else shown["version"])
+        return replace(made, version=found)
 
     async def _make(self, plan: Plan, *, by: str, why: str) -> Made:
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:

@@ -1,0 +1,57 @@
+"""What the API says of a change: which version it left in force, and all that it changed."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from streamproc.api.policies import Made
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+from streamproc.log.stream import open_log
+from streamproc.operate import policy_desk
+from streamproc.operate.gateway import SiteGateway
+from streamproc.operate.policy_desk import PolicyDesk
+from tests.words import NOON_ZONE
+
+
+@pytest.fixture
+async def desk(redis_url: str) -> AsyncIterator[PolicyDesk]:
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=2, groups=["governance"])
+    gateway = SiteGateway(redis_url, 2, None)
+    yield PolicyDesk(gateway, zone=NOON_ZONE, account="")
+    await gateway.aclose()
+
+
+async def put(desk: PolicyDesk, daily_limit: int) -> Made:
+    fields = {"daily_limit": daily_limit}
+    return await desk.change("bot", fields, replaces=True, version=None, by="asha", why="because")
+
+
+async def test_what_changes_nothing_names_the_version_that_it_found_and_not_a_later_one(
+    desk: PolicyDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who asks next for a change of just this version changes one that it never saw."""
+    assert (await put(desk, 10)).version == 1
+    make = policy_desk.make
+
+    async def overtaken(*given: Any, **more: Any) -> Any:
+        made = await make(*given, **more)
+        monkeypatch.setattr(policy_desk, "make", make)
+        assert (await put(desk, 20)).version == 2
+        return made
+
+    monkeypatch.setattr(policy_desk, "make", overtaken)
+    assert await put(desk, 10) == Made(version=1)
+
+
+async def test_what_a_broken_off_change_had_left_behind_is_told_by_the_one_that_finishes_it(
+    desk: PolicyDesk, redis_url: str
+) -> None:
+    await put(desk, 10)
+    async with connected(redis_url) as client:
+        await client.hdel(Names(1).policy, "agent:bot")
+    finished = await put(desk, 10)
+    assert (finished.version, [one["scope"] for one in finished.changes]) == (1, ["agent:bot"])
+    assert await put(desk, 10) == Made(version=1)
