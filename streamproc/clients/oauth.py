@@ -93,12 +93,21 @@ class TokenKeeper:
         """Given by the bank, and perhaps not in the vault yet: it is saved before anything else."""
         self._has_looked = False
         self._busy = asyncio.Lock()
+        self._getting: set[asyncio.Task[str]] = set()
+        """Holds tasks, which the loop itself does not."""
         key = HKDF(SHA256(), 32, salt=None, info=b"streamproc oauth token").derive(client_secret.encode())
         self._cipher = AESGCM(key)
         self._bound_to = client_id.encode()
 
     async def token(self, *, refused: str = "") -> str:
         """The token to send. `refused`: a token that the bank did not take. Raises TryAgain if there can be none."""
+        # Whoever waits for it may be cancelled at any moment. A pair that the bank has just given must be kept even so.
+        getting = asyncio.create_task(self._get(refused), name="oauth-token")
+        self._getting.add(getting)
+        getting.add_done_callback(self._getting.discard)
+        return await asyncio.shield(getting)
+
+    async def _get(self, refused: str) -> str:
         async with self._busy:
             if self._unsaved is not None or not self._is_good(self._pair, refused):
                 try:

@@ -1,6 +1,7 @@
 """What is made of the bank's answer to a refresh token: the token is used for its life, and the next one is asked for
 in time."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -95,6 +96,29 @@ async def test_a_token_that_could_not_be_kept_does_not_replace_a_later_one() -> 
     assert await second.token() == "b"
     assert await first.token() == "b"
     assert await keeper(auth, vault).token() == "b"
+
+
+async def test_a_token_that_the_bank_gives_while_its_caller_is_cancelled_is_kept() -> None:
+    """The refresh token is spent by then: without the new one a person would have to authorize again."""
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    class Slow(Auth):
+        async def call(self, *given: str, content: bytes, **more: Any) -> Answer:
+            answer = await super().call(*given, content=content, **more)
+            asked.set()
+            await may_answer.wait()
+            return answer
+
+    auth = Slow({"access_token": "a", "refresh_token": "second"}, {"access_token": "b"})
+    tokens = keeper(auth, Shelf())
+    first = asyncio.create_task(tokens.token())
+    await asked.wait()
+    first.cancel()
+    await asyncio.wait({first})
+    assert first.cancelled()
+    may_answer.set()
+    assert await tokens.token() == "a"
+    assert auth.sent == ["configured"]
 
 
 async def test_while_another_process_gets_the_token_nobody_else_spends_the_refresh_token() -> None:
