@@ -95,7 +95,7 @@ class OwnApi:
             raise TryAgain(f"the API cannot be reached: {type(problem).__name__}") from problem
         except TimeoutError as problem:
             raise OutcomeUnknown(f"the API gave no answer within {CALL_S_MAX:g} s") from problem
-        except httpx.HTTPError as problem:
+        except (httpx.HTTPError, AttributeError) as problem:  # the latter as in `OutboundClient._send`
             raise OutcomeUnknown(f"the API gave no answer: {type(problem).__name__}") from problem
 
 

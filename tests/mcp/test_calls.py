@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -148,6 +149,23 @@ async def test_no_caller_brings_the_cookies_that_another_was_given() -> None:
         for _ in range(2):
             await it.call("get_budget", {"agent": "a"})
         assert [one.headers.get("cookie") for one in it.api.asked] == [None, None]
+
+
+async def test_while_a_decision_is_waited_for_an_api_that_dies_as_it_is_connected_to_ends_no_call() -> None:
+    """Below httpx that is an AttributeError; the payout has been accepted before."""
+
+    class Dies(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.method == "GET":
+                raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+            return httpx.Response(202, stream=httpx.ByteStream(msgspec.json.encode(payout())))
+
+    async with desk(hang) as it:
+        it.calls._api._http = httpx.AsyncClient(base_url=it.api.url, transport=Dies())
+        answer = await it.call("request_payout", {**KEYED, "wait_s": 1})
+        lost = await it.call("get_payout", {"payout": "spi_1"})
+    assert answer.text.startswith("spi_1 is taken and not decided yet")
+    assert lost.text == "the API gave no answer: AttributeError"
 
 
 def test_a_connection_is_given_up_before_the_api_closes_it() -> None:
