@@ -16,6 +16,7 @@ from starlette.requests import Request
 from streamproc.api.answers import Refusal
 from streamproc.api.operations import Operation
 from streamproc.domain.tokens import SECRET, Token, digest_of
+from streamproc.ingress.body import bearer
 from streamproc.ingress.refusals import ThrottledWarning
 
 LOOK_S_MAX = 10.0
@@ -91,14 +92,11 @@ class Doorkeeper:
         )
 
     async def _known(self, request: Request) -> Token | None:
-        given = request.headers.getlist("authorization")
-        scheme, _, secret = (given[0] if len(given) == 1 else "").partition(" ")
-        secret = secret.strip()
-        token = None
-        if scheme.lower() == "bearer" and SECRET.fullmatch(secret):
+        secret, token = bearer(request.scope), None
+        if SECRET.fullmatch(secret):
             async with asyncio.timeout(LOOK_S_MAX):
                 token = await self._tokens.token(digest_of(secret))
-        if token is None and given:
+        if token is None and "authorization" in request.headers:
             self._unknown.count()
         return token
 

@@ -20,6 +20,7 @@ from streamproc.api.operations import Operation, Says
 from streamproc.api.route_names import METHODS, route_of
 from streamproc.domain.tokens import SECRET, Token, digest_of
 from streamproc.errors import StreamprocError
+from streamproc.ingress.body import bearer
 from streamproc.ingress.problems import Asgi, Header, Message, Receive, Scope, Send, send_body, send_problem
 from streamproc.telemetry.exposure import Page, Shown
 from streamproc.telemetry.metrics import Meters
@@ -103,18 +104,13 @@ class Metrics:
             await self._show(scope, send)
 
     async def _allowed(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, secret = (given[0] if len(given) == 1 else b"").partition(b" ")
-        secret = secret.strip()
-        if scheme.lower() != b"bearer" or not secret:
-            return False
-        if self._secret and hmac.compare_digest(secret, self._secret):
+        secret = bearer(scope)
+        if self._secret and hmac.compare_digest(secret.encode("latin-1"), self._secret):
             return True
-        text = secret.decode("latin-1")
-        if not SECRET.fullmatch(text):
+        if not SECRET.fullmatch(secret):
             return False
         async with asyncio.timeout(TOKEN_S_MAX):
-            token = await self._token(digest_of(text))
+            token = await self._token(digest_of(secret))
         return token is not None and token.opens(self._now_us()) and token.may("read all")
 
     async def _show(self, scope: Scope, send: Send) -> None:

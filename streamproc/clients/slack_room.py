@@ -37,8 +37,7 @@ class SlackRoom:
 
         Raises TryAgain, also if Slack refuses.
         """
-        value = button_value(notice.payout, self._secret) if self._secret else ""
-        body = dict(hold_message(notice, value=value, heading=heading))
+        body = dict(self._question(notice, heading))
         if ts := thread.partition(":")[2]:
             body |= {"thread_ts": ts, "reply_broadcast": True}
         return await self._post(body)
@@ -49,8 +48,7 @@ class SlackRoom:
 
     async def progress(self, ref: str, notice: HoldNotice, *, heading: str) -> None:
         """Update a message, still with buttons. Raises TryAgain."""
-        value = button_value(notice.payout, self._secret) if self._secret else ""
-        await self._update(ref, hold_message(notice, value=value, heading=heading))
+        await self._update(ref, self._question(notice, heading))
 
     async def close(self, ref: str, notice: HoldNotice, outcome: Outcome) -> None:
         """Show the outcome instead of buttons. A message that is gone needs nothing. Raises TryAgain."""
@@ -68,6 +66,10 @@ class SlackRoom:
         }
         said = await self._call("chat.postEphemeral", body)
         return _ref(self._channel, said.get("message_ts"))
+
+    def _question(self, notice: HoldNotice, heading: str) -> Mapping[str, Any]:
+        value = button_value(notice.payout, self._secret) if self._secret else ""
+        return hold_message(notice, value=value, heading=heading)
 
     async def _post(self, body: Mapping[str, Any]) -> str:
         said = await self._call("chat.postMessage", {"channel": self._channel, **body})

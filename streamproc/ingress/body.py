@@ -10,8 +10,6 @@ from streamproc.ingress.problems import Header, Receive, Scope, Send, send_probl
 
 BODY_READ_S_MAX = 10.0
 """A sender slower than this holds a connection for nothing; the bank itself gives up after 5 s."""
-
-
 CLOSE: Final[Header] = (b"connection", b"close")
 """What is left of the body is not read any more."""
 REST_BYTES_MAX = 4 * 1024 * 1024
@@ -92,3 +90,9 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     """The header's value; None if it is absent, or there twice and so says nothing."""
     values: list[bytes] = [value for key, value in scope["headers"] if key == name]
     return values[0] if len(values) == 1 else None
+
+
+def bearer(scope: Scope) -> str:
+    """The token that the request bears, which may be any text; empty if there is none."""
+    scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
+    return token.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""

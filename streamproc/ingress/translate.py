@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.razorpay_entities import (
+    UNIX_S_MAX,
     MalformedPayout,
     Object,
     count_or_zero,
@@ -55,8 +56,6 @@ EVENT_NAME_CHARS_MAX = 64
 """Longest name in the bank's catalogue: 33 characters."""
 METHODS_MAX = 16
 """Rails kept of one downtime; the bank has six."""
-UNIX_S_MAX = 2**40
-"""A time beyond this (year 36,812) is not one."""
 
 
 class Delivery(Struct, frozen=True):

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
+from streamproc.api.route_names import template_of
 from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.own_api import CALL_S_MAX, CONNECTIONS_MAX, ApiAnswer, OwnApi
 from streamproc.domain.plain import cut, plain
@@ -108,7 +109,7 @@ class Calls:
         return Answer(message, shown)
 
     async def _send(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> ApiAnswer:
-        path, params, headers = tool.operation.path.replace(":path}", "}"), {}, _headers(asked)
+        path, params, headers = template_of(tool.operation.path), {}, _headers(asked)
         for name, one in tool.reads.items():
             if one.where == "path":
                 path = path.replace(f"{{{name}}}", quote(str(given[name]), safe=""))

@@ -18,7 +18,7 @@ from streamproc.api.asgi import SecurityHeaders
 from streamproc.api.listening import serve_until, server_of
 from streamproc.clients.json_text import names_are_unique
 from streamproc.domain.tokens import SECRET
-from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
+from streamproc.ingress.body import BODY_READ_S_MAX, bearer, posted_body
 from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.refusals import ThrottledWarning
@@ -43,16 +43,8 @@ _log = logging.getLogger(__name__)
 
 def token_of(context: Context) -> str:
     """The request's token; `Front` lets no request without one through."""
-    token = None if context.request is None else bearer(context.request.scope)
-    assert token is not None
-    return token
-
-
-def bearer(scope: Scope) -> str | None:
-    """The request's token; None if it has none that could be ours."""
-    scheme, _, secret = (header(scope, b"authorization") or b"").decode("latin-1").partition(" ")
-    secret = secret.strip()
-    return secret if scheme.lower() == "bearer" and SECRET.fullmatch(secret) else None
+    assert context.request is not None
+    return bearer(context.request.scope)
 
 
 def allowed(host: str, public_url: str, more: Sequence[str]) -> TransportSecuritySettings:
@@ -87,7 +79,7 @@ class Front:
             await send_body(send, 200, b'{"status":"alive"}', b"application/json")
         elif scope["path"] != PATH:
             await send_problem(send, 404, f"MCP is spoken at {PATH}")
-        elif bearer(scope) is None:
+        elif not SECRET.fullmatch(bearer(scope)):
             await _refuse(send)
         else:
             # Before counting, so that slow senders take no place.
