@@ -87,7 +87,7 @@ def create_app(
         middleware=_cors(cors_origins, table),
     )
     app.router.redirect_slashes = False  # a redirected POST would lose its body
-    return SecurityHeaders(Front(delivery.path, webhook, app))
+    return SecurityHeaders(WebhooksFirst(delivery.path, webhook, app))
 
 
 def _cors(origins: Sequence[str], table: Sequence[Operation]) -> list[Middleware]:
@@ -159,7 +159,7 @@ def _openapi(table: Sequence[Operation]) -> Operation:
     return operation
 
 
-class Front:
+class WebhooksFirst:
     """Passes the bank's webhooks straight to their application: looking through all routes first costs a quarter more.
 
     An exception of the application becomes a 500 here.

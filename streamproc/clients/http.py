@@ -71,7 +71,7 @@ def retry_after_s(header: str | None, now_s: float) -> float | None:
     return min(max(0.0, wait_s), RETRY_AFTER_S_MAX)
 
 
-class _Call:
+class _Progress:
     """How far one call got."""
 
     def __init__(self) -> None:
@@ -146,40 +146,45 @@ class OutboundClient:
     ) -> Answer:
         """One request, one answer. Raises TryAgain or OutcomeUnknown with `after_s`; a 4xx is an answer."""
         what = f"{self.name} {method} {path or '/'}"
-        call = _Call()
+        progress = _Progress()
         request = self._http.build_request(
-            method, path, params=params, headers=headers, content=content, extensions={"trace": call.trace}
+            method,
+            path,
+            params=params,
+            headers=headers,
+            content=content,
+            extensions={"trace": progress.trace},
         )
         with Called(self.name, f"{method} {path}", self._server) as called:
             try:
                 async with asyncio.timeout(self._wait_s_max) as limit:
-                    await self._take_turn(what, call, urgent)
+                    await self._take_turn(what, progress, urgent)
                     if self._waits_apart:
                         limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                     response, body = await self._send(request)
             except TimeoutError as error:
                 late = f"no answer within {self._timeout_s:g} s"
-                if call.ticket is None:
+                if progress.ticket is None:
                     late = f"its turn did not come within {self._wait_s_max:g} s"
-                raise self._lost(what, call, late) from error
+                raise self._lost(what, progress, late) from error
             except httpx.HTTPError as error:
-                raise self._lost(what, call, type(error).__name__) from error
+                raise self._lost(what, progress, type(error).__name__) from error
             finally:
                 # Cancelled, or a defect: the breaker must not wait for this probe for ever.
-                if call.ticket is not None:
-                    self.breaker.abandoned(call.ticket)
-            answer = self._read(what, call, response, body)
+                if progress.ticket is not None:
+                    self.breaker.abandoned(progress.ticket)
+            answer = self._read(what, progress, response, body)
             called.outcome = f"{answer.status // 100}xx"
             return answer
 
-    async def _take_turn(self, what: str, call: _Call, urgent: bool) -> None:
+    async def _take_turn(self, what: str, progress: _Progress, urgent: bool) -> None:
         self._refuse_if_open(what, self.breaker.wait_s)
         wait_s = self._limiter.wait_s(urgent=urgent)
         if wait_s > self._wait_s_max or self._limiter.queued >= QUEUE_MAX:
             raise TryAgain(f"{what}: {self._limiter.queued} calls wait for their turn", after_s=wait_s)
         await self._limiter.take(urgent=urgent)
-        call.ticket = self.breaker.begin()
-        if call.ticket is None:
+        progress.ticket = self.breaker.begin()
+        if progress.ticket is None:
             self._refuse_if_open(what, max(self.breaker.wait_s, BACKOFF_BASE_S))
 
     def _refuse_if_open(self, what: str, wait_s: float) -> None:
@@ -205,29 +210,29 @@ class OutboundClient:
         finally:
             await response.aclose()
 
-    def _read(self, what: str, call: _Call, response: httpx.Response, body: bytes | None) -> Answer:
+    def _read(self, what: str, progress: _Progress, response: httpx.Response, body: bytes | None) -> Answer:
         status = response.status_code
         asked_s = retry_after_s(response.headers.get("retry-after"), time.time())
         if status == 429:
-            after_s = self._failed(call, asked_s)
+            after_s = self._failed(progress, asked_s)
             raise TryAgain(f"{what}: answered 429, too many requests", after_s=after_s)
         if not (200 <= status < 300 or 400 <= status < 500):
-            raise OutcomeUnknown(f"{what}: answered {status}", after_s=self._failed(call, asked_s))
+            raise OutcomeUnknown(f"{what}: answered {status}", after_s=self._failed(progress, asked_s))
         if body is None:
             problem = f"{what}: answered {status} with more than {self._body_bytes_max} bytes"
-            raise OutcomeUnknown(problem, after_s=self._failed(call, None))
-        if call.ticket is not None:
-            self.breaker.succeeded(call.ticket)
+            raise OutcomeUnknown(problem, after_s=self._failed(progress, None))
+        if progress.ticket is not None:
+            self.breaker.succeeded(progress.ticket)
         return Answer(status, body)
 
-    def _lost(self, what: str, call: _Call, why: str) -> TryAgain:
-        kind = OutcomeUnknown if call.sending else TryAgain
-        return kind(f"{what}: {why}", after_s=self._failed(call, None))
+    def _lost(self, what: str, progress: _Progress, why: str) -> TryAgain:
+        kind = OutcomeUnknown if progress.sending else TryAgain
+        return kind(f"{what}: {why}", after_s=self._failed(progress, None))
 
-    def _failed(self, call: _Call, asked_s: float | None) -> float:
+    def _failed(self, progress: _Progress, asked_s: float | None) -> float:
         """Tell the breaker; the least wait in seconds: what the system asked for, else the breaker's, else the base."""
-        if call.ticket is not None:
-            self.breaker.failed(call.ticket)
+        if progress.ticket is not None:
+            self.breaker.failed(progress.ticket)
         if asked_s is not None:
             return max(asked_s, BACKOFF_BASE_S)
         return max(self.breaker.wait_s, BACKOFF_BASE_S)
