@@ -96,7 +96,7 @@ class Says:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers by name, each with its meaning."""
     media: tuple[str, ...] = ()
-    """Content types, if the body is not JSON."""
+    """Content types, if the body is not JSON alone."""
 
 
 @dataclass(frozen=True, slots=True)

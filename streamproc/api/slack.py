@@ -2,6 +2,7 @@
 
 from starlette.types import ASGIApp
 
+from streamproc.api.answers import JSON
 from streamproc.api.operations import Operation, Says
 from streamproc.ingress.slack_review import PATH
 
@@ -12,7 +13,10 @@ def slack_operation(app: ASGIApp) -> Operation:
         method="POST", path=PATH, name="deliverClick", summary="Slack tells of a click on a hold's message",
         action=None, raw=app,
         says={
-            200: Says("Taken, or nothing for us; with `response_action` where the reason cannot be taken", {}),
+            200: Says(
+                "Taken, or nothing for us: empty text. Or as JSON a `response_action`: the reason cannot be taken", {},
+                media=("text/plain", JSON),
+            ),
             400: Says("Signed, but it cannot be read"),
             401: Says("The signature is missing or is not this request's, or its time is too far from now"),
             403: Says("Not a button of ours"),

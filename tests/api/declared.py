@@ -12,8 +12,14 @@ HEADERS = frozenset({"etag", "location", "retry-after", "www-authenticate"})
 """Headers that a caller acts upon; none is answered that is not declared, and only an ETag may be left out."""
 
 
+async def held_against_its_document(http: httpx.AsyncClient) -> None:
+    """From now on each answer that this client gets is checked."""
+    declared = Declared((await http.get("/openapi.json")).json())
+    http.event_hooks = {"response": [declared.check]}
+
+
 class Declared:
-    """What the document says. `check` is for an httpx client's event hooks."""
+    """What the document says."""
 
     def __init__(self, said: Mapping[str, Any]) -> None:
         self._components = _closed(said["components"])
@@ -29,6 +35,8 @@ class Declared:
         if operation is None:
             assert answer.status_code in (404, 405), (method, path, answer.status_code)
             return
+        if answer.status_code == 500:  # a defect; the tests that make one look at its answer
+            return
         name = f"{operation['operationId']} {answer.status_code}"
         says = operation["responses"].get(str(answer.status_code))
         assert says is not None, f"{name} is not declared: {answer.text}"
@@ -42,6 +50,8 @@ class Declared:
     def _check_body(self, name: str, content: Mapping[str, Any], answer: httpx.Response) -> None:
         kind = answer.headers["content-type"]
         assert kind in content, f"{name}: {kind}"
+        if not kind.endswith("json"):
+            return
         schema = _closed(content[kind]["schema"])
         Draft202012Validator({**schema, "components": self._components}).validate(answer.json())
         assert kind != PROBLEM or answer.json()["status"] == answer.status_code

@@ -16,7 +16,7 @@ from streamproc.log.stream import Producer
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.site import Site
-from tests.api.declared import Declared
+from tests.api.declared import held_against_its_document
 from tests.engine import Engine
 from tests.words import ACCOUNT
 
@@ -93,8 +93,7 @@ async def _served(
     )  # fmt: skip
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        declared = Declared((await http.get("/openapi.json")).json())
-        http.event_hooks = {"response": [declared.check]}
+        await held_against_its_document(http)
         yield http
 
 

@@ -11,6 +11,7 @@ from streamproc.api import asgi
 from streamproc.api.asgi import SECURITY_HEADERS, create_app
 from streamproc.api.health import Check
 from streamproc.log.stream import Append, Appended
+from tests.api.declared import held_against_its_document
 from tests.deadline import DEADLINE_S
 
 SECRET = "whsec"
@@ -69,6 +70,7 @@ async def service() -> AsyncIterator[Service]:
 @pytest.fixture
 async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=service.url, timeout=20, trust_env=False) as client:
+        await held_against_its_document(client)
         yield client
 
 

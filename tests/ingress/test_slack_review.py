@@ -22,6 +22,7 @@ from streamproc.ingress import slack_review
 from streamproc.ingress.refusals import Refusals
 from streamproc.ingress.slack_review import AGE_S_MAX, Hold, NotConfigured, SlackReview
 from streamproc.operate.slack_holds import SiteHolds
+from tests.api.declared import held_against_its_document
 from tests.clients.loopback import Loopback, always, hang, loopback
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
@@ -107,6 +108,7 @@ async def slack(redis_url: str) -> AsyncIterator[Slack]:
         )  # fmt: skip
         transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            await held_against_its_document(http)
             yield Slack(engine, http, web_api)
 
 
