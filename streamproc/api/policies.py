@@ -123,7 +123,7 @@ def policy_operations(desk: PolicyDesk) -> list[Operation]:
         202: Says("It loosens something: nothing is in force until somebody else confirms it", shapes.Waits,
                   {"Location": "Where it is listed"}),
         409: FULL,
-        412: Says("Another version is in force than If-Match names, or one where If-None-Match wants none"),
+        412: Says("Another version than If-Match names, and not as asked for; or one where If-None-Match wants none"),
     }  # fmt: skip
     page = (Number("limit", "how many", 1, PAGE_MAX, PAGE),
             Number("after", "the `next` of another answer", 0, HISTORY_MAX, 0))  # fmt: skip

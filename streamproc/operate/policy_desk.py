@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import replace
@@ -9,7 +10,14 @@ from msgspec.structs import replace
 from streamproc.api.policies import Made
 from streamproc.domain.budget import windows_of
 from streamproc.domain.policy import build_book
-from streamproc.domain.policy_changes import FREEZE, check_version, patch_scope, put_policy
+from streamproc.domain.policy_changes import (
+    FREEZE,
+    NONE_YET,
+    Stale,
+    check_version,
+    patch_scope,
+    put_policy,
+)
 from streamproc.domain.proposals import Proposal
 from streamproc.errors import InputError
 from streamproc.log.inspect import clock_us, counted_in
@@ -50,17 +58,27 @@ class PolicyDesk:
         """Put fields in force, instead of or into the agent's own. Raises Stale, NoPolicy, InputError."""
         scope, found = f"agent:{agent}", 0
 
-        def plan(partition: int, scopes: Scopes, at: int) -> list[Any]:
-            nonlocal found
-            if (
-                partition == 0
-            ):  # versions are each partition's own; that of the first is the one that is shown
-                found = scopes[scope].version if scope in scopes else 0
-                if version is not None:
-                    check_version(scopes, scope, version)
+        def wanted(scopes: Scopes, at: int) -> list[Any]:
             if replaces:
                 return put_policy(scopes, agent, dict(fields), at=at, by=by, why=why)
             return patch_scope(scopes, scope, fields, at=at, by=by, why=why)
+
+        def plan(partition: int, scopes: Scopes, at: int) -> list[Any]:
+            nonlocal found
+            # Versions are each partition's own; that of the first is the one that is shown.
+            if partition == 0:
+                found = scopes[scope].version if scope in scopes else 0
+                try:
+                    if version is not None:
+                        check_version(scopes, scope, version)
+                except Stale:
+                    # Unless all is as wanted: then an earlier try of this request may have had effect, and its answer
+                    # was lost (RFC 9110, 13.1.1), or it was broken off and this one is to finish it.
+                    with suppress(InputError):
+                        if version != NONE_YET and not wanted(scopes, at):
+                            return []
+                    raise
+            return wanted(scopes, at)
 
         made = await self._make(plan, by=by, why=why)
         if made.proposal is not None or made.version:

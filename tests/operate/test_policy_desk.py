@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from streamproc.api.policies import Made
+from streamproc.domain.policy_changes import NONE_YET, Stale
+from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from streamproc.operate import policy_desk
+from streamproc.operate import changes, policy_desk
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.policy_desk import PolicyDesk
 from tests.words import NOON_ZONE
@@ -24,9 +26,9 @@ async def desk(redis_url: str) -> AsyncIterator[PolicyDesk]:
     await gateway.aclose()
 
 
-async def put(desk: PolicyDesk, daily_limit: int) -> Made:
+async def put(desk: PolicyDesk, daily_limit: int, version: int | None = None) -> Made:
     fields = {"daily_limit": daily_limit}
-    return await desk.change("bot", fields, replaces=True, version=None, by="asha", why="because")
+    return await desk.change("bot", fields, replaces=True, version=version, by="asha", why="because")
 
 
 async def test_what_changes_nothing_names_the_version_that_it_found_and_not_a_later_one(
@@ -55,3 +57,28 @@ async def test_what_a_broken_off_change_had_left_behind_is_told_by_the_one_that_
     finished = await put(desk, 10)
     assert (finished.version, [one["scope"] for one in finished.changes]) == (1, ["agent:bot"])
     assert await put(desk, 10) == Made(version=1)
+
+
+async def test_a_change_of_one_version_may_be_asked_for_again_until_it_is_everywhere(
+    desk: PolicyDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer may be lost, or say 503 between two partitions, and the policy is at another version by then."""
+    await put(desk, 10)
+    put_in_force = changes.put_in_force
+
+    async def away(client: Any, names: Names, *given: Any, **more: Any) -> Any:
+        if names.partition == 1:
+            raise LogUnavailable("away")
+        return await put_in_force(client, names, *given, **more)
+
+    monkeypatch.setattr(changes, "put_in_force", away)
+    with pytest.raises(LogUnavailable):
+        await put(desk, 20, version=1)
+    monkeypatch.setattr(changes, "put_in_force", put_in_force)
+    finished = await put(desk, 20, version=1)
+    assert (finished.version, len(finished.changes)) == (2, 1)
+    assert await put(desk, 20, version=1) == Made(version=2)
+    with pytest.raises(Stale, match="is at version 2, not 1"):
+        await put(desk, 30, version=1)
+    with pytest.raises(Stale, match="has a policy already"):
+        await put(desk, 20, version=NONE_YET)
