@@ -76,8 +76,8 @@ def payout_operations(producer: Appender, gateway: Gateway) -> list[Operation]:
         ),
         Operation(
             method="GET", path="/v1/payouts/{payout}/events", name="listPayoutEvents",
-            summary="Every event of a payout, in log order", action="read own", reads=(PAYOUT_ID,),
-            handle=payouts.events, says={200: Says("The events", Story)},
+            summary="A payout's events, in log order", action="read own", reads=(PAYOUT_ID,),
+            handle=payouts.events, says={200: Says("The first events, nearly always all; `notes` say if there are more", Story)},
         ),
     ]  # fmt: skip
 

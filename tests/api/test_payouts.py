@@ -15,6 +15,7 @@ from streamproc.log.names import META
 from streamproc.log.restore import mark_recovered, mark_recovering
 from streamproc.log.scripts import SEEN_TTL_S
 from streamproc.log.stream import BEGUN
+from streamproc.operate import gateway
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import BODY_BYTES_MAX, ORDER, PAYEE, Api, api, problem, serving
@@ -171,6 +172,19 @@ async def test_the_beneficiary_is_masked_wherever_it_is_shown(api: Api) -> None:
         for personal in ("000011112222", "Some Body", "some.body"):
             assert personal not in text
     assert "2222" in events.text
+
+
+async def test_of_a_story_with_too_many_entries_the_first_are_shown_and_that_there_are_more(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent with the bank's keys could make its story so long that showing it stops the bank's webhooks."""
+    monkeypatch.setattr(gateway, "STORY_ENTRIES_MAX", 2)
+    await api.engine.deliver(observed("pout_1", agent="bot"))
+    for status in ("processing", "processed"):
+        await api.engine.deliver(observed("pout_1", agent="bot", status=status))
+    shown = (await api.get(await api.token("v", "viewer"), "pout_1/events")).json()
+    assert len({event["id"].rpartition(":")[0] for event in shown["items"]}) == 2
+    assert shown["notes"][-1] == "it has more than 2 entries: what the later ones tell is missing here"
 
 
 async def test_a_reference_that_the_bank_shows_without_a_request_is_no_ones_key(api: Api) -> None:
