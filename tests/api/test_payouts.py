@@ -1,6 +1,7 @@
 """Agents over HTTP: what is taken, what is refused and why, and who may see what."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -172,6 +173,34 @@ async def test_the_beneficiary_is_masked_wherever_it_is_shown(api: Api) -> None:
         for personal in ("000011112222", "Some Body", "some.body"):
             assert personal not in text
     assert "2222" in events.text
+
+
+@pytest.mark.parametrize(
+    ("order", "secret"),
+    [
+        (
+            {"vendor_url": "https://vendor.example/", "fund_account_id": "fa_00000000000009"},
+            "fa_00000000000001",
+        ),
+        ({"vendor_url": "https://other.example/"}, "vendor.example"),
+    ],
+    ids=["where the vendor is paid", "who is paid there"],
+)
+async def test_an_agent_does_not_learn_from_evidence_whom_other_agents_pay_and_where(
+    api: Api, order: dict[str, Any], secret: str
+) -> None:
+    await api.engine.apply("policies: {rival: {changed_beneficiary: hold}}")
+    await api.ask(await api.token("a"), {**ORDER, "vendor_url": "https://vendor.example/"})
+    await api.engine.settled()
+    rival, viewer = await api.token("b", agent="rival"), await api.token("v", "viewer")
+    payout = (await api.ask(rival, {**ORDER, **order})).json()["payout"]
+    await api.engine.settled()
+    shown = (await api.get(rival, payout)).json()
+    assert shown["reasons"] == ["BENEFICIARY_CHANGED"]
+    for path in (payout, f"{payout}/events"):
+        assert secret not in (await api.get(rival, path)).text
+        assert secret in (await api.get(viewer, path)).text
+    assert secret not in json.dumps((await api.ask(rival, {**ORDER, **order})).json()["findings"])
 
 
 async def test_of_a_story_with_too_many_entries_the_first_are_shown_and_that_there_are_more(
