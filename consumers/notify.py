@@ -102,9 +102,9 @@ class Notifier:
         for work, event in items:
             works.setdefault(work, []).append(event)
         now = await self._first_alarms(works, ctx)
-        jobs = [
-            (work, partial(self._one, work, events, now.get(work, []), ctx)) for work, events in works.items()
-        ]
+        # Alerts first: an agent may have any number of payouts held, of which Slack takes one a second.
+        ordered = sorted(works.items(), key=lambda item: item[0] not in now)
+        jobs = [(work, partial(self._one, work, events, now.get(work, []), ctx)) for work, events in ordered]
         await in_turns(
             jobs, at_once=CONCURRENT_MAX, start_s=START_S, pass_s=PASS_S, turn="its turn to be told"
         )

@@ -2,6 +2,7 @@
 
 uvicorn's protocol limits neither a request's head, nor requests that wait behind another, nor the time of a client
 that says nothing or reads nothing. Whoever reaches the port could fill memory and sockets with that, without a token.
+How many connections there may be is in `crowd.py`.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from streamproc.api.crowd import Crowd
 from streamproc.api.gathering import Gathering
 from streamproc.ingress.deadline import Deadline, Deadlines
 from streamproc.ingress.problems import PROBLEM_JSON, problem_body
@@ -76,12 +78,13 @@ class Protocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         times: Times,
+        crowd: Crowd,
         refused: ThrottledWarning,
     ) -> None:
         self._event_loop = _loop or asyncio.get_running_loop()
         timers: Any = _Loop(self._event_loop, times.idle)
         super().__init__(config, server_state, app_state, timers)
-        self._times, self._refusals = times, refused
+        self._times, self._crowd, self._refusals = times, crowd, refused
         self._head_deadline: Deadline | None = None
         self._send_deadline: Deadline | None = None
         self._partial_head: Any = None
@@ -104,9 +107,12 @@ class Protocol(HttpToolsProtocol):
         )
         super().connection_made(gathering)
         self._head_deadline = self._times.head.call(self._head_timed_out, self._event_loop)
+        if not self._crowd.join(self):
+            self.make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
+        self._crowd.leave(self)
         self._cancel_head_deadline()
         self._cancel_send_deadline()
         self._partial_head = None
@@ -149,6 +155,23 @@ class Protocol(HttpToolsProtocol):
         """Some of a body."""
         self._went_on = True
         super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """A request is answered; the next one of this client, if it waits already, begins."""
+        self._crowd.answered(self)
+        super().on_response_complete()
+
+    def waits_for_client(self) -> bool:
+        """Whether it is the client's turn: to ask, to send the rest, or to read what was answered."""
+        if self._send_deadline is not None:
+            return True
+        last = self._last_cycle()
+        return not self.pipeline and (last is None or last.response_complete or last.more_body)
+
+    def make_room(self) -> None:
+        """Close it now, unanswered: other clients need its place."""
+        self._stopped_reading = True
+        self.transport.abort()
 
     def pause_writing(self) -> None:
         """More waits for the client than the transport wants to hold."""

@@ -19,7 +19,7 @@ from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import intent_id
 from streamproc.domain.intent_rules import Wanted, read_request
 from streamproc.domain.payouts import PayoutRecord, fold
-from streamproc.domain.shown import event_json, payout_json
+from streamproc.domain.shown import event_json, payout_json, without_others
 from streamproc.errors import LogUnavailable
 from streamproc.ingress.appender import Appender
 from streamproc.log.stream import Append
@@ -76,8 +76,8 @@ def payout_operations(producer: Appender, gateway: Gateway) -> list[Operation]:
         ),
         Operation(
             method="GET", path="/v1/payouts/{payout}/events", name="listPayoutEvents",
-            summary="Every event of a payout, in log order", action="read own", reads=(PAYOUT_ID,),
-            handle=payouts.events, says={200: Says("The events", Story)},
+            summary="A payout's events, in log order", action="read own", reads=(PAYOUT_ID,),
+            handle=payouts.events, says={200: Says("The first events, nearly always all; `notes` say if there are more", Story)},
         ),
     ]  # fmt: skip
 
@@ -129,13 +129,16 @@ class _Payouts:
         return _taken(made)
 
     async def show(self, call: Call) -> Response:
-        return json_answer(200, payout_json(await visible(call, self._gateway)))
+        shown = payout_json(await visible(call, self._gateway))
+        return json_answer(200, shown if call.token.may("read all") else without_others(shown))
 
     async def events(self, call: Call) -> Response:
         record = await visible(call, self._gateway)
         async with asyncio.timeout(LOOK_S_MAX):
             found, notes = await self._gateway.history(record.payout)
         items = [event_json(name, event) for name, event in found]
+        if not call.token.may("read all"):
+            items = [item | {"data": without_others(item["data"])} for item in items]
         return json_answer(200, {"items": items, "notes": notes})
 
 
@@ -170,4 +173,4 @@ def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
 
 
 def _taken(record: PayoutRecord) -> Response:
-    return json_answer(202, payout_json(record), {"location": f"/v1/payouts/{record.payout}"})
+    return json_answer(202, without_others(payout_json(record)), {"location": f"/v1/payouts/{record.payout}"})

@@ -20,8 +20,6 @@ from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.domain.traces import trace_id
 from streamproc.errors import TryAgain, kind_of
 
-HISTORY_ENTRIES_MAX = 10_000
-"""A payout has some ten entries, but the bank could send any number of deliveries."""
 AUDIT_ROWS_MAX = 1_000
 REASON_INDEXED_CHARS = 64
 """How much of a reason is in the view's index; codes are shorter, problems of payloads longer."""
@@ -124,10 +122,10 @@ async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool
     return found
 
 
-async def payout_history(pool: asyncpg.Pool, payout: str) -> list[ArchivedEntry]:
-    """A payout's entries in log order, the first HISTORY_ENTRIES_MAX of them."""
+async def payout_history(pool: asyncpg.Pool, payout: str, limit: int) -> list[ArchivedEntry]:
+    """A payout's entries in log order, the first `limit` of them."""
     async with asked(pool) as db:
-        rows = await db.fetch(_SQL["payout_history"], payout, HISTORY_ENTRIES_MAX, timeout=QUERY_TIMEOUT_S)
+        rows = await db.fetch(_SQL["payout_history"], payout, limit, timeout=QUERY_TIMEOUT_S)
     return [_entry(row) for row in rows]
 
 

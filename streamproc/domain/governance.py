@@ -240,12 +240,13 @@ def beneficiary_new(case: Case) -> Finding | None:
 
 def beneficiary_changed(case: Case) -> Finding | None:
     """Rule 13, second half: neither was the fund account paid for another vendor, nor the vendor at another fund
-    account."""
+    account. Of a named vendor's account that nobody knows yet, as of an inline payee, that cannot be told."""
     assert case.agent is not None
     seen = case.payout.beneficiary
     if case.agent.policy.changed_beneficiary == "ignore" or seen is None:
         return None
-    if not seen.other_vendors and not seen.other_accounts:
+    is_untold = not case.payout.fund_account and vendor_of(case.payout.vendor_url) is not None
+    if not (is_untold or seen.other_vendors or seen.other_accounts):
         return None
     return _held(
         "reputation",

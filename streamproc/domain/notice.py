@@ -46,7 +46,8 @@ MEANINGS: Mapping[str, str] = {
     "RISK_HIGH": "Safe Browsing knows the vendor's URL as a threat",
     "REPUTATION_UNAVAILABLE": "Safe Browsing could not be asked about the vendor",
     "BENEFICIARY_NEW": "nobody was paid there from this account before",
-    "BENEFICIARY_CHANGED": "the money goes elsewhere than it did for this vendor, or this payee was another vendor's",
+    "BENEFICIARY_CHANGED": "the money goes elsewhere than it did for this vendor, this payee was another vendor's, or"
+    " the bank has no fund account of this payee yet by which to tell",
     "ENTITY_UNVERIFIED": "the vendor is not found as a legal entity",
     "ANOMALY_DETECTED": "the payout is unlike what the agent usually pays",
     "LIMIT_EXCEEDED": "a budget has no room for it",

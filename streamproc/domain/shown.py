@@ -3,6 +3,7 @@
 Where an intent's money goes is shown by its last four characters: the log alone has it whole, for the bank.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -98,6 +99,28 @@ def finding_json(finding: Finding) -> dict[str, Any]:
         "outcome": finding.outcome,
         "evidence": finding.evidence,
     }
+
+
+OF_OTHERS = frozenset({"paid_for", "vendor_paid_at", "other_vendors", "other_accounts"})
+"""Parts of evidence that tell of other agents' payouts: what was paid on the account for a vendor, or to a fund
+account."""
+
+
+def without_others(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """A payout, or an event's data, as its own agent may see it. It keeps each rule that fired; whoever may ask for
+    payouts could otherwise ask for one after the other, and learn whom the others pay, and where."""
+    kept = dict(shown)
+    if "findings" in shown:
+        kept["findings"] = [
+            {**finding, "evidence": _own(finding.get("evidence", {}))} for finding in shown["findings"]
+        ]
+    if shown.get("beneficiary") is not None:
+        kept["beneficiary"] = _own(shown["beneficiary"])
+    return kept
+
+
+def _own(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in told.items() if name not in OF_OTHERS}
 
 
 def event_json(identity: str, event: Event) -> dict[str, Any]:

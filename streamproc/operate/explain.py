@@ -20,7 +20,13 @@ from streamproc.domain.shown import event_json, finding_json, payout_json
 from streamproc.domain.traces import trace_id
 from streamproc.errors import JobFailed
 from streamproc.log.inspect import dead_letters, record_of
-from streamproc.operate.history import StoryEvent, history_of, history_until, name_at_bank
+from streamproc.operate.history import (
+    STORY_ENTRIES_MAX,
+    StoryEvent,
+    history_of,
+    history_until,
+    name_at_bank,
+)
 from streamproc.operate.past import targets_of
 from streamproc.operate.site import Site
 
@@ -44,16 +50,18 @@ class Story(Struct, frozen=True):
 
 async def explain(site: Site, payout: str) -> Story:
     """The story of a payout, by our id or the bank's. Raises JobFailed if it was never seen."""
-    history = await history_of(site, payout)
+    history = await history_of(site, payout, entries_max=STORY_ENTRIES_MAX)
     first = _first(history.events)
     if first is None and (name := await name_at_bank(site, payout)):
-        payout, history = name, await history_of(site, name)
+        payout, history = name, await history_of(site, name, entries_max=STORY_ENTRIES_MAX)
         first = _first(history.events)
     notes = list(history.notes)
     begins = {PayoutRequested, PayoutObserved}
     if is_intent(payout) and any(type(found.event) is PayoutRequested for found in history.events):
         begins = {PayoutRequested}  # else nobody asked for it: somebody used such a reference
-    if first is not None and type(first.event) in begins:
+    if history.is_cut:
+        record = await site.record(payout)  # what is told below ends too early to say how the payout stands
+    elif first is not None and type(first.event) in begins:
         record = fold(found.event for found in history.events)
     else:
         record = await record_of(site.client, site.partitions, payout)
@@ -113,7 +121,7 @@ async def explain_as_of(site: Site, dsn: str, payout: str, when: str) -> Story:
     payout = await name_at_bank(site, payout) or payout
     history = await history_until(site, payout, {target.partition: target.seq for target in targets})
     where = ", ".join(f"{target.partition}:{target.seq}" for target in targets)
-    notes = [f"as it was known at {when} (archive position {where})"]
+    notes = [f"as it was known at {when} (archive position {where})", *history.notes]
     record = fold(found.event for found in history.events)
     story = Story(record, history.events, notes) if record is not None else _malformed(history.events, notes)
     if story is None:

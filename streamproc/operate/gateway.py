@@ -22,6 +22,11 @@ from streamproc.operate.site import Site
 
 SECOND_OPINION_S = 0.5
 """Limit for asking the archive if the log itself tells that a key is new: it answers in milliseconds, or hangs."""
+STORY_ENTRIES_MAX = 500
+"""Entries of one payout that are shown. Some 1 MB if each holds as many notes as fit: this process also answers the
+bank's webhooks, and answers may wait for 64 readers."""
+STORIES_MAX = 4
+"""Stories at once. While Postgres is away each is looked for in the whole log; others wait."""
 QUESTIONS_MAX = 64
 """Connections to Redis at once. More questions wait, and the API answers 503 if that takes too long."""
 
@@ -39,6 +44,7 @@ class SiteGateway:
         self._pool = pool
         self._log_tells = log_tells
         self._turns = asyncio.Semaphore(QUESTIONS_MAX)
+        self._story_turns = asyncio.Semaphore(STORIES_MAX)
         self._kept = ClientPool(redis_url)
 
     @asynccontextmanager
@@ -85,9 +91,9 @@ class SiteGateway:
             return found
 
     async def history(self, payout: str) -> tuple[Sequence[tuple[str, Event]], list[str]]:
-        """A payout's events with their ids."""
-        async with self.site() as site:
-            found = await history_of(site, payout)
+        """A payout's first events with their ids, and what may be missing."""
+        async with self._story_turns, self.site() as site:
+            found = await history_of(site, payout, entries_max=STORY_ENTRIES_MAX)
         return [(one.id, one.event) for one in found.events], found.notes
 
 

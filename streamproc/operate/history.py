@@ -18,6 +18,9 @@ from streamproc.errors import JobFailed, Unprocessable
 from streamproc.log.stream import Entry, LogView
 from streamproc.operate.site import Site
 
+STORY_ENTRIES_MAX = 10_000
+"""Entries of one payout that are told of. It has some ten, but the bank sends any number of deliveries, and whoever
+has its keys can make any number of payouts under one reference."""
 READ_AT_ONCE = 1_000
 TAIL_ENTRIES_MAX = 200_000
 """Entries of one partition that are read after the archive's end, enough for a projector that was down for an hour."""
@@ -33,30 +36,33 @@ class StoryEvent(Struct, frozen=True):
 
 
 class History(Struct, frozen=True):
-    """The events found, in log order. `notes`: what may be missing, and why."""
+    """The events found, in log order. `notes`: what may be missing, and why. `is_cut`: there are later ones."""
 
     events: list[StoryEvent]
     notes: list[str]
+    is_cut: bool = False
 
 
-async def history_of(site: Site, payout: str) -> History:
-    """All events of a payout that can be found."""
+async def history_of(site: Site, payout: str, *, entries_max: int = STORY_ENTRIES_MAX) -> History:
+    """The events of a payout that can be found, those of its first `entries_max` entries."""
     # The archive's end is asked for first: what is archived meanwhile is then found twice, never missed.
     ends = [await site.ask_postgres(read.archived_upto, partition) for partition in range(site.partitions)]
-    archived = await site.ask_postgres(read.payout_history, payout)
+    archived = await site.ask_postgres(read.payout_history, payout, entries_max + 1)
     notes = [] if archived is not None else [f"{site.postgres_problem}; this is what is still in Redis"]
-    found: dict[tuple[int, tuple[int, int]], list[StoryEvent]] = {}
+    found: dict[tuple[int, tuple[int, int]], Stored] = {}
     for row in archived or ():
-        found[row.partition, id_key(row.id)] = await _events(site, row.partition, row, payout, notes)
+        found[row.partition, id_key(row.id)] = row
     for partition in {row.partition for row in archived or ()} or range(site.partitions):
         after = ends[partition] if archived is not None else ZERO
         limit = TAIL_ENTRIES_MAX if archived is not None else SCAN_ENTRIES_MAX
         seen, entries = await log_after(site, partition, after or ZERO, payout.encode(), limit=limit)
         for entry in entries:
-            found[partition, id_key(entry.id)] = await _events(site, partition, entry, payout, notes)
+            found[partition, id_key(entry.id)] = entry
         if seen >= limit:
             notes.append(f"the log of partition {partition} was looked through for {limit} entries only")
-    return History([event for key in sorted(found) for event in found[key]], notes)
+    told = sorted(found)[:entries_max]
+    events = [event for key in told for event in await _events(site, key[0], found[key], payout, notes)]
+    return History(events, [*notes, *_cut_note(len(found), entries_max)], len(found) > entries_max)
 
 
 async def name_at_bank(site: Site, bank_payout: str) -> str | None:
@@ -79,13 +85,20 @@ async def name_at_bank(site: Site, bank_payout: str) -> str | None:
 
 async def history_until(site: Site, payout: str, limits: Mapping[int, int]) -> History:
     """The archived events of a payout up to a seq of each partition. Raises JobFailed while Postgres is away."""
-    rows = await site.ask_postgres(read.payout_history, payout)
+    rows = await site.ask_postgres(read.payout_history, payout, STORY_ENTRIES_MAX + 1)
     if rows is None:
         raise JobFailed(f"the past is in the archive alone: {site.postgres_problem}")
     until = [row for row in rows if row.seq <= limits.get(row.partition, 0)]
-    notes: list[str] = []
-    found = [event for row in until for event in await _events(site, row.partition, row, payout, notes)]
-    return History(found, notes)
+    told = until[:STORY_ENTRIES_MAX]
+    notes = _cut_note(len(until), STORY_ENTRIES_MAX)
+    found = [event for row in told for event in await _events(site, row.partition, row, payout, notes)]
+    return History(found, notes, len(until) > len(told))
+
+
+def _cut_note(found: int, most: int) -> list[str]:
+    if found <= most:
+        return []
+    return [f"it has more than {most:,} entries: what the later ones tell is missing here"]
 
 
 async def log_after(

@@ -1,6 +1,7 @@
 """Agents over HTTP: what is taken, what is refused and why, and who may see what."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from streamproc.log.names import META
 from streamproc.log.restore import mark_recovered, mark_recovering
 from streamproc.log.scripts import SEEN_TTL_S
 from streamproc.log.stream import BEGUN
+from streamproc.operate import gateway
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import BODY_BYTES_MAX, ORDER, PAYEE, Api, api, problem, serving
@@ -171,6 +173,47 @@ async def test_the_beneficiary_is_masked_wherever_it_is_shown(api: Api) -> None:
         for personal in ("000011112222", "Some Body", "some.body"):
             assert personal not in text
     assert "2222" in events.text
+
+
+@pytest.mark.parametrize(
+    ("order", "secret"),
+    [
+        (
+            {"vendor_url": "https://vendor.example/", "fund_account_id": "fa_00000000000009"},
+            "fa_00000000000001",
+        ),
+        ({"vendor_url": "https://other.example/"}, "vendor.example"),
+    ],
+    ids=["where the vendor is paid", "who is paid there"],
+)
+async def test_an_agent_does_not_learn_from_evidence_whom_other_agents_pay_and_where(
+    api: Api, order: dict[str, Any], secret: str
+) -> None:
+    await api.engine.apply("policies: {rival: {changed_beneficiary: hold}}")
+    await api.ask(await api.token("a"), {**ORDER, "vendor_url": "https://vendor.example/"})
+    await api.engine.settled()
+    rival, viewer = await api.token("b", agent="rival"), await api.token("v", "viewer")
+    payout = (await api.ask(rival, {**ORDER, **order})).json()["payout"]
+    await api.engine.settled()
+    shown = (await api.get(rival, payout)).json()
+    assert shown["reasons"] == ["BENEFICIARY_CHANGED"]
+    for path in (payout, f"{payout}/events"):
+        assert secret not in (await api.get(rival, path)).text
+        assert secret in (await api.get(viewer, path)).text
+    assert secret not in json.dumps((await api.ask(rival, {**ORDER, **order})).json()["findings"])
+
+
+async def test_of_a_story_with_too_many_entries_the_first_are_shown_and_that_there_are_more(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent with the bank's keys could make its story so long that showing it stops the bank's webhooks."""
+    monkeypatch.setattr(gateway, "STORY_ENTRIES_MAX", 2)
+    await api.engine.deliver(observed("pout_1", agent="bot"))
+    for status in ("processing", "processed"):
+        await api.engine.deliver(observed("pout_1", agent="bot", status=status))
+    shown = (await api.get(await api.token("v", "viewer"), "pout_1/events")).json()
+    assert len({event["id"].rpartition(":")[0] for event in shown["items"]}) == 2
+    assert shown["notes"][-1] == "it has more than 2 entries: what the later ones tell is missing here"
 
 
 async def test_a_reference_that_the_bank_shows_without_a_request_is_no_ones_key(api: Api) -> None:

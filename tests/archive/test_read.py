@@ -44,7 +44,7 @@ async def pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
 async def test_an_empty_archive_answers_that_it_is_empty(pool: asyncpg.Pool):
     assert await archived_upto(pool, 0) == "0-0"
     assert not await entry_archived(pool, 0, "1-0")
-    assert await payout_history(pool, "pout_1") == []
+    assert await payout_history(pool, "pout_1", 100) == []
     assert await payout_view(pool, "pout_1") is None
     assert await audit_rows(pool, AuditFilter()) == []
 
@@ -65,7 +65,7 @@ async def test_a_payouts_history_is_its_entries_in_log_order_and_folds_to_its_vi
 ):
     log = ListedLog(history(seed=2, payouts=5))
     await project_all(dsn, log)
-    entries = await payout_history(pool, "pout_3")
+    entries = await payout_history(pool, "pout_3", 100)
     expected = [entry for entry in log.entries if b'"pout_3"' in entry.e]
     assert [(entry.id, entry.e, entry.m) for entry in entries] == [tuple(entry) for entry in expected]
     assert {entry.payout for entry in entries} == {"pout_3"}

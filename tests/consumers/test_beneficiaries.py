@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from streamproc.domain import events as e
 from streamproc.domain.beneficiaries import KEPT_S, NAMES_MAX, RENEW_S, Pair, look, with_name
 from streamproc.domain.budget import US
+from streamproc.domain.intent import Beneficiary
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
 from streamproc.log import scripts
@@ -18,7 +19,7 @@ from streamproc.log.names import Names
 from streamproc.log.scripts import Handover
 from streamproc.log.stream import open_log
 from tests.engine import Engine
-from tests.words import ACCOUNT, NOW, Vendors, observed
+from tests.words import ACCOUNT, NOW, Vendors, observed, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 0}}
@@ -31,6 +32,13 @@ policies:
 reviewers: [asha]
 """
 SHOP, OTHER = "https://shop.example/inv/1", "https://other.example/inv/2"
+PAYEE = Beneficiary(
+    contact_name="Shop",
+    account_type="bank_account",
+    name="Shop",
+    ifsc="HDFC0000001",
+    account_number="11112222",
+)
 PAIR = Pair(ACCOUNT, "fa_1", "shop.example")
 
 
@@ -98,6 +106,31 @@ async def test_after_a_payout_to_fa_1_for_the_shop(
     # A fund account that the bank did not name is new, and for a known vendor it is another one than its own.
     expected += " BENEFICIARY_CHANGED" if not fund_account else ""
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "agent", "url"),
+    [
+        ("HELD BENEFICIARY_CHANGED", "changed", SHOP),
+        ("APPROVED POLICY_OK", "changed", ""),
+        ("HELD BENEFICIARY_NEW BENEFICIARY_CHANGED", "bot", SHOP),
+        ("APPROVED POLICY_OK", "free", SHOP),
+    ],
+)
+async def test_a_payee_given_inline_may_be_a_vendors_other_account_so_a_person_looks(
+    redis_url: str, expected: str, agent: str, url: str
+) -> None:
+    """Every time: the registry knows fund accounts, and this one is known only when it is paid."""
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        for number in "12":
+            asked = requested(1_000, key=number, agent=agent, url=url, payee=PAYEE)
+            await engine.append(ACCOUNT, asked)
+            await engine.settled()
+            record = await engine.record(asked.payout)
+            assert " ".join((record.decision or "", *record.reasons)) == expected
+            if record.decision == "HELD":
+                await engine.review(record.payout, "asha", "approve", account=ACCOUNT)
 
 
 @pytest.mark.parametrize("reads_between", [0, 2])

@@ -481,6 +481,17 @@ async def test_an_answer_to_one_person_is_put_off_for_two_minutes_and_then_given
 # ---- what is read at all ----
 
 
+async def test_alerts_of_a_batch_are_told_before_its_holds_which_may_be_many() -> None:
+    stage = Stage()
+    stage.people.room.heard = stage.people.topic.heard
+    works = [
+        (Work(b"%d-0" % (ENTRY_MS + n), [event], "pout_1", record=held(), m=b'{"by":"governance"}'), event)
+        for n, event in enumerate([decided()] * (CONCURRENT_MAX + 1) + [BYPASSED])
+    ]
+    await Notifier(stage.people.channels, stage, stage._record, stage._note).handle(works, ctx())
+    assert stage.people.topic.what == ["publish", *["ask"] * (CONCURRENT_MAX + 1)]
+
+
 def test_a_worker_takes_few_messages_in_hand_and_decodes_only_what_may_concern_somebody() -> None:
     nobody: Any = None
     group = notification(People().channels, nobody, nobody, nobody)

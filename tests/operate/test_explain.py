@@ -8,6 +8,8 @@ import pytest
 
 from streamproc.errors import JobFailed
 from streamproc.log.scripts import BATCH_MAX
+from streamproc.operate import explain as explaining
+from streamproc.operate import history
 from streamproc.operate.dead import discard, list_letters
 from streamproc.operate.explain import as_json, explain, explain_as_of
 from streamproc.operate.story import tell
@@ -245,6 +247,43 @@ async def test_a_payout_whose_name_begins_another_ones_keeps_its_own_story(redis
         told, _ = await story_of(redis_url, "pout_1")
     assert told["amount"] == 1_000
     assert {event["data"]["payout"] for event in told["events"]} == {"pout_1"}
+
+
+@pytest.mark.parametrize("archived", [True, False])
+async def test_of_a_story_with_too_many_entries_the_end_is_missing_but_not_how_the_payout_stands(
+    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch, archived: bool
+):
+    """Whoever has the bank's keys can make any number of payouts under one reference, each with its deliveries."""
+    monkeypatch.setattr(explaining, "STORY_ENTRIES_MAX", 3)
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 600_000))
+        before, _ = await story_of(redis_url, "pout_1")
+        await engine.review("pout_1", "asha", "approve", account=ACCOUNT)
+        await engine.deliver(observed("pout_1", 600_000, status="processed"))
+        if archived:
+            await archive(redis_url, postgres)
+            await engine.client.delete(engine.names.payout("pout_1"))
+        told, text = await story_of(redis_url, "pout_1", postgres if archived else "")
+    missing = "it has more than 3 entries: what the later ones tell is missing here"
+    assert missing not in before["notes"]
+    assert missing in told["notes"]
+    assert missing in text
+    assert len({event["id"].rpartition(":")[0] for event in told["events"]}) == 3
+    assert (told["decision"], told["state"]) == ("APPROVED", "processed")
+
+
+async def test_as_of_a_moment_too_many_entries_are_said(
+    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(history, "STORY_ENTRIES_MAX", 1)
+    async with Engine(redis_url) as engine:
+        await held_and_approved(engine)
+        await archive(redis_url, postgres)
+        async with site_of(redis_url, postgres) as site:
+            last = (await explain(site, "pout_1")).events[-1].id
+            then = await explain_as_of(site, postgres, "pout_1", last)
+    assert then.notes[1:] == ["it has more than 1 entries: what the later ones tell is missing here"]
 
 
 async def test_an_unknown_payout_is_a_failed_job_that_names_it(redis_url: str):
