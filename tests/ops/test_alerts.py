@@ -87,6 +87,25 @@ def test_a_query_of_a_dashboard_tells_machines_apart_and_asks_for_our_processes_
     assert of_processes == 3
 
 
+def test_a_single_number_is_that_of_this_moment_and_not_the_last_before_a_store_went_away() -> None:
+    panels = [panel for path in DASHBOARDS for panel in json.loads(path.read_text())["panels"]]
+    single = [target for panel in panels if panel["type"] == "stat" for target in panel["targets"]]
+    assert len(single) == 5
+    assert all(target["instant"] and not target["range"] for target in single)
+
+
+def test_amounts_are_shown_in_rupees_which_is_what_people_read() -> None:
+    amounts = 0
+    for path in DASHBOARDS:
+        for panel in json.loads(path.read_text())["panels"]:
+            for expression in (target.get("expr", "") for target in panel["targets"]):
+                in_paise, unit = "_paise" in expression, panel.get("fieldConfig", {})["defaults"].get("unit")
+                assert (unit == "currencyINR") is in_paise, panel["title"]
+                assert expression.endswith(" / 100") is in_paise, panel["title"]
+                amounts += in_paise
+    assert amounts == 3
+
+
 def test_the_journey_is_a_trace_that_is_named_by_the_id_that_explain_shows() -> None:
     journey = json.loads((ROOT / "ops" / "grafana" / "dashboards" / "journey.json").read_text())
     asked_for = {one["name"] for one in journey["templating"]["list"]}
