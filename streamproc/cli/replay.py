@@ -193,4 +193,4 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
         if not as_json:
             output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
 
-    output.run(body())
+    output.run_or_undo(body())
