@@ -48,6 +48,11 @@ def test_every_rule_asks_for_what_is_exported_or_recorded() -> None:
         assert not unknown, f"{rule.get('alert') or rule['record']}: {unknown} {NOT_TOLD}"
 
 
+def test_nothing_is_recorded_that_no_alert_asks_for() -> None:
+    recorded = {rule["record"] for rule in rules("rules.yml")}
+    assert recorded <= {name for rule in rules("alerts.yml") for name in asked(rule["expr"])}
+
+
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_every_query_of_a_dashboard_asks_for_what_is_exported(path: Path) -> None:
     dashboard = json.loads(path.read_text())
