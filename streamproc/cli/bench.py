@@ -11,6 +11,7 @@ from streamproc.bench.job import CONSUMERS, CONSUMERS_MAX, PAYEES, PAYEES_MAX, P
 from streamproc.cli import output
 from streamproc.errors import InputError
 
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 PAYOUTS_MIN = 1_000
@@ -26,6 +27,12 @@ REPLAYED_MAX = 2_000_000
 """Payouts in the history that is replayed: 20 million events, about 8 GB of log in Valkey."""
 
 
+def _number(name: str, least: int, most: int, default: int, text: str) -> Callable[[F], F]:
+    return click.option(
+        f"--{name}", type=click.IntRange(least, most), default=default, show_default=True, help=text
+    )
+
+
 @click.group()
 def bench() -> None:
     """Measure speed, on servers started for it.
@@ -36,8 +43,8 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=20_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=5, show_default=True)
+@_number("payouts", PAYOUTS_MIN, PAYOUTS_MAX, 20_000, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 5, "Rounds; the median counts.")
 @click.option(
     "--audit/--no-audit", default=False, show_default=True, help="Also write the audit to Postgres."
 )
@@ -114,8 +121,8 @@ def floor(
 
 
 @bench.command()
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, REPLAYED_MAX), default=20_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
+@_number("payouts", PAYOUTS_MIN, REPLAYED_MAX, 20_000, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 3, "Rounds; the median counts.")
 @output.json_option
 def replay(payouts: int, rounds: int, as_json: bool) -> None:
     """Measure the loading of the archive and the rebuilding of all views.
@@ -144,10 +151,10 @@ def replay(payouts: int, rounds: int, as_json: bool) -> None:
     show_default=True,
     help="Payouts per second; may be given several times.",
 )
-@click.option("--seconds", type=click.IntRange(1, SECONDS_MAX), default=20, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=1, show_default=True)
-@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
-@click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
+@_number("seconds", 1, SECONDS_MAX, 20, "Length of a run.")
+@_number("rounds", 1, ROUNDS_MAX, 1, "Rounds; the median counts.")
+@_number("workers", 1, WORKERS_MAX, 1, "Worker processes.")
+@_number("concurrency", 1, WORKERS_MAX, 1, "Consumers in each worker.")
 @output.json_option
 def latency(
     rates: tuple[int, ...], seconds: int, rounds: int, workers: int, concurrency: int, as_json: bool
@@ -180,10 +187,10 @@ def latency(
 
 
 @bench.command()
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=20_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
-@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
-@click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True)
+@_number("payouts", PAYOUTS_MIN, PAYOUTS_MAX, 20_000, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 3, "Rounds; the median counts.")
+@_number("workers", 1, WORKERS_MAX, 1, "Worker processes.")
+@_number("concurrency", 1, WORKERS_MAX, 2, "Consumers in each worker.")
 @click.option(
     "--serve", is_flag=True, help="Send payouts as signed webhooks over HTTP to a real `streamproc serve`."
 )
@@ -210,8 +217,8 @@ def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, 
 
 
 @bench.command()
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=10_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=5, show_default=True)
+@_number("payouts", PAYOUTS_MIN, PAYOUTS_MAX, 10_000, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 5, "Rounds; the median counts.")
 @output.json_option
 def govern(payouts: int, rounds: int, as_json: bool) -> None:
     """Measure the decision alone, in this process: what Python does before anything is written.
@@ -238,8 +245,8 @@ def _axis(name: str, most: int, what: str) -> Callable[[Callable[..., None]], Ca
 @_axis("workers", WORKERS_MAX, "Worker processes")
 @_axis("partitions", SCALE_PARTITIONS_MAX, "Partitions of the log")
 @_axis("agents", AGENTS_MAX, "Agents, each with its own policy")
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=2_500, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
+@_number("payouts", PAYOUTS_MIN, PAYOUTS_MAX, 2_500, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 3, "Rounds; the median counts.")
 @output.json_option
 def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> None:
     """Measure what a payout costs as the log, the workers, the partitions or the agents grow.

@@ -33,8 +33,12 @@ def _known(ctx: click.Context, param: click.Parameter, views: tuple[str, ...]) -
     return tuple(click.Choice(view_names()).convert(view, param, ctx) for view in views)
 
 
+def _beginning_with(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[str]:
+    return [view for view in view_names() if view.startswith(typed)]
+
+
 @click.command()
-@click.argument("views", nargs=-1, metavar="[VIEW]...", callback=_known)
+@click.argument("views", nargs=-1, metavar="[VIEW]...", callback=_known, shell_complete=_beginning_with)
 @click.option(
     "--as-of",
     "as_of",
