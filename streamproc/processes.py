@@ -30,7 +30,6 @@ _FATAL, _END_BYTES = re.compile(r"\b(FATAL|PANIC):"), 2_048  # of a log's end: w
 _TO_CLIENTS = re.compile(
     r"FATAL:  (the database system is|terminating connection|sorry, too many clients|password) "
 )
-KILL_WAIT_S = 5.0  # SIGKILL cannot be refused; longer means a process stuck in the kernel
 
 # Loaded before any fork: between fork and exec nothing may be imported.
 _libc = ctypes.CDLL(None, use_errno=True)

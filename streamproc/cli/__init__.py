@@ -76,7 +76,7 @@ for command in (
     *(up, serve, worker, poller, projector, mcp, sandbox, migrate, doctor),
     *(pay, policy, token, freeze, unfreeze, hold, explain, audit),
     *(replay, recover, reconcile, log, groups, dead, top),
-    LazyGroup("bench", "streamproc.bench.cli:bench", "Measure the engine."),
+    LazyGroup("bench", "streamproc.cli.bench:bench", "Measure the engine."),
 ):
     cli.add_command(command)
 require_utf8(cli)

@@ -45,7 +45,7 @@ def explain(payout: str, as_of: str | None, as_json: bool) -> None:
                 return await told.explain_as_of(site, dsn, payout, as_of)
             return await told.explain(site, payout)
 
-    story = output.run(body())
+    story = output.run_or_undo(body())
     if as_json:
         output.say_json(told.as_json(story))
     else:

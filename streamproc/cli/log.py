@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from streamproc.operate.trim import LogBeginning
 
 TAIL_MAX = 10_000
+"""Entries shown at once."""
 
 _partition = click.option(
     "--partition", type=click.IntRange(0), default=None, help="One partition; all by default."

@@ -36,13 +36,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_or_undo(work: Coroutine[Any, Any, T]) -> T:
-    """As `run`; SIGTERM, and SIGHUP where it is heard, end it as Ctrl-C does, so that no file is left half written.
-    The same signal once more ends it even within a write to a disk that hangs."""
+    """As `run`; SIGTERM, and SIGHUP where it is heard, end it as Ctrl-C does, so that nothing is left half done.
+    The same signal once more ends it even within a write to a disk that hangs. Elsewhere than in the main thread
+    nothing is changed, as asyncio does with Ctrl-C."""
     import asyncio
+    import threading
 
     from streamproc.processes import stop_numbers
 
     before: dict[int, Any] = {}
+    numbers = stop_numbers() if threading.current_thread() is threading.main_thread() else ()
 
     async def stoppable() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -52,7 +55,7 @@ def run_or_undo(work: Coroutine[Any, Any, T]) -> T:
             signal.signal(number, signal.default_int_handler)
             loop.call_soon_threadsafe(task.cancel)
 
-        for number in {*stop_numbers()} - {signal.SIGINT}:  # of which `run` has its own
+        for number in {*numbers} - {signal.SIGINT}:  # of which `run` has its own
             # The loop's own would wait for the loop, which waits for the disk.
             before[number] = signal.signal(number, end)
         return await work

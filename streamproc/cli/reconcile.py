@@ -1,6 +1,6 @@
 """`streamproc reconcile`: compares the bank, the log and the budgets."""
 
-import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -8,18 +8,19 @@ import click
 from streamproc.cli import output
 from streamproc.cli.context import operator_settings
 from streamproc.cli.progress import ProgressDisplay
-from streamproc.errors import InputError, JobFailed
+from streamproc.errors import JobFailed
 
 if TYPE_CHECKING:
     from streamproc.operate.reconcile import Reconciled
 
-_PERIOD = re.compile(r"([0-9]{1,9})([smhd])")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
 
 @click.command()
 @click.option(
-    "--since", default="7d", show_default=True, metavar="TIME", help="How far back, such as 90m, 24h or 7d."
+    "--since",
+    default="7d",
+    show_default=True,
+    metavar="WHEN",
+    help="Compare what the bank made since then: a time before now (24h, 7d) or ISO 8601.",
 )
 @output.json_option
 def reconcile(since: str, as_json: bool) -> None:
@@ -36,17 +37,17 @@ def reconcile(since: str, as_json: bool) -> None:
       streamproc reconcile --since 24h
       streamproc reconcile --json | jq .mismatches
     """
-    found = _PERIOD.fullmatch(since)
-    if found is None:
-        raise InputError(f"--since {since}: write a number and s, m, h or d, such as 24h")
-    settings = operator_settings()
+    from streamproc.operate.moments import moment
     from streamproc.operate.reconcile import reconcile as job
 
+    now = datetime.now(UTC)
+    since_s = round((now - moment("--since", since, now)).total_seconds())
+    settings = operator_settings()
     with ProgressDisplay("reconcile", "payouts") as display:
         done = output.run(
             job(
                 settings,
-                since_s=int(found[1]) * _UNIT_S[found[2]],
+                since_s=since_s,
                 on_seen=lambda n: display.show("comparing", n),
             )
         )

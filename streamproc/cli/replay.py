@@ -33,8 +33,12 @@ def _known(ctx: click.Context, param: click.Parameter, views: tuple[str, ...]) -
     return tuple(click.Choice(view_names()).convert(view, param, ctx) for view in views)
 
 
+def _beginning_with(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[str]:
+    return [view for view in view_names() if view.startswith(typed)]
+
+
 @click.command()
-@click.argument("views", nargs=-1, metavar="[VIEW]...", callback=_known)
+@click.argument("views", nargs=-1, metavar="[VIEW]...", callback=_known, shell_complete=_beginning_with)
 @click.option(
     "--as-of",
     "as_of",
@@ -193,4 +197,4 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
         if not as_json:
             output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
 
-    output.run(body())
+    output.run_or_undo(body())

@@ -97,7 +97,7 @@ def create(
     made: Made | None = None
     try:
         with nullcontext(_stdout()) if out is None else _new_file(out) as place:
-            made = output.run(body())
+            made = output.run_or_undo(body())
             until = iso(made.event.expires_at)
             if as_json and out is None:
                 output.say_json({"name": name, "token": made.secret, "expires_at": until})

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from streamproc.operate.top import Frame
 
 INTERVAL_S = 2.0
-PIPE_COLUMNS = 80
-"""Width without a terminal."""
 
 
 @click.command()

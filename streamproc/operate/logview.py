@@ -19,8 +19,6 @@ from streamproc.log.stream import Entry, LogView
 from streamproc.operate.site import Site
 from streamproc.operate.trim import LogBeginning, beginning_of
 
-TAIL_MAX = 10_000
-"""Entries shown at once."""
 WRITER_CHARS = 12
 """Width of the column that says who wrote an entry: `notification` is the longest of our writers' names."""
 FOLLOW_AT_ONCE = 500

@@ -66,7 +66,10 @@ async def _sent_away(
         if is_wanted():
             from streamproc.telemetry.otlp_traces import tracing  # heavy, and seldom wanted
 
-            tracer = await spans.enter_async_context(tracing(role))
+            try:
+                tracer = await spans.enter_async_context(tracing(role))
+            except ValueError as problem:  # the SDK's own, such as a queue that is smaller than its batches
+                log.error("no traces are sent, since an OTEL_* variable is wrong: %s", problem)
         if is_pushed():
             await numbers.enter_async_context(_pushed(settings, role, name, meters))
         yield tracer

@@ -80,7 +80,7 @@ class Meters:
             "stage_seconds", "A stage over one batch", FAST_S, "group", "stage"
         )
         self.commit_seconds = self._histogram("commit_seconds", "One batch's commit", FAST_S, "group")
-        self.batch_entries = self._histogram("batch_entries", "Entries in one pass", BATCH, "group")
+        self.batch_entries = self._histogram("batch_entries", "Entries in one commit", BATCH, "group")
         self.entries = self._counter("entries", "Entries handled, by what became of them", "group", "outcome")
         self.taken_up = self._counter(
             "taken_up_entries",

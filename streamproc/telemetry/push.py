@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 from streamproc.telemetry.exposure import Page
+from streamproc.telemetry.spans import is_otlp
 
 INTERVAL_MS = 60_000.0
 """OpenTelemetry's own default of OTEL_METRIC_EXPORT_INTERVAL."""
@@ -30,9 +31,7 @@ Send = Callable[[Page], None]
 
 def is_pushed() -> bool:
     """Whether the environment asks for metrics by OTLP; by default they are only scraped."""
-    off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    exporters = os.environ.get("OTEL_METRICS_EXPORTER", "").lower().split(",")
-    return not off and "otlp" in {one.strip() for one in exporters}
+    return is_otlp("OTEL_METRICS_EXPORTER", "none")
 
 
 def interval_s() -> float:

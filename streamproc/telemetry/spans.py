@@ -53,7 +53,13 @@ def new_place(trace: int = 0) -> Place:
 
 def is_wanted() -> bool:
     """Whether the environment names a receiver of traces, and does not switch them off or sample none."""
+    is_never = os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() in NEVER
+    is_sent = is_otlp("OTEL_TRACES_EXPORTER", "otlp") and not is_never
+    return is_sent and any(os.environ.get(name, "").strip() for name in ENDPOINTS)
+
+
+def is_otlp(variable: str, default: str) -> bool:
+    """Whether OTLP is one of the exporters that a variable lists (empty: the default), and the SDK is not disabled."""
     off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower()
-    off = off or os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower() in NEVER
-    return not off and exporter == "otlp" and any(os.environ.get(name, "").strip() for name in ENDPOINTS)
+    exporters = os.environ.get(variable, "").strip() or default
+    return not off and "otlp" in {one.strip() for one in exporters.lower().split(",")}

@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from streamproc.bench import job, whole_path
-from streamproc.bench.cli import bench
 from streamproc.bench.driver import Paced
 from streamproc.bench.driving import driven
 from streamproc.bench.report_path import whole_document, whole_headline, whole_table
@@ -16,6 +15,7 @@ from streamproc.bench.site import Site, site
 from streamproc.bench.webhooks import SIGNED_WITH, Webhooks, body, request
 from streamproc.bench.whole_path import Measured, Run
 from streamproc.cli import run
+from streamproc.cli.bench import bench
 from streamproc.errors import JobFailed
 from streamproc.ingress.razorpay_webhook import verify
 from streamproc.ingress.translate import translate

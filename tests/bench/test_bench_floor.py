@@ -18,13 +18,13 @@ from redis.exceptions import ResponseError
 
 from streamproc import processes
 from streamproc.bench import engine, job
-from streamproc.bench.cli import bench
 from streamproc.bench.contest import Arena, Measured, Run, measure
 from streamproc.bench.left import Left, compare
 from streamproc.bench.report import document, headline, table
 from streamproc.bench.sides import ENGINE, RIVAL, RIVAL_USUAL, RIVAL_WHOLE, SIDES, WHOLE, asked_for
 from streamproc.bench.whole import Clerk, script
 from streamproc.cli import run
+from streamproc.cli.bench import bench
 from streamproc.domain.budget import calendar_names, windows_of
 from streamproc.domain.events import BudgetReserved, PayoutDecided
 from streamproc.domain.policy import ScopeState, build_book, parse_policy_file, plan_changes

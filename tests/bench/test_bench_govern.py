@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from streamproc.bench import job
-from streamproc.bench.cli import bench
 from streamproc.bench.pure import PARTS
 from streamproc.cli import run
+from streamproc.cli.bench import bench
 
 
 def test_each_piece_is_measured_and_decides_as_it_must(monkeypatch: pytest.MonkeyPatch) -> None:

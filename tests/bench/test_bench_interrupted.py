@@ -1,4 +1,4 @@
-"""Whoever stops a benchmark by Ctrl-C, or kills it, has no server, worker or file of it left."""
+"""Whoever stops a benchmark by Ctrl-C, by closing its terminal or by a kill has no server, worker or file left."""
 
 import os
 import signal
@@ -32,13 +32,17 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def listen_to_ctrl_c() -> None:
-    """A shell has what it starts in the background ignore Ctrl-C, and all that comes of it: the tests too, maybe."""
+def listen() -> None:
+    """A shell has what it starts in the background ignore Ctrl-C, and all that comes of it: the tests too, maybe. And
+    `nohup` has SIGHUP ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.embedded
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda n: n.name
+)
 def test_nothing_of_a_benchmark_that_was_stopped_is_left(number: signal.Signals, tmp_path: Path) -> None:
     bench = subprocess.Popen(
         [sys.executable, "-m", "streamproc", "bench", "latency", "--rate", "50", "--seconds", "600"],
@@ -46,7 +50,7 @@ def test_nothing_of_a_benchmark_that_was_stopped_is_left(number: signal.Signals,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=listen_to_ctrl_c,
+        preexec_fn=listen,
     )
     try:
         started, until = set[int](), time.monotonic() + DEADLINE_S

@@ -7,11 +7,11 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from streamproc.bench.cli import _show, bench
 from streamproc.bench.latency import Measured, Run, Spread, spread
 from streamproc.bench.report_path import latency_document, latency_headline, latency_table
 from streamproc.bench.ticker import ticking
 from streamproc.cli import run
+from streamproc.cli.bench import _show, bench
 
 
 @pytest.mark.embedded

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 from click.testing import CliRunner
 
-from streamproc.bench.cli import bench
 from streamproc.bench.history import entries
 from streamproc.bench.replaying import Measured, Part, Round, measure
 from streamproc.bench.report import replay_document, replay_headline, replay_table
+from streamproc.cli.bench import bench
 from streamproc.domain.wire import decode_events, type_of
 from tests.projections.histories import key
 

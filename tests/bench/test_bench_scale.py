@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from streamproc.bench import cost, filling, scale
-from streamproc.bench.cli import bench
 from streamproc.bench.report_scale import scale_document, scale_headline, scale_table
 from streamproc.bench.scale import Measured, Run, accounts, plain
 from streamproc.bench.site import site
 from streamproc.cli import run
+from streamproc.cli.bench import bench
 from streamproc.domain.wire import decode_events
 from streamproc.errors import InputError
 from streamproc.log.names import Names, partition_of

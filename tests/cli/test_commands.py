@@ -24,13 +24,21 @@ HEAVY = ("redis", "asyncpg", "httpx", "razorpay", "uvicorn", "sqlalchemy", "rich
 POLICIES = "policies: {bot: {daily_limit: 1_000}}"
 
 
-def commands(group: click.Group = cli.cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every command that this package has itself."""
-    for name, command in group.commands.items():
+def found(
+    group: click.Group = cli.cli, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command, by its words."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
+            yield from found(command, (*path, name))
         else:
-            yield (*path, name)
+            yield (*path, name), command
+
+
+COMMANDS = dict(found())
 
 
 @pytest.fixture
@@ -48,7 +56,7 @@ def system(redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s
     return redis_url
 
 
-@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_help_of_each_command_says_what_it_does_with_an_example(
     path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ):
@@ -56,6 +64,39 @@ def test_help_of_each_command_says_what_it_does_with_an_example(
     text = capsys.readouterr().out
     assert "Example:" in text
     assert f"streamproc {' '.join(path)}" in text.partition("Example:")[2]
+
+
+def test_help_says_of_every_option_what_it_is():
+    options = [
+        (" ".join(path), param.opts[0], param.help)
+        for path, command in COMMANDS.items()
+        for param in command.params
+        if isinstance(param, click.Option)
+    ]
+    assert len(options) > 100
+    assert [option for option in options if not option[2]] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "completed"),
+    [
+        ("streamproc bench fl", 2, ["floor"]),
+        ("streamproc dead re", 2, ["redrive"]),
+        ("streamproc replay p", 2, ["payouts", "policies"]),
+        ("streamproc freeze a", 2, ["agent", "account"]),
+    ],
+)
+def test_a_shell_completes_commands_and_what_they_take(words: str, number: int, completed: list[str]):
+    asks = {"_STREAMPROC_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(number)}
+    done = subprocess.run(
+        [sys.executable, "-m", "streamproc"],
+        env={**os.environ, **asks},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == [f"plain,{word}" for word in completed]
 
 
 def test_help_loads_no_heavy_module():

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from streamproc.cli import run
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
 
+DEADLINE_S = 60.0
 CREATE = ("token", "create", "asha-laptop", "--scope", "approver", "--reviewer", "asha")
 
 
@@ -71,6 +74,32 @@ def test_a_file_that_cannot_be_made_is_refused_before_a_token_is(
 def test_a_token_that_is_not_made_leaves_no_file(system: str, tmp_path: Path) -> None:
     assert run([*CREATE[:-1], "no name", "--out", str(tmp_path / "token")]) == 2
     assert not (tmp_path / "token").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda how: how.name)
+def test_who_stops_it_while_redis_hangs_finds_no_file(tmp_path: Path, how: signal.Signals) -> None:
+    """The next try would refuse to overwrite it."""
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        url = f"redis://127.0.0.1:{hangs.getsockname()[1]}/0"
+        with subprocess.Popen(
+            [sys.executable, "-m", "streamproc", *CREATE, "--out", str(tmp_path / "token")],
+            env={**os.environ, "STREAMPROC_REDIS_URL": url, "STREAMPROC_DATA_DIR": str(tmp_path / "data")},
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=listen,
+        ) as create:
+            hangs.settimeout(DEADLINE_S)
+            hangs.accept()
+            assert (tmp_path / "token").exists()
+            create.send_signal(how)
+            _, said = create.communicate(timeout=DEADLINE_S)
+    assert (create.returncode, said) == (1, "streamproc: stopped by the user\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_secret_that_could_not_be_written_names_the_token_to_revoke(

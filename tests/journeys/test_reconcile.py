@@ -3,6 +3,8 @@
 There is no poller here and webhooks are dropped at will, so that there is something to find.
 """
 
+import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -203,8 +205,10 @@ async def test_a_list_that_cannot_be_read_is_a_failure_and_not_agreement(system:
 
 async def test_the_command_says_what_it_found_and_exits_1(system: System) -> None:
     code, _, err = await system.cli("reconcile", "--since", "week")
-    assert (code, "write a number and s, m, h or d" in err) == (2, True)
+    assert (code, "--since 'week' is no time: ISO 8601, or a time ago such as" in err) == (2, True)
     code, _, err = await system.cli("reconcile", "--since", "10000d")
+    assert (code, "it is 60 s to 90 days" in err) == (2, True)
+    code, _, err = await system.cli("reconcile", "--since", "2099-01-01")
     assert (code, "it is 60 s to 90 days" in err) == (2, True)
     await the_ghost_is_here(system)
     await all_webhooks_are_in(system)
@@ -212,6 +216,10 @@ async def test_the_command_says_what_it_found_and_exits_1(system: System) -> Non
     assert code == 1
     assert "unknown_at_bank" in out
     assert "1 mismatches" in err
+    began = datetime.now(UTC) - timedelta(hours=1)
+    code, out, _ = await system.cli("reconcile", "--since", began.isoformat(), "--json")
+    assert code == 1
+    assert json.loads(out)["since"] == pytest.approx(began.timestamp(), abs=60)
 
 
 async def all_webhooks_are_in(system: System) -> None:

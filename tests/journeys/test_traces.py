@@ -277,6 +277,20 @@ async def test_what_was_rejected_is_kept_where_nothing_is_sampled_and_what_was_p
         assert receiver.trace(trace_id(paid["id"])) == {}
 
 
+@pytest.mark.parametrize(
+    ("exporters", "wanted"),
+    [("otlp", True), ("console, OTLP", True), ("", True), ("none", False), ("zipkin", False)],
+)
+def test_traces_are_sent_where_otlp_is_one_of_the_exporters_and_by_default(
+    exporters: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamproc.telemetry.spans import is_wanted
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporters)
+    assert is_wanted() is wanted
+
+
 @pytest.mark.parametrize("setting", [{"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_SAMPLER": "always_off"}])
 def test_nobody_traces_where_it_is_switched_off(
     setting: dict[str, str], monkeypatch: pytest.MonkeyPatch

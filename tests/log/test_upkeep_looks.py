@@ -1,7 +1,9 @@
 """What a consumer looks for beside its batches, and when: by a Redis that answers what the test says."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from streamproc.log import claims, scripts, upkeep
 from streamproc.log.claims import TakenUp
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
-from streamproc.log.upkeep import FEW, LOOK_S, SUSPECT_DELIVERIES, Found, Upkeep, _apart
+from streamproc.log.upkeep import FEW, LOOK_S, SUSPECT_DELIVERIES, Found, Upkeep
 from streamproc.log.work import Group
 
 NAMES = Names(0)
@@ -37,17 +39,24 @@ class Server:
         self.retries: list[Raw] = [RETRY]
         self.deliveries: int | None = 1
         """Of each claimed entry; None: it is put off, and nobody takes it up before its time."""
+        self.deliveries_of: dict[bytes, int] = {}
+        """Of those that were delivered otherwise."""
+        self.entries_max = 0
+        """Entries that are taken over at once of those that are gone."""
         self.consumers: list[dict[str, Any]] = []
         self.removed: list[str] = []
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
+        monkeypatch.setattr(upkeep, "DeadConsumers", self._dead_consumers)
         monkeypatch.setattr(claims, "take_up", self._take_up)
         monkeypatch.setattr(scripts, "due_retries", self._due_retries)
         monkeypatch.setattr(scripts, "leave", self._leave)
 
-    def upkeep(self) -> Upkeep:
-        one = Upkeep(NAMES, Group(name="g", stages=()), "me", CLAIM_IDLE_S)
-        one._dead_consumers.take = self._gone  # type: ignore[method-assign]
-        return one
+    def upkeep(self, works_max: int = 256) -> Upkeep:
+        return Upkeep(NAMES, Group(name="g", stages=(), works_max=works_max), "me", CLAIM_IDLE_S)
+
+    def _dead_consumers(self, *_: object, entries_max: int, **__: object) -> SimpleNamespace:
+        self.entries_max = entries_max
+        return SimpleNamespace(take=self._gone)
 
     async def look(self, one: Upkeep, *, may_claim: bool = True) -> tuple[Found | None, list[str]]:
         """What a look found, and what was asked for it."""
@@ -80,8 +89,8 @@ class Server:
         assert most == SUSPECT_DELIVERIES
         if self.deliveries is None:
             return []
-        is_suspect = self.deliveries >= most
-        return [TakenUp(self.deliveries, entry, None if is_suspect else raw(entry)) for entry in args[4]]
+        counted = [(self.deliveries_of.get(entry, self.deliveries), entry) for entry in args[4]]
+        return [TakenUp(n, entry, None if n >= most else raw(entry)) for n, entry in counted]
 
     async def _due_retries(self, *_: object, limit: int) -> list[Raw]:
         self.asked.append("retries")
@@ -97,7 +106,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 async def test_each_kind_of_look_has_its_interval_give_or_take_a_fifth_so_that_workers_do_not_look_together(
     server: Server, monkeypatch: pytest.MonkeyPatch, pick: Callable[..., float], factor: float
 ) -> None:
-    monkeypatch.setattr(upkeep.random, "uniform", pick)
+    monkeypatch.setattr(random, "uniform", pick)
     one, began = server.upkeep(), server.now_s
     everything = ["gone", "claim", "consumers", "retries"]
     assert await server.look(one) == (Found([RETRY], []), everything)
@@ -185,17 +194,18 @@ async def test_what_was_in_hand_when_the_connection_was_lost_is_handled_together
     assert limits == [None]  # it is no delivery
 
 
-def test_who_takes_over_from_who_is_gone_takes_no_more_than_a_pass_can_handle() -> None:
+async def test_who_takes_over_from_who_is_gone_takes_no_more_than_a_pass_can_handle(server: Server) -> None:
     """What waits longer than the claim time is taken by others in turn: messages were sent to people twice."""
-    one = Upkeep(NAMES, Group(name="g", stages=(), works_max=7), "me", CLAIM_IDLE_S)
-    assert one._dead_consumers._entries_max == 7
+    server.upkeep(works_max=7)
+    assert server.entries_max == 7
 
 
-def test_suspects_are_handled_apart_the_least_suspicious_first_and_who_killed_again_alone() -> None:
-    few = [TakenUp(SUSPECT_DELIVERIES, b"few-%d" % n) for n in range(FEW + 1)]
-    taken: Sequence[TakenUp] = [
-        TakenUp(9, b"worst"), TakenUp(1, b"fine", raw(b"fine")), *few, TakenUp(SUSPECT_DELIVERIES + 1, b"again"),
-    ]  # fmt: skip
-    ids = [one.id for one in few]
-    assert _apart(taken) == [ids[:FEW], ids[FEW:], [b"again"], [b"worst"]]
-    assert _apart([]) == []
+async def test_suspects_are_handled_apart_the_least_suspicious_first_and_who_killed_again_alone(
+    server: Server,
+) -> None:
+    few = [b"few-%d" % n for n in range(FEW + 1)]
+    server.left = [[b"worst", b"fine", *few, b"again"]]
+    server.deliveries_of = dict.fromkeys(few, SUSPECT_DELIVERIES)
+    server.deliveries_of |= {b"again": SUSPECT_DELIVERIES + 1, b"worst": 9}
+    found, _ = await server.look(server.upkeep())
+    assert found == Found([raw(b"fine")], [few[:FEW], few[FEW:], [b"again"], [b"worst"]])

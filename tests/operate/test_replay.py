@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import io
 import os
 import random
@@ -462,6 +463,41 @@ async def test_as_of_ends_without_a_word_where_its_reader_had_enough(
     assert await asyncio.to_thread(cli, asked) == 0
     assert "Broken pipe" not in capsys.readouterr().err
     assert await fetch(dsn, "SELECT to_regnamespace('public_as_of')") == [(None,)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda how: how.name)
+async def test_as_of_that_is_stopped_leaves_nothing_behind(dsn: str, log: ListedLog, how: signal.Signals):
+    """It would be as large as the view."""
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+
+    there = "SELECT to_regnamespace('public_as_of')"
+    reads, writes = os.pipe()
+    fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)  # less than there is to print
+    asked = ("replay", "audit", "--as-of", str(len(log.entries)), "--json", "--jobs", "1")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "streamproc", *asked),
+        env={**os.environ, "STREAMPROC_POSTGRES_DSN": dsn},
+        stdout=writes,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=listen,
+    )
+    os.close(writes)
+    try:
+        assert await asyncio.to_thread(os.read, reads, 1) == b"{"
+        assert await fetch(dsn, there) != [(None,)]
+        process.send_signal(how)
+        while await asyncio.to_thread(os.read, reads, 1 << 16):
+            pass
+        _, said = await process.communicate()
+    finally:
+        os.close(reads)
+        with suppress(ProcessLookupError):
+            process.kill()
+    assert (process.returncode, said.decode()) == (1, "streamproc: stopped by the user\n")
+    assert await fetch(dsn, there) == [(None,)]
 
 
 async def test_as_of_prints_the_rows_of_a_view(

@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "ops" / "prometheus"
 DASHBOARDS = sorted((ROOT / "ops" / "grafana" / "dashboards").glob("*.json"))
-OTHERS = {"process_resident_memory_bytes", "up"}
+OTHERS = {"process_resident_memory_bytes", "process_start_time_seconds", "up"}
 NOT_TOLD = "is in no table of docs/telemetry.md"
 PROMTOOL = shutil.which("promtool")
 NAME = re.compile(r"\bup\b|\b(?:streamproc|process)_[a-z_]+|\b[a-z_]+:[a-z_]+:[a-z0-9_]+")
@@ -46,6 +46,11 @@ def test_every_rule_asks_for_what_is_exported_or_recorded() -> None:
         assert asked(rule["expr"]), rule
         unknown = asked(rule["expr"]) - known
         assert not unknown, f"{rule.get('alert') or rule['record']}: {unknown} {NOT_TOLD}"
+
+
+def test_nothing_is_recorded_that_no_alert_asks_for() -> None:
+    recorded = {rule["record"] for rule in rules("rules.yml")}
+    assert recorded <= {name for rule in rules("alerts.yml") for name in asked(rule["expr"])}
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
@@ -85,6 +90,25 @@ def test_a_query_of_a_dashboard_tells_machines_apart_and_asks_for_our_processes_
         if "governance" in title:
             assert 'group="governance"' in expression, title
     assert of_processes == 3
+
+
+def test_a_single_number_is_that_of_this_moment_and_not_the_last_before_a_store_went_away() -> None:
+    panels = [panel for path in DASHBOARDS for panel in json.loads(path.read_text())["panels"]]
+    single = [target for panel in panels if panel["type"] == "stat" for target in panel["targets"]]
+    assert len(single) == 5
+    assert all(target["instant"] and not target["range"] for target in single)
+
+
+def test_amounts_are_shown_in_rupees_which_is_what_people_read() -> None:
+    amounts = 0
+    for path in DASHBOARDS:
+        for panel in json.loads(path.read_text())["panels"]:
+            for expression in (target.get("expr", "") for target in panel["targets"]):
+                in_paise, unit = "_paise" in expression, panel.get("fieldConfig", {})["defaults"].get("unit")
+                assert (unit == "currencyINR") is in_paise, panel["title"]
+                assert expression.endswith(" / 100") is in_paise, panel["title"]
+                amounts += in_paise
+    assert amounts == 3
 
 
 def test_the_journey_is_a_trace_that_is_named_by_the_id_that_explain_shows() -> None:

@@ -166,6 +166,15 @@ def test_roles_share_the_directory_by_which_one_page_shows_them_all(tmp_path: Pa
     assert "USER streamproc" in dockerfile
 
 
+def test_nothing_of_ours_may_do_more_than_an_ordinary_user() -> None:
+    ours = [found for found in SERVICES.values() if found["image"] == "streamproc"]
+    assert len(ours) == len(ROLES) + 2
+    for found in ours:
+        assert found["cap_drop"] == ["ALL"]
+        assert found["security_opt"] == ["no-new-privileges:true"]
+        assert not {"user", "privileged", "cap_add", "network_mode", "pid"} & set(found)
+
+
 def test_a_role_is_given_longer_to_end_than_it_takes(tmp_path: Path) -> None:
     for service in ROLES:
         seconds = float(SERVICES[service]["stop_grace_period"].removesuffix("s"))

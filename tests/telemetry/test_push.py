@@ -102,3 +102,14 @@ async def test_last_spans_and_last_metrics_are_sent_at_the_same_time(
 
     async with listening(told_to, *collector(wait_for_the_other)):
         await role_that_ends(tmp_path)
+
+
+async def test_a_wrong_variable_of_the_sdk_takes_the_traces_away_and_not_the_role(
+    told_to: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "256")  # batches have 512
+    monkeypatch.delenv("OTEL_METRICS_EXPORTER")
+    async with measured(Settings(data_dir=tmp_path), "worker") as meters:
+        assert watch.meters() is meters
+        assert watch.tracer() is None
+    assert "no traces are sent, since an OTEL_* variable is wrong: max_export_batch_size" in caplog.text

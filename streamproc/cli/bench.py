@@ -1,6 +1,5 @@
 """`streamproc bench ...`: measure on servers that it starts, print a table or JSON."""
 
-import json
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
@@ -9,8 +8,10 @@ from typing import Any, TypeVar
 import click
 
 from streamproc.bench.job import CONSUMERS, CONSUMERS_MAX, PAYEES, PAYEES_MAX, PAYOUTS_MAX
+from streamproc.cli import output
 from streamproc.errors import InputError
 
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 PAYOUTS_MIN = 1_000
@@ -22,10 +23,14 @@ SECONDS_MAX = 600
 ENTRIES_MAX, SCALE_PARTITIONS_MAX, AGENTS_MAX = 10_000_000, 16, 100_000
 WORKERS_MAX = 8
 """Worker processes, and consumers in each. More than there are cores only wait for each other."""
-PIPE_COLUMNS = 200
-"""Width of a table that goes to a file or a pipe: more than any of them needs."""
 REPLAYED_MAX = 2_000_000
 """Payouts in the history that is replayed: 20 million events, about 8 GB of log in Valkey."""
+
+
+def _number(name: str, least: int, most: int, default: int, text: str) -> Callable[[F], F]:
+    return click.option(
+        f"--{name}", type=click.IntRange(least, most), default=default, show_default=True, help=text
+    )
 
 
 @click.group()
@@ -38,8 +43,8 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=20_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=5, show_default=True)
+@_number("payouts", PAYOUTS_MIN, PAYOUTS_MAX, 20_000, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 5, "Rounds; the median counts.")
 @click.option(
     "--audit/--no-audit", default=False, show_default=True, help="Also write the audit to Postgres."
 )
@@ -72,7 +77,7 @@ def bench() -> None:
     is_flag=True,
     help="Also measure FastStream as its documentation shows it, which is slow; needs the extra `bench`.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@output.json_option
 def floor(
     payouts: int,
     rounds: int,
@@ -116,9 +121,9 @@ def floor(
 
 
 @bench.command()
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, REPLAYED_MAX), default=20_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@_number("payouts", PAYOUTS_MIN, REPLAYED_MAX, 20_000, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 3, "Rounds; the median counts.")
+@output.json_option
 def replay(payouts: int, rounds: int, as_json: bool) -> None:
     """Measure the loading of the archive and the rebuilding of all views.
 
@@ -146,11 +151,11 @@ def replay(payouts: int, rounds: int, as_json: bool) -> None:
     show_default=True,
     help="Payouts per second; may be given several times.",
 )
-@click.option("--seconds", type=click.IntRange(1, SECONDS_MAX), default=20, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=1, show_default=True)
-@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
-@click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@_number("seconds", 1, SECONDS_MAX, 20, "Length of a run.")
+@_number("rounds", 1, ROUNDS_MAX, 1, "Rounds; the median counts.")
+@_number("workers", 1, WORKERS_MAX, 1, "Worker processes.")
+@_number("concurrency", 1, WORKERS_MAX, 1, "Consumers in each worker.")
+@output.json_option
 def latency(
     rates: tuple[int, ...], seconds: int, rounds: int, workers: int, concurrency: int, as_json: bool
 ) -> None:
@@ -182,14 +187,14 @@ def latency(
 
 
 @bench.command()
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=20_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
-@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=1, show_default=True)
-@click.option("--concurrency", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True)
+@_number("payouts", PAYOUTS_MIN, PAYOUTS_MAX, 20_000, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 3, "Rounds; the median counts.")
+@_number("workers", 1, WORKERS_MAX, 1, "Worker processes.")
+@_number("concurrency", 1, WORKERS_MAX, 2, "Consumers in each worker.")
 @click.option(
     "--serve", is_flag=True, help="Send payouts as signed webhooks over HTTP to a real `streamproc serve`."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@output.json_option
 def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, as_json: bool) -> None:
     """Measure the whole path at full load: payouts are appended, decided, archived, chained and shown in the views.
 
@@ -212,9 +217,9 @@ def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, 
 
 
 @bench.command()
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=10_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=5, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@_number("payouts", PAYOUTS_MIN, PAYOUTS_MAX, 10_000, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 5, "Rounds; the median counts.")
+@output.json_option
 def govern(payouts: int, rounds: int, as_json: bool) -> None:
     """Measure the decision alone, in this process: what Python does before anything is written.
 
@@ -240,9 +245,9 @@ def _axis(name: str, most: int, what: str) -> Callable[[Callable[..., None]], Ca
 @_axis("workers", WORKERS_MAX, "Worker processes")
 @_axis("partitions", SCALE_PARTITIONS_MAX, "Partitions of the log")
 @_axis("agents", AGENTS_MAX, "Agents, each with its own policy")
-@click.option("--payouts", type=click.IntRange(PAYOUTS_MIN, PAYOUTS_MAX), default=2_500, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@_number("payouts", PAYOUTS_MIN, PAYOUTS_MAX, 2_500, "Payouts of a round.")
+@_number("rounds", 1, ROUNDS_MAX, 3, "Rounds; the median counts.")
+@output.json_option
 def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> None:
     """Measure what a payout costs as the log, the workers, the partitions or the agents grow.
 
@@ -263,25 +268,13 @@ def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> 
 
 
 def _run(measure: Callable[[Callable[[str], None]], Coroutine[Any, Any, T]]) -> T:
-    """Run a measurement, showing progress on a terminal. SIGTERM ends it as Ctrl-C does, so that no file is left."""
-    import asyncio
-    from signal import SIGTERM
-
+    """Run a measurement, showing progress on a terminal. If it is stopped, no file is left."""
     from rich.console import Console
-
-    async def stoppable(announce: Callable[[str], None]) -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(SIGTERM, task.cancel)
-        return await measure(announce)
 
     console = Console(stderr=True)
     with console.status("starting servers") if sys.stderr.isatty() else nullcontext() as status:
-        try:
-            # asyncio's own loop, since uvloop cannot start a child as another user, as Postgres under root needs.
-            return asyncio.run(stoppable(status.update if status is not None else lambda _: None))
-        except asyncio.CancelledError as problem:
-            raise click.Abort from problem
+        # On asyncio's own loop, since uvloop cannot start a child as another user, as Postgres under root needs.
+        return output.run_or_undo(measure(status.update if status is not None else lambda _: None))
 
 
 def _show(
@@ -291,13 +284,12 @@ def _show(
     headline: Callable[[dict[str, Any]], list[str]],
 ) -> None:
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False, indent=2))
+        output.say_json(result)
     else:
         _print(*table(result), headline(result))
 
 
 def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequence[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     printed = Table(box=None, pad_edge=False, header_style="bold")
@@ -307,9 +299,6 @@ def _print(columns: Sequence[str], rows: Sequence[Sequence[object]], lines: Sequ
         printed.add_column(column, justify="right", overflow="fold")  # a figure is never cut off
     for row in rows:
         printed.add_row(*("-" if cell is None else str(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
-    with console.capture() as drawn:  # click writes it, since rich ends the program with 1 at `| head`
-        console.print(printed)
-    click.echo(drawn.get(), nl=False)
+    output.say_drawn(printed)
     for line in lines:
         click.echo(line)
