@@ -21,6 +21,9 @@ from streamproc.ingress.refusals import ThrottledWarning
 
 LOOK_S_MAX = 10.0
 """For all look-ups of one request."""
+READS_A_CHANGE = 10
+"""Reads that a token has for each request that may change something: each entry in the log is looked at again and again
+until it is decided, and a look costs no room in the log."""
 _log = logging.getLogger(__name__)
 
 
@@ -35,8 +38,9 @@ class Tokens(Protocol):
         """The token with this hash, revoked and expired ones too."""
         ...
 
-    async def request_wait_us(self, token: str, *, per_min: int) -> int:
-        """Count a request against this token's rate: 0 if it may go on, else the µs until one may."""
+    async def request_wait_us(self, token: str, *, per_min: int, reads: bool) -> int:
+        """Count a request against this token's rate of reads or of changes: 0 if it may go on, else the µs until one
+        may."""
         ...
 
 
@@ -51,7 +55,8 @@ class Noted(Protocol):
 
 
 class Doorkeeper:
-    """Admits requests. `now_us` is Redis's clock; `per_min`: requests of a token in any minute, 0 for no limit."""
+    """Admits requests. `now_us` is Redis's clock; `per_min`: requests of a token in any minute that may change
+    something, 0 for no limit. It may read READS_A_CHANGE times as often, counted by itself."""
 
     def __init__(self, tokens: Tokens, now_us: Clock, refusals: Noted, *, per_min: int = 0) -> None:
         self._tokens = tokens
@@ -65,7 +70,7 @@ class Doorkeeper:
         assert operation.action is not None
         token = await self.good(request, operation)
         if self._per_min:
-            await self._within_rate(token)
+            await self._within_rate(token, reads=operation.method == "GET")
         if not token.may(operation.action):
             self.note(token, operation, request, f"scope {token.scope} does not allow it")
             raise Refusal(403, f"a token of scope {token.scope} may not do this")
@@ -100,13 +105,14 @@ class Doorkeeper:
             self._unknown.count()
         return token
 
-    async def _within_rate(self, token: Token) -> None:
+    async def _within_rate(self, token: Token, *, reads: bool) -> None:
+        per_min = self._per_min * READS_A_CHANGE if reads else self._per_min
         async with asyncio.timeout(LOOK_S_MAX):
-            wait_us = await self._tokens.request_wait_us(token.name, per_min=self._per_min)
+            wait_us = await self._tokens.request_wait_us(token.name, per_min=per_min, reads=reads)
         if wait_us:
-            wait_s = math.ceil(wait_us / 1_000_000)
+            wait_s, what = math.ceil(wait_us / 1_000_000), "read" if reads else "ask for something"
             raise Refusal(
-                429, f"token {token.name} may ask {self._per_min} times a minute; ask again in {wait_s} s",
+                429, f"token {token.name} may {what} {per_min} times a minute; ask again in {wait_s} s",
                 {"retry-after": str(wait_s)},
             )  # fmt: skip
 

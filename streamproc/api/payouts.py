@@ -77,7 +77,8 @@ def payout_operations(producer: Appender, gateway: Gateway) -> list[Operation]:
         Operation(
             method="GET", path="/v1/payouts/{payout}/events", name="listPayoutEvents",
             summary="A payout's events, in log order", action="read own", reads=(PAYOUT_ID,),
-            handle=payouts.events, says={200: Says("The first events, nearly always all; `notes` say if there are more", Story)},
+            handle=payouts.events,
+            says={200: Says("The first events, nearly always all; `notes` say if there are more", Story)},
         ),
     ]  # fmt: skip
 

@@ -108,9 +108,9 @@ class Names:
         """A mark that something was done that is done once within some time."""
         return f"{self.base}:once:{key}"
 
-    def asked(self, token: str) -> str:
-        """Times (µs) of a token's latest requests."""
-        return f"{self.base}:asked:{token}"
+    def asked(self, token: str, *, reads: bool = False) -> str:
+        """Times (µs) of a token's latest requests that may change something, or that only read."""
+        return f"{self.base}:{'read' if reads else 'asked'}:{token}"
 
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by any process."""

@@ -374,9 +374,9 @@ async def take_turn(client: Redis, key: str, *, between_us: int, burst: int, lon
     return int(await _take_turn(client, [key], [between_us, burst, longest_us]))
 
 
-async def take_request(client: Redis, names: Names, token: str, *, number: int, window_s: int) -> int:
-    """Take one request of a token's rate: 0, or the µs until there is one."""
-    return int(await _take_request(client, [names.asked(token)], [number, window_s * 1_000_000]))
+async def take_request(client: Redis, key: str, *, number: int, window_s: int) -> int:
+    """Take one request of the rate that `key` counts: 0, or the µs until there is one."""
+    return int(await _take_request(client, [key], [number, window_s * 1_000_000]))
 
 
 async def lease(

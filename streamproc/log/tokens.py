@@ -34,11 +34,10 @@ async def token_of(client: Redis, digest: str) -> Token | None:
     return None if found is None else _decode(found)
 
 
-async def take_request(client: Redis, token: str, *, per_min: int) -> int:
-    """Take one request of a token's rate, a sliding window: 0, or the µs until there is one."""
-    return await scripts.take_request(
-        client, Names(SHARED_PARTITION), token, number=per_min, window_s=RATE_WINDOW_S
-    )
+async def take_request(client: Redis, token: str, *, per_min: int, reads: bool) -> int:
+    """Take one request of a token's rate of reads or of changes, a sliding window: 0, or the µs until there is one."""
+    key = Names(SHARED_PARTITION).asked(token, reads=reads)
+    return await scripts.take_request(client, key, number=per_min, window_s=RATE_WINDOW_S)
 
 
 async def read_tokens(client: Redis) -> tuple[bytes, dict[str, Token]]:

@@ -65,10 +65,10 @@ class SiteGateway:
                 raise LogUnavailable(f"the log is gone; {WHEN_LOST}")
             return found
 
-    async def request_wait_us(self, token: str, *, per_min: int) -> int:
+    async def request_wait_us(self, token: str, *, per_min: int, reads: bool) -> int:
         """Take one request of this token's rate: 0, or the µs until there is one."""
         async with self.site() as site:
-            return await take_request(site.client, token, per_min=per_min)
+            return await take_request(site.client, token, per_min=per_min, reads=reads)
 
     async def record(self, payout: str) -> PayoutRecord | None:
         """A payout, even if it was only asked for and no worker has handled it yet.

@@ -37,7 +37,7 @@ class OneToken:
         good = digest == digest_of(SECRET)
         return Token(name="t", scope="approver", digest=digest, created_at=1) if good else None
 
-    async def request_wait_us(self, token: str, *, per_min: int) -> int:
+    async def request_wait_us(self, token: str, *, per_min: int, reads: bool) -> int:
         raise AssertionError("no rate is set")
 
 

@@ -16,8 +16,7 @@ from streamproc.log.names import META
 from streamproc.log.restore import mark_recovered, mark_recovering
 from streamproc.log.scripts import SEEN_TTL_S
 from streamproc.log.stream import BEGUN
-from streamproc.operate import gateway
-from streamproc.operate import tokens
+from streamproc.operate import gateway, tokens
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import BODY_BYTES_MAX, ORDER, PAYEE, Api, api, problem, serving
 from tests.bank import free_port

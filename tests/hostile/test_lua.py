@@ -198,7 +198,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await scripts.pass_own(client, NAMES, "g")
     await scripts.delivered_before(client, NAMES)
     await scripts.take_turn(client, "p:turn", between_us=1000, burst=2, longest_us=10**9)
-    await scripts.take_request(client, NAMES, "t", number=2, window_s=60)
+    await scripts.take_request(client, NAMES.asked("t"), number=2, window_s=60)
     await scripts.lease(client, NAMES, "job", "me", lasts_s=60)
     counting = Digests(url, gather_s=0.0)
     await counting.count(0, [Alert("LIMIT", "of bot", f"pout_{n}", 100) for n in range(3)])

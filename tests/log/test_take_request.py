@@ -21,7 +21,7 @@ async def client(redis_url: str):
 
 
 async def take(client: Redis, number: int = 3, token: str = "t") -> int:
-    return await scripts.take_request(client, NAMES, token, number=number, window_s=60)
+    return await scripts.take_request(client, NAMES.asked(token), number=number, window_s=60)
 
 
 async def times(client: Redis) -> list[int]:
