@@ -485,9 +485,14 @@ async def test_a_row_has_its_times_as_all_our_json_has_them_whatever_zone_postgr
 ):
     db = await asyncpg.connect(dsn, server_settings={"timezone": "Asia/Kolkata"})
     try:
-        for view, times in (("payouts", {"received_at", "updated_at"}), ("audit", {"at"}), ("policies", {"at"})):
+        for view, times in (
+            ("payouts", {"received_at", "updated_at"}),
+            ("audit", {"at"}),
+            ("policies", {"at"}),
+        ):
             rows = [row async for row in rows_of(db, view)]
-            assert rows and all(TIME.fullmatch(row[name]) for row in rows for name in times), rows[0]
+            assert rows
+            assert all(TIME.fullmatch(row[name]) for row in rows for name in times), rows[0]
     finally:
         await db.close()
 
@@ -497,7 +502,8 @@ async def test_a_row_that_differs_is_shown_with_times_as_all_our_json_has_them(d
     done = await replay(dsn, views=["payouts"], jobs=1, verify=True)
     first = done.views[0].differences[0]
     assert first.live == {"received_at": "2001-01-01T00:00:00.000000Z"}
-    assert first.rebuilt and TIME.fullmatch(str(first.rebuilt["received_at"]))
+    assert first.rebuilt
+    assert TIME.fullmatch(str(first.rebuilt["received_at"]))
 
 
 def test_a_name_of_no_view_is_answered_with_those_of_all(capsys: pytest.CaptureFixture[str]):
