@@ -160,7 +160,8 @@ async def _run(
 
 
 async def _refuse_if_lost(running: Settings) -> None:
-    """Refuse at once a log that lost entries of its archive, instead of starting roles that crash."""
+    """Refuse at once a log that lost entries of its archive, or has another partition count, instead of starting roles
+    that crash."""
     from streamproc.operate.condition import refuse_if_lost
 
     try:

@@ -21,6 +21,7 @@ from streamproc import processes
 from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, Crew, Role, kept
 from streamproc.embedded import Store
 from streamproc.errors import ConfigError
+from streamproc.log.names import META
 from streamproc.run_file import discover
 from streamproc.settings import load
 from tests.deadline import DEADLINE_S
@@ -506,6 +507,26 @@ async def test_a_store_that_is_killed_is_started_again_where_its_clients_look_fo
         up.process.terminate()
         assert await up.ended() == 0
     assert not any(alive(pid) for pid in up.pids())
+
+
+@pytest.mark.embedded
+async def test_another_partition_count_than_the_logs_is_refused_before_a_role_is_started(
+    public_dir: Path,
+) -> None:
+    here = public_dir / "partitions"
+    here.mkdir(mode=0o711)
+    async with made_up(here, REDIS_URL="") as up:
+        await up.start()
+        await up.ready()
+        found = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")}))
+        await _asked(found.redis_url, f"HSET {META} partitions 4")
+        up.process.terminate()
+        assert await up.ended() == 0
+        (here / "events").unlink()
+        await up.start()
+        assert await up.ended() == 2
+        assert "refused: STREAMPROC_PARTITIONS is 1, but this log was made with 4: set that" in up.text()
+        assert up.order("start") == ["sandbox", "migrate"]
 
 
 @pytest.mark.embedded
