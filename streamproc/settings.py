@@ -93,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 2
     sandbox_port: int = 8090
     body_limit: int = 262_144
-    api_rate: int = 600
+    api_rate: int = 6_000
     cors_origins: tuple[str, ...] = ()
     token: Secret = Secret()
     metrics_token: Secret = Secret()

@@ -206,6 +206,12 @@ def test_hosts_of_mcp_are_names_and_no_urls(text: str) -> None:
     assert problems(MCP_HOSTS=text)[0].startswith("STREAMPROC_MCP_HOSTS must be hosts")
 
 
+def test_a_client_that_looks_twenty_times_a_second_at_each_of_five_payouts_keeps_the_rate_of_its_token() -> (
+    None
+):
+    assert load({}).api_rate >= 20 * 5 * 60
+
+
 def test_webhook_secrets_are_a_list_for_rotation() -> None:
     assert given(RAZORPAY_WEBHOOK_SECRETS="new, old,").razorpay_webhook_secrets == (
         Secret("new"),
