@@ -11,7 +11,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -201,6 +201,13 @@ async def kept(crew: Crew, name: str, store: OpenStore) -> AsyncIterator[Store]:
     """
     first: asyncio.Future[Store] = asyncio.get_running_loop().create_future()
     keeping = asyncio.ensure_future(_keep_store(crew, name, store, first))
+
+    def on_end(ended: asyncio.Future[None]) -> None:
+        problem = None if ended.cancelled() else ended.exception()
+        if problem is not None and first.done():  # a defect: nobody would start it again
+            crew.give_up(f"{name} is kept running no more: {problem!r}")
+
+    keeping.add_done_callback(on_end)
     try:
         awaited: set[asyncio.Future[Any]] = {first, keeping}
         await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
@@ -209,8 +216,7 @@ async def kept(crew: Crew, name: str, store: OpenStore) -> AsyncIterator[Store]:
         yield first.result()
     finally:
         keeping.cancel()
-        with suppress(asyncio.CancelledError, StreamprocError):
-            await keeping
+        await asyncio.wait([keeping])
 
 
 async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Future[Store]) -> None:

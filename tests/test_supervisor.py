@@ -546,7 +546,14 @@ async def test_a_store_that_keeps_ending_stops_everything_and_is_named(public_di
     assert not any(alive(pid) for pid in up.pids())
 
 
-async def test_a_store_whose_port_is_taken_meanwhile_stops_everything_and_the_port_is_named() -> None:
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (ConfigError("port 7 is in use"), "Valkey ended and could not be started again: port 7 is in use"),
+        (OSError("a defect of ours"), "Valkey is kept running no more: OSError('a defect of ours')"),
+    ],
+)
+async def test_a_store_that_cannot_be_started_again_stops_everything(problem: Exception, said: str) -> None:
     async with asyncio.TaskGroup() as group:
         crew = Crew(group, drain_s=1.0)
         ports: list[int | None] = []
@@ -555,14 +562,13 @@ async def test_a_store_whose_port_is_taken_meanwhile_stops_everything_and_the_po
         async def store(port: int | None) -> AsyncIterator[Store]:
             ports.append(port)
             if port is not None:
-                raise ConfigError(f"port {port} of 127.0.0.1 is in use by another program")
+                raise problem
             ended = await processes.start(["true"], env={}, on_parent_death=signal.SIGKILL, output=DEVNULL)
             yield Store("redis://127.0.0.1:7/0", ended, Path(os.devnull))
 
         async with kept(crew, "Valkey", store):
             reason = await asyncio.wait_for(crew.broken, DEADLINE_S)
-    assert ports == [None, 7]
-    assert reason.endswith("could not be started again: port 7 of 127.0.0.1 is in use by another program")
+    assert (ports, reason) == ([None, 7], said)
 
 
 def store_of(up: int, program: str) -> int:
