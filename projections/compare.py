@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import asyncpg
 from msgspec import Struct
 
-from projections.schema import quote_ident
+from projections.schema import quote_ident, shown_columns
 from streamproc.archive.sql import statements
 
 DIFFERENCES_MAX = 10
@@ -113,11 +113,13 @@ async def differences(
         count += 1
         if len(keys) < DIFFERENCES_MAX:
             keys.append(found)
-    row_query = _SQL["row"].format(view=rows, key=key)
-    shown = [
+    shown = await shown_columns(live, view, with_bytes=True)
+    some = ", ".join(shown[name] for name in columns or shown)
+    row_query = _SQL["row"].format(shown=some, view=rows, key=key)
+    found_rows = [
         _difference(k, await live.fetchval(row_query, k), await rebuilt.fetchval(row_query, k)) for k in keys
     ]
-    return count, shown
+    return count, found_rows
 
 
 async def key_of(db: asyncpg.Connection, view: str) -> list[str]:

@@ -12,7 +12,7 @@ SELECT key, digest FROM (SELECT {key} AS key, hashtextextended(v::text, 0) AS di
 ORDER BY key COLLATE "C";
 
 -- name: row
-SELECT to_jsonb(v)::text FROM {view} AS v WHERE {key} = $1;
+SELECT to_jsonb(shown)::text FROM (SELECT {shown} FROM {view} AS v WHERE {key} = $1) AS shown;
 
 -- name: primary_key
 SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)

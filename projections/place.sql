@@ -20,6 +20,17 @@ COMMENT ON TABLE view_heads IS 'The last archived entry that each view has folde
 SELECT name FROM unnest($1::text[]) AS name
 WHERE to_regclass(quote_ident(current_schema()) || '.' || quote_ident(name)) IS NULL;
 
+-- name: shown_columns
+-- A view's columns in their order, each with the expression that shows it in JSON: a time as all our JSON has it, in
+-- UTC and with six digits of microseconds. Postgres's own form has the session's zone and no zeros at the end.
+SELECT attname AS name, CASE atttypid
+           WHEN 'timestamptz'::regtype
+           THEN format('to_char(%1$I AT TIME ZONE ''UTC'', ''YYYY-MM-DD"T"HH24:MI:SS.US"Z"'') AS %1$I', attname)
+           ELSE format('%I', attname) END AS shown
+FROM pg_attribute
+WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped AND ($2 OR atttypid <> 'bytea'::regtype)
+ORDER BY attnum;
+
 -- name: known_roles
 SELECT rolname FROM pg_roles WHERE rolname = ANY($1::text[]);
 

@@ -118,6 +118,12 @@ async def _grant(db: asyncpg.Connection, tables: Sequence[str]) -> None:
         await db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO {PROJECTOR}")
 
 
+async def shown_columns(db: asyncpg.Connection, view: str, *, with_bytes: bool) -> dict[str, str]:
+    """A view's columns in their order: name -> the SQL expression that shows it in JSON, of that name."""
+    rows = await db.fetch(_PLACE["shown_columns"], quote_ident(view), with_bytes)
+    return {row["name"]: row["shown"] for row in rows}
+
+
 def quote_ident(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'

@@ -1,18 +1,23 @@
 """The child processes of `up`: started, restarted with backoff, stopped in order, each line of output named.
 
 A role may crash (an unexpected error ends the process on purpose), and the log remembers what was in flight, so it is
-simply started again. Two cases end `up`: a role that keeps crashing, and one that refuses its settings (exit 2), since
-no restart helps.
+simply started again. So is an embedded store that ends, at the same port: what it answered is on its disk, and the
+roles wait for it. Three cases end `up`: a role or a store that keeps ending, a store that cannot be started again, and
+a role that refuses its settings (exit 2), since no restart helps.
 """
 
 import asyncio
 import signal
 import time
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
 
 from streamproc import processes
-from streamproc.errors import WHEN_LOST
+from streamproc.embedded import Store
+from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.printer import say
 from streamproc.run_file import NAME_VARIABLE
 
@@ -29,14 +34,10 @@ LOST_LOG_S = 10.0
 WRONG_SETTINGS = 2  # exit code, by the contract of the command line
 
 
-class Role:
-    """One child: its name in the output, its command, its environment."""
+class Crashes:
+    """When a child ended by itself, of late."""
 
-    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        self.name, self.argv, self.env = name, argv, env
-        self.stop = asyncio.Event()
-        self.process: asyncio.subprocess.Process | None = None
-        self.last_line = ""
+    def __init__(self) -> None:
         self.crashes: deque[float] = deque(maxlen=CRASHES_MAX)
 
     def crashed_too_often(self, now: float) -> bool:
@@ -48,6 +49,17 @@ class Role:
         """The wait before the next start: doubled for every crash of the last minute."""
         recent = sum(1 for at in self.crashes if now - at < CRASH_WINDOW_S)
         return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** max(0, recent - 1))
+
+
+class Role(Crashes):
+    """One child: its name in the output, its command, its environment."""
+
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        super().__init__()
+        self.name, self.argv, self.env = name, argv, env
+        self.stop = asyncio.Event()
+        self.process: asyncio.subprocess.Process | None = None
+        self.last_line = ""
 
 
 class Crew:
@@ -146,7 +158,7 @@ class Crew:
 
     async def _after_crash(self, role: Role, code: int | None) -> None:
         now = time.monotonic()
-        how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
+        how = _how(code)
         if code == WRONG_SETTINGS:
             self.give_up(f"{role.name} refuses its settings: {role.last_line}")
             await role.stop.wait()
@@ -175,6 +187,68 @@ class Crew:
                 return
             role.last_line = line.decode(errors="replace").rstrip() or role.last_line
             say(f"[{role.name}] {line.decode(errors='replace').rstrip()}")
+
+
+OpenStore = Callable[[int | None], AbstractAsyncContextManager[Store]]
+"""Runs a store at a port, or at a free one."""
+
+
+@asynccontextmanager
+async def kept(crew: Crew, name: str, store: OpenStore) -> AsyncIterator[Store]:
+    """Run a store and keep it running; `crew` gives up if that is no longer possible.
+
+    Raises what *store* raises if it does not start in the first place.
+    """
+    first: asyncio.Future[Store] = asyncio.get_running_loop().create_future()
+    keeping = asyncio.ensure_future(_keep_store(crew, name, store, first))
+
+    def on_end(ended: asyncio.Future[None]) -> None:
+        problem = None if ended.cancelled() else ended.exception()
+        if problem is not None and first.done():  # a defect: nobody would start it again
+            crew.give_up(f"{name} is kept running no more: {problem!r}")
+
+    keeping.add_done_callback(on_end)
+    try:
+        awaited: set[asyncio.Future[Any]] = {first, keeping}
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            await keeping
+        yield first.result()
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
+async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Future[Store]) -> None:
+    crashes, port = Crashes(), None
+    while True:
+        try:
+            async with open_(port) as store:
+                if first.done():
+                    say(f"[up] {name} is there again")
+                else:
+                    first.set_result(store)
+                how = _how(await store.process.wait())
+                why = f"{processes.why_it_ended(store.log)}; see {store.log}"
+        except StreamprocError as problem:
+            if not first.done():
+                raise
+            crew.give_up(f"{name} ended and could not be started again: {problem}")
+            return
+        port = urlsplit(store.url).port  # clients know no other
+        now = time.monotonic()
+        if crashes.crashed_too_often(now):
+            crew.give_up(
+                f"{name} ended {CRASHES_MAX} times within {CRASH_WINDOW_S:g} s, at last with {how}: {why}"
+            )
+            return
+        wait_s = crashes.backoff_s(now)
+        say(f"[up] {name} ended with {how}; starting it again in {wait_s:g} s: {why}")
+        await asyncio.sleep(wait_s)
+
+
+def _how(code: int | None) -> str:
+    return f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
 
 
 async def _first(wanted: Coroutine[None, None, object], other: Coroutine[None, None, object]) -> bool:

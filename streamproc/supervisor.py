@@ -9,13 +9,14 @@ import asyncio
 import secrets
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from streamproc import embedded, processes
-from streamproc.crew import Crew, Role
+from streamproc.crew import Crew, Role, kept
 from streamproc.embedded import Store, locked_for_up
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
 from streamproc.postgres_dir import make_data_dir
@@ -159,7 +160,8 @@ async def _run(
 
 
 async def _refuse_if_lost(running: Settings) -> None:
-    """Refuse at once a log that lost entries of its archive, instead of starting roles that crash."""
+    """Refuse at once a log that lost entries of its archive, or has another partition count, instead of starting roles
+    that crash."""
     from streamproc.operate.condition import refuse_if_lost
 
     try:
@@ -185,35 +187,22 @@ async def _drain(crew: Crew, settings: Settings) -> None:
 async def _stores(stack: AsyncExitStack, crew: Crew, settings: Settings) -> dict[str, str]:
     made: dict[str, str] = {}
     if not settings.redis_url:
-        store = await stack.enter_async_context(embedded.valkey(settings.data_dir))
-        await stack.enter_async_context(_watched(crew, "Valkey", store))
+        store = await stack.enter_async_context(kept(crew, "Valkey", partial(_valkey, settings)))
         made[f"{PREFIX}REDIS_URL"] = store.url
     if not settings.postgres_dsn:
-        from streamproc.operate.connections import max_connections
-
-        store = await stack.enter_async_context(
-            embedded.postgres(settings.data_dir, connections=max_connections(settings))
-        )
-        await stack.enter_async_context(_watched(crew, "Postgres", store))
+        store = await stack.enter_async_context(kept(crew, "Postgres", partial(_postgres, settings)))
         made[f"{PREFIX}POSTGRES_DSN"] = store.url
     return made
 
 
-@asynccontextmanager
-async def _watched(crew: Crew, name: str, store: Store) -> AsyncIterator[None]:
-    """End `up` if a store ends by itself: its clients would wait for a port on which nothing listens."""
+def _valkey(settings: Settings, port: int | None) -> AbstractAsyncContextManager[Store]:
+    return embedded.valkey(settings.data_dir, port=port)
 
-    async def watch() -> None:
-        code = await store.process.wait()
-        crew.give_up(
-            f"{name} ended by itself (exit code {code}): {processes.why_it_ended(store.log)}; see {store.log}"
-        )
 
-    watching = asyncio.ensure_future(watch())
-    try:
-        yield
-    finally:
-        watching.cancel()
+def _postgres(settings: Settings, port: int | None) -> AbstractAsyncContextManager[Store]:
+    from streamproc.operate.connections import max_connections
+
+    return embedded.postgres(settings.data_dir, port=port, connections=max_connections(settings))
 
 
 def _sandbox_overlay(settings: Settings) -> dict[str, str]:

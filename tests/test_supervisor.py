@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,10 @@ import asyncpg
 import pytest
 
 from streamproc import processes
-from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, Role
+from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, Crew, Role, kept
+from streamproc.embedded import Store
+from streamproc.errors import ConfigError
+from streamproc.log.names import META
 from streamproc.run_file import discover
 from streamproc.settings import load
 from tests.deadline import DEADLINE_S
@@ -483,22 +487,105 @@ async def test_a_data_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -
 
 
 @pytest.mark.embedded
-async def test_a_store_that_dies_stops_everything_and_is_named(public_dir: Path) -> None:
+async def test_a_store_that_is_killed_is_started_again_where_its_clients_look_for_it(
+    public_dir: Path,
+) -> None:
+    here = public_dir / "store-killed"
+    here.mkdir(mode=0o711)
+    async with made_up(here, REDIS_URL="", POSTGRES_DSN="") as up:
+        await up.start()
+        await up.ready()
+        found = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")}))
+        await _asked(found.redis_url, "SET kept 1")
+        for program, name in (("valkey-server", "Valkey"), ("postgres", "Postgres")):
+            os.kill(store_of(up.process.pid, program), signal.SIGKILL)
+            await until(lambda name=name: f"[up] {name} is there again" in up.text())
+        assert await _asked(found.redis_url, "GET kept") == b"$1\r\n1\r\n"
+        db = await asyncpg.connect(found.postgres_dsn.reveal())
+        assert await db.fetchval("SELECT 1") == 1
+        await db.close()
+        up.process.terminate()
+        assert await up.ended() == 0
+    assert not any(alive(pid) for pid in up.pids())
+
+
+@pytest.mark.embedded
+async def test_another_partition_count_than_the_logs_is_refused_before_a_role_is_started(
+    public_dir: Path,
+) -> None:
+    here = public_dir / "partitions"
+    here.mkdir(mode=0o711)
+    async with made_up(here, REDIS_URL="") as up:
+        await up.start()
+        await up.ready()
+        found = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")}))
+        await _asked(found.redis_url, f"HSET {META} partitions 4")
+        up.process.terminate()
+        assert await up.ended() == 0
+        (here / "events").unlink()
+        await up.start()
+        assert await up.ended() == 2
+        assert "refused: STREAMPROC_PARTITIONS is 1, but this log was made with 4: set that" in up.text()
+        assert up.order("start") == ["sandbox", "migrate"]
+
+
+@pytest.mark.embedded
+async def test_a_store_that_keeps_ending_stops_everything_and_is_named(public_dir: Path) -> None:
     here = public_dir / "store-dies"
     here.mkdir(mode=0o711)
     async with made_up(here, REDIS_URL="") as up:
         await up.start()
         await up.ready()
         url = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")})).redis_url
-        where = urlsplit(url)
-        reader, writer = await asyncio.open_connection(where.hostname, where.port)
-        writer.write(f"AUTH {where.password}\r\nSHUTDOWN NOSAVE\r\n".encode())
-        await reader.read()
-        writer.close()
+        for time in range(CRASHES_MAX):
+            await until(lambda time=time: up.text().count("Valkey is there again") == time)
+            await _asked(url, "SHUTDOWN NOSAVE")
         assert await up.ended() == 1
-        assert "failed: Valkey ended by itself (exit code 0)" in up.text()
-        assert "bye bye" in up.text(), "what it said last"
+        assert f"failed: Valkey ended {CRASHES_MAX} times within 60 s, at last with exit code 0" in up.text()
+        assert "bye bye" in up.text().split("failed:")[1], "what it said last"
     assert not any(alive(pid) for pid in up.pids())
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (ConfigError("port 7 is in use"), "Valkey ended and could not be started again: port 7 is in use"),
+        (OSError("a defect of ours"), "Valkey is kept running no more: OSError('a defect of ours')"),
+    ],
+)
+async def test_a_store_that_cannot_be_started_again_stops_everything(problem: Exception, said: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        crew = Crew(group, drain_s=1.0)
+        ports: list[int | None] = []
+
+        @asynccontextmanager
+        async def store(port: int | None) -> AsyncIterator[Store]:
+            ports.append(port)
+            if port is not None:
+                raise problem
+            ended = await processes.start(["true"], env={}, on_parent_death=signal.SIGKILL, output=DEVNULL)
+            yield Store("redis://127.0.0.1:7/0", ended, Path(os.devnull))
+
+        async with kept(crew, "Valkey", store):
+            reason = await asyncio.wait_for(crew.broken, DEADLINE_S)
+    assert (ports, reason) == ([None, 7], said)
+
+
+def store_of(up: int, program: str) -> int:
+    """The process of a store: that child of `up`."""
+    children = [int(pid) for pid in Path(f"/proc/{up}/task/{up}/children").read_text().split()]
+    [found] = [pid for pid in children if Path(f"/proc/{pid}/exe").resolve().name == program]
+    return found
+
+
+async def _asked(url: str, command: str) -> bytes:
+    """What Valkey answers to one command; nothing where it ends by it."""
+    where = urlsplit(url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    writer.write(f"AUTH {where.password}\r\n{command}\r\nQUIT\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return answer.removeprefix(b"+OK\r\n").removesuffix(b"+OK\r\n")
 
 
 async def test_a_lost_log_leaves_the_stores_up_for_its_recovery(tmp_path: Path) -> None:

@@ -41,11 +41,16 @@ def list_(partition: int | None, limit: int, as_json: bool) -> None:
     from streamproc.operate import dead as operate
     from streamproc.operate.site import opened
 
-    async def body() -> list[dict[str, Any]]:
+    async def body() -> tuple[list[dict[str, Any]], int]:
         async with opened(settings) as site:
-            return await operate.list_letters(site, partition=partition, limit=limit)
+            rows = await operate.list_letters(site, partition=partition, limit=limit)
+            return rows, await operate.count_letters(site, partition=partition)
 
-    rows = output.run(body())
+    rows, count = output.run(body())
+    if count > len(rows):
+        output.note(
+            f"there are {count - len(rows)} more, newer ones: --limit {LIMIT_MAX} shows so many of each partition"
+        )
     if as_json:
         output.say_json(rows)
         return
@@ -135,7 +140,7 @@ def _say_redriven(done: list[dict[str, str]], *, as_json: bool, many: bool) -> N
 
 @dead.command()
 @click.argument("id")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked.")
 @_by
 @_why
 @output.json_option

@@ -171,7 +171,7 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
     is_flag=True,
     help="State that no later version wrote it, even if it looks like that.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked.")
 @output.json_option
 def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_json: bool) -> None:
     """State that no version of streamproc wrote an entry that cannot be read.

@@ -70,7 +70,12 @@ def run_or_undo(work: Coroutine[Any, Any, T]) -> T:
 
 
 def confirm(question: str) -> None:
-    """Ask on the terminal; anything but yes ends the command. Raises InputError if the answer is not UTF-8."""
+    """Ask on the terminal; anything but yes ends the command. Raises InputError if the answer is not UTF-8.
+
+    Where there is no terminal nobody is asked, and the command goes on: a script means what it runs.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        return
     try:
         click.confirm(question, abort=True, err=True)
     except UnicodeDecodeError as problem:

@@ -1,7 +1,6 @@
 """`streamproc recover`: rebuilds Redis from the archive."""
 
 import os
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import click
 
 from streamproc.cli import output
 from streamproc.cli.progress import ProgressDisplay
-from streamproc.errors import InputError, JobFailed
+from streamproc.errors import JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import PREFIX, Settings, load
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked.")
 @click.option("--without-bank", is_flag=True, help="Do not ask the bank what happened meanwhile.")
 @click.option(
     "--disown",
@@ -106,7 +105,7 @@ async def _recover(
 
 
 def _ask(plan: "Plan", *, yes: bool) -> None:
-    """Say what is wrong, and go on only if a person agrees."""
+    """Say what is wrong, and go on unless a person at a terminal objects."""
     for one in plan.broken:
         click.echo(f"partition {one.partition}: {one.problem}", err=True)
     if plan.gone_after:
@@ -115,8 +114,6 @@ def _ask(plan: "Plan", *, yes: bool) -> None:
         click.echo("a recovery was begun and did not come to its end", err=True)
     if yes:
         return
-    if not sys.stdin.isatty():
-        raise InputError("nobody can be asked here: say --yes to rebuild what Redis holds from the archive")
     question = f"Are the workers stopped? Rebuild Redis from {plan.entries} archived entries (a million take minutes)"
     output.confirm(question)
 

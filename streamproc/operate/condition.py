@@ -9,7 +9,7 @@ from msgspec import Struct
 import consumers
 from streamproc.archive.anchor import lost_from
 from streamproc.archive.store import Head, archived_heads, connection, read_head
-from streamproc.errors import WHEN_LOST, JobFailed
+from streamproc.errors import WHEN_LOST, ConfigError, JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.inspect import log_exists
 from streamproc.log.names import Names
@@ -59,14 +59,20 @@ async def partitions_archived(settings: Settings) -> set[int]:
 
 
 async def refuse_if_lost(settings: Settings) -> None:
-    """Raise JobFailed, saying what to do, if the log has lost anything that is archived. Changes nothing."""
-    archived = await partitions_archived(settings)
+    """Raise JobFailed, saying what to do, if the log has lost anything that is archived, and ConfigError if it was made
+    with another partition count than the settings have. Changes nothing."""
     async with connected(settings.redis_url) as client:
         meta = await read_meta(client)
         if meta.recovering:
             raise JobFailed(
                 "this log is being recovered; if `streamproc recover` was interrupted, run it again"
             )
+        known, wanted = meta.partitions, settings.partitions
+        if known not in (None, wanted):
+            raise ConfigError(
+                f"STREAMPROC_PARTITIONS is {wanted}, but this log was made with {known}: set that"
+            )
+        archived = await partitions_archived(settings)
         for one in await conditions(settings, client, sorted(archived)):
             if one.problem:
                 raise JobFailed(f"partition {one.partition} of the log: {one.problem}; {WHEN_LOST}")

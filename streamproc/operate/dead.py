@@ -61,6 +61,12 @@ async def list_letters(
     return rows
 
 
+async def count_letters(site: Site, *, partition: int | None = None) -> int:
+    """How many dead letters there are, of all partitions or of one."""
+    names = [site.names_of(number) for number in site.chosen(partition)]
+    return sum([(await inspect.newest_dead_letter(site.client, one))[0] for one in names])
+
+
 async def show_letter(site: Site, text: str) -> dict[str, Any]:
     """One dead letter with its events; if these cannot be read, their bytes."""
     where = stream_id(text)

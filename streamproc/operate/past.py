@@ -15,7 +15,7 @@ from projections.rebuild import (
     target_at_seq,
     target_at_time,
 )
-from projections.schema import quote_ident
+from projections.schema import quote_ident, shown_columns
 from streamproc.archive.store import connection, errors_as_job_failed
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed
@@ -76,18 +76,13 @@ def _there(target: Target | None, when: str) -> Target:
 
 async def columns_of(place: asyncpg.Connection, view: str) -> list[str]:
     """The columns that are shown; bytes are not."""
-    rows = await place.fetch(
-        "SELECT attname FROM pg_attribute"
-        " WHERE attrelid = to_regclass($1) AND attnum > 0 AND atttypid <> 'bytea'::regtype ORDER BY attnum",
-        quote_ident(view),
-    )
-    return [row["attname"] for row in rows]
+    return list(await shown_columns(place, view, with_bytes=False))
 
 
 async def rows_of(place: asyncpg.Connection, view: str) -> AsyncGenerator[dict[str, Any], None]:
-    """The view's rows in the order of its key, as JSON would have them: amounts in paise, times ISO 8601."""
-    names = ", ".join(quote_ident(name) for name in await columns_of(place, view))
-    query = f"SELECT to_jsonb(v)::text AS row FROM (SELECT {names} FROM {quote_ident(view)} ORDER BY 1, 2, 3) AS v"  # noqa: S608  # our own names
+    """The view's rows in the order of its key, as JSON has them: amounts in paise, times ISO 8601 in UTC with µs."""
+    shown = ", ".join((await shown_columns(place, view, with_bytes=False)).values())
+    query = f"SELECT to_jsonb(v)::text AS row FROM (SELECT {shown} FROM {quote_ident(view)} ORDER BY 1, 2, 3) AS v"  # noqa: S608  # our own names
     async with place.transaction():
         async for row in place.cursor(query, prefetch=ROWS_AT_ONCE):
             yield json.loads(row["row"])

@@ -1,6 +1,7 @@
 """The command line's contract: what is printed where, exit codes, one line for an error and never a traceback."""
 
 import fcntl
+import io
 import json
 import os
 import socket
@@ -290,16 +291,44 @@ def test_many_dead_letters_are_redriven_at_once_and_one_that_is_gone_keeps_none_
     assert said.err.splitlines() == ["streamproc: there is no dead letter 0:7-7 (any more)"]
 
 
-def test_a_discard_that_is_not_confirmed_discards_nothing(system: str, monkeypatch: pytest.MonkeyPatch):
+def test_dead_letters_beyond_the_limit_are_counted_beside_the_answer(
+    system: str, capsys: pytest.CaptureFixture[str]
+):
+    from redis import Redis
+
+    with Redis.from_url(system) as client:
+        for entry in ("1-1", "2-1", "3-1"):
+            client.xadd(Names(0).dead, {"entry": entry, "group": "g", "e": "[]", "m": "{}", "problem": "p"})
+    assert run(["dead", "list", "--limit", "1", "--json"]) == 0
+    said = capsys.readouterr()
+    assert [letter["entry"] for letter in json.loads(said.out)] == ["0:1-1"]
+    assert said.err == "note: there are 2 more, newer ones: --limit 1000 shows so many of each partition\n"
+    assert run(["dead", "list", "--limit", "3"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stdin", "status", "left"),
+    [(Terminal(), 1, 1), (Terminal("n\n"), 1, 1), (Terminal("y\n"), 0, 0), (io.StringIO(), 0, 0)],
+    ids=["no answer", "no", "yes", "a script, which nobody asks"],
+)
+def test_a_person_who_does_not_say_yes_discards_nothing(
+    system: str, monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO, status: int, left: int
+):
     from redis import Redis
 
     with Redis.from_url(system) as client:
         letter = client.xadd(
             Names(0).dead, {"entry": "1-1", "group": "g", "e": "[]", "m": "{}", "problem": "p"}
         )
-        monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115, PTH123
-        assert run(["dead", "discard", f"0:{letter.decode()}"]) == 1
-        assert client.xlen(Names(0).dead) == 1
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert run(["dead", "discard", f"0:{letter.decode()}"]) == status
+        assert client.xlen(Names(0).dead) == left
 
 
 def in_a_shell(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

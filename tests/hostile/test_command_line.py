@@ -137,6 +137,8 @@ def test_whatever_is_typed_ends_in_words(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_answer_that_is_no_text_is_wrong_use(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xd0\xff\n"), "utf-8"))
+    answer = io.TextIOWrapper(io.BytesIO(b"\xd0\xff\n"), "utf-8")
+    monkeypatch.setattr(answer, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", answer)
     assert run(["dead", "discard", "0:1-1"]) == 2
     assert "not UTF-8 text" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from streamproc.archive.store import connection, open_head, take_lock
 from streamproc.cli import run as cli
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
-from streamproc.log.names import META
+from streamproc.log.names import META, Names
 from streamproc.log.stream import open_log
 from streamproc.operate import recover as job
 from streamproc.operate import recover_bank
@@ -116,24 +116,30 @@ async def test_it_waits_for_a_projector_that_is_at_work_and_then_refuses(
     assert await mine.engine.client.dbsize() == 0
 
 
-async def test_without_a_person_to_ask_it_wants_yes(
+async def test_a_person_at_a_terminal_is_asked_and_may_say_no(
     redis_url: str,
     postgres: str,
     mine: Twin,
     environment: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     await archive(redis_url, postgres)
     await mine.engine.stop()
     await mine.engine.client.flushdb()
-    assert await run("recover") == 2
-    assert "--yes" in capsys.readouterr().err
-    assert await mine.engine.client.dbsize() == 0
-
     environment.setattr(sys, "stdin", Terminal())
     environment.setattr(click, "confirm", _no)
     assert await run("recover") == 1
     assert await mine.engine.client.dbsize() == 0
+
+
+async def test_a_script_is_not_asked_and_needs_no_flag(
+    redis_url: str, postgres: str, mine: Twin, environment: pytest.MonkeyPatch
+) -> None:
+    await archive(redis_url, postgres)
+    await mine.engine.stop()
+    await mine.engine.client.flushdb()
+    environment.setattr(sys, "stdin", io.StringIO())
+    assert await run("recover", "--without-bank") == 0
+    assert await mine.engine.client.exists(Names(0).log)
 
 
 class Terminal(io.StringIO):

@@ -513,6 +513,35 @@ async def test_as_of_prints_the_rows_of_a_view(
     assert await asyncio.to_thread(cli, ["replay", "nothing"]) == 2
 
 
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+
+
+async def test_a_row_has_its_times_as_all_our_json_has_them_whatever_zone_postgres_has(
+    dsn: str, log: ListedLog
+):
+    db = await asyncpg.connect(dsn, server_settings={"timezone": "Asia/Kolkata"})
+    try:
+        for view, times in (
+            ("payouts", {"received_at", "updated_at"}),
+            ("audit", {"at"}),
+            ("policies", {"at"}),
+        ):
+            rows = [row async for row in rows_of(db, view)]
+            assert rows
+            assert all(TIME.fullmatch(row[name]) for row in rows for name in times), rows[0]
+    finally:
+        await db.close()
+
+
+async def test_a_row_that_differs_is_shown_with_times_as_all_our_json_has_them(dsn: str, log: ListedLog):
+    await fetch(dsn, "UPDATE payouts SET received_at = '2001-01-01T00:00:00Z'")
+    done = await replay(dsn, views=["payouts"], jobs=1, verify=True)
+    first = done.views[0].differences[0]
+    assert first.live == {"received_at": "2001-01-01T00:00:00.000000Z"}
+    assert first.rebuilt
+    assert TIME.fullmatch(str(first.rebuilt["received_at"]))
+
+
 def test_a_name_of_no_view_is_answered_with_those_of_all(capsys: pytest.CaptureFixture[str]):
     assert cli(["replay", "nothing"]) == 2
     assert f"'nothing' is not one of {', '.join(map(repr, NAMES))}" in capsys.readouterr().err
