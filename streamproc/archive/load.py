@@ -21,6 +21,9 @@ from streamproc.domain.wire import MALFORMED
 from streamproc.errors import LogBroken
 
 COLUMNS = ("partition", "seq", "entry_ms", "entry_n", "payout", "e", "m", "hash")
+N_MAX = 2**63 - 1
+"""The largest number of an entry within its ms that the archive has room for. Redis itself counts from 0; a hand may
+write any up to 2**64 - 1."""
 
 E = TypeVar("E", bound=Entry)
 
@@ -55,7 +58,7 @@ def chained(
 ) -> tuple[list[ArchivedEntry], list[tuple[int, int]], Head]:
     """The rows for `entries` after `head`, their ids as keys, and the head after them.
 
-    Raises LogBroken when an entry does not come after the one before it.
+    Raises LogBroken when an entry does not come after the one before it, or its id is beyond N_MAX.
     """
     rows: list[ArchivedEntry] = []
     keys: list[tuple[int, int]] = []
@@ -64,6 +67,11 @@ def chained(
         name, e, m = entry.id, entry.e, entry.m
         if (key := id_key(name)) <= last:
             raise LogBroken(f"partition {partition}: entry {name} comes after entry {before} in the log")
+        if key[1] > N_MAX:
+            raise LogBroken(
+                f"entry {partition}:{name} has a number beyond {N_MAX}, the last that the archive has room for; nobody"
+                " of ours wrote it, and it is not archived"
+            )
         seq += 1
         link = link_hash(link, partition, seq, name, e, m)
         rows.append(ArchivedEntry(seq, name, e, m, payout_about(e), link, partition))

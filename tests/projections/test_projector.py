@@ -240,6 +240,18 @@ async def test_an_entry_of_a_time_that_no_calendar_has_halts_the_projector_by_na
     await project_all(dsn, log)
 
 
+@pytest.mark.parametrize("n", [2**63, 2**64 - 1])
+async def test_an_entry_of_a_number_that_postgres_cannot_hold_halts_the_projector_by_name(
+    dsn: str, log: ListedLog, n: int
+):
+    await project_all(dsn, log)
+    before = await everything(dsn)
+    ms = key(log.entries[-1].id)[0] + 1
+    log.entries.append(Stored(f"{ms}-{n}", log_of([observed("pout_far")])[0].e))
+    await broken(dsn, log, match=rf"entry 0:{ms}-{n} has a number beyond {2**63 - 1}")
+    assert await everything(dsn) == before
+
+
 async def test_a_log_that_lost_its_tail_halts_the_projector_and_says_recover(dsn: str, log: ListedLog):
     await project_all(dsn, log)
     lost = log.entries.pop()
