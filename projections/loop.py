@@ -29,7 +29,7 @@ from projections.outage import Outage, heed_cancellation
 from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.shared import Shared
-from streamproc.archive.store import AWAY, Entry, Head, connection, open_head, take_lock
+from streamproc.archive.store import AWAY, Entry, Head, connection, end_if_frozen, open_head, take_lock
 from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
 from streamproc.waiting import set_within
@@ -209,6 +209,7 @@ class _Session:
 
     async def run(self, dsn: str, stopping: asyncio.Event, outage: Outage) -> None:
         """Take the lock, check the anchor, then archive and keep the views until stopped."""
+        await end_if_frozen(self._db)
         if not await take_lock(self._db, self._partition, stopping):
             return
         self._head = await open_head(self._db, self._partition)
@@ -303,6 +304,9 @@ class _Session:
 
     async def _check_anchor(self) -> None:
         """Raise LogBroken unless the last archived entry is in the log with the archived bytes."""
+        if self._head.seq == 0:
+            await self._db.execute("SELECT 1")  # whoever asks nothing is taken for frozen
+            return
         problem = await lost_from(self._db, self._view, self._partition, self._head)
         if problem:
             raise LogBroken(f"{problem}; {WHEN_LOST}")

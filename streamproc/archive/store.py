@@ -1,7 +1,8 @@
 """The archive's one writer per partition: its connection, its lock, its checkpoint; and what its errors mean.
 
 The lock is an advisory lock of the session that also writes. So a projector that lost its lock has lost its connection
-and cannot write: no fencing token is needed. Other projectors stand by.
+and cannot write: no fencing token is needed. Other projectors stand by, also for one that is frozen: a session that
+asks nothing any more is ended by Postgres.
 """
 
 import asyncio
@@ -28,6 +29,9 @@ STATEMENT_TIMEOUT_MS = 20_000
 JOB_TIMEOUT_S = 3_600.0
 """Limit for one statement of a job that an operator waits for: an index or a checksum over a hundred million rows."""
 LOCK_TIMEOUT_MS = 10_000
+FROZEN_MS = 30_000
+"""A session that holds the lock and is idle for so long belongs to a process that was stopped, or hangs, on a machine
+that still answers for it. One that works asks something each second."""
 STANDBY_S = 1.0
 """Interval at which a standby asks whether the partition is free."""
 PROJECTOR_LOCK = 0x53505F50
@@ -161,6 +165,11 @@ async def take_lock(
             return False
         await set_within(stopping, STANDBY_S)
     return True
+
+
+async def end_if_frozen(db: asyncpg.Connection) -> None:
+    """From here on the server ends this session, and its lock, if it is idle for FROZEN_MS."""
+    await db.execute(_SQL["end_if_idle"], str(FROZEN_MS))
 
 
 async def give_lock_back(db: Statements, partition: int, *, lock: int) -> None:

@@ -15,6 +15,7 @@ from projections.payouts import COLUMNS
 from projections.schema import prepare
 from projections.views import NAMES
 from streamproc import embedded
+from streamproc.archive import store
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.store import open_head
@@ -364,6 +365,43 @@ async def waiting_for_lock(dsn: str) -> None:
             "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'"
             " AND application_name = 'streamproc projector 0' AND query LIKE '%pg_try_advisory_lock%'",
         ):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_projector_that_is_frozen_loses_the_lock_and_writes_nothing_when_it_comes_back(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "FROZEN_MS", 500)
+    thawed = asyncio.Event()
+
+    class Freezing(ListedLog):
+        async def read(self, after: str, count: int, block_ms: int) -> list[Stored]:
+            await thawed.wait()
+            return await super().read(after, count, block_ms)
+
+    async with projecting(dsn, Freezing(log.entries)):
+        async with asyncio.timeout(DEADLINE_S):
+            while not await fetch(dsn, "SELECT 1 FROM pg_locks WHERE classid = $1", store.PROJECTOR_LOCK):
+                await asyncio.sleep(0.01)
+        async with projecting(dsn, ListedLog(log.entries)) as other:
+            await archived(dsn, log.entries[-1].id, other)
+            before = await everything(dsn)
+            thawed.set()
+            await waiting_for_lock(dsn)
+            assert await everything(dsn) == before
+
+
+@pytest.mark.parametrize("count", [0, 20])
+async def test_a_projector_with_nothing_to_do_is_not_taken_for_frozen(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, count: int
+):
+    monkeypatch.setattr(store, "FROZEN_MS", 500)
+    lives = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'streamproc projector 0' AND clock_timestamp() - backend_start > interval '2 s'"
+    )
+    async with projecting(dsn, ListedLog(log.entries[:count])), asyncio.timeout(DEADLINE_S):
+        while not await fetch(dsn, lives):
             await asyncio.sleep(0.01)
 
 
