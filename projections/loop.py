@@ -214,7 +214,6 @@ class _Session:
             return
         self._head = await open_head(self._db, self._partition)
         await self._check_anchor()
-        outage.over()
         followers, ended = self._start_followers(dsn, stopping)
         clock = asyncio.get_running_loop().time
         try:

@@ -11,6 +11,7 @@ import pytest
 
 from projections import loop
 from projections.loop import Progress, connections_needed, months_of, project, run_projector
+from projections.outage import Outage
 from projections.payouts import COLUMNS
 from projections.schema import prepare
 from projections.views import NAMES
@@ -414,9 +415,12 @@ async def test_of_two_projectors_one_works_and_both_stop_when_asked(dsn: str, lo
     assert [row[1] for row in (await everything(dsn))["events"]] == list(range(1, len(log.entries) + 1))
 
 
+@pytest.mark.parametrize("count", [0, 20])
 async def test_a_log_that_is_away_is_waited_for_and_said_once(
-    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture
+    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture, count: int
 ):
+    if count:
+        await project_all(dsn, ListedLog(log.entries[:count]))
     caplog.set_level(logging.INFO, "projections.outage")
 
     class Away(ListedLog):
@@ -429,9 +433,51 @@ async def test_a_log_that_is_away_is_waited_for_and_said_once(
             return await super().read(after, count, block_ms)
 
     await project_all(dsn, Away(log.entries))
-    waits = [record.message for record in caplog.records if "waits" in record.message]
-    assert waits[:1] == ["projector of partition 0 waits: Redis is away"]
-    assert "projector of partition 0: goes on" in caplog.messages
+    assert caplog.messages == [
+        "projector of partition 0 waits: Redis is away",
+        "projector of partition 0: goes on",
+    ]
+
+
+async def test_a_disk_that_is_full_is_waited_for_and_said_once(
+    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture
+):
+    await project_all(dsn, ListedLog(log.entries[:20]))
+    caplog.set_level(logging.INFO, "projections.outage")
+    await fetch(dsn, "CREATE SEQUENCE tries")
+    refuse = "PERFORM nextval('tries'); RAISE EXCEPTION 'no space' USING ERRCODE = 'disk_full';"
+    await fetch(
+        dsn, f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {refuse} END$$"
+    )
+    await fetch(
+        dsn, "CREATE TRIGGER full_disk BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION full_disk()"
+    )
+    async with projecting(dsn, log) as task, asyncio.timeout(DEADLINE_S):
+        while not await fetch(dsn, "SELECT 1 FROM tries WHERE last_value >= 3"):
+            await asyncio.sleep(0.01)
+        await fetch(dsn, "DROP TRIGGER full_disk ON events")
+        await archived(dsn, log.entries[-1].id, task)
+    assert caplog.messages == [
+        "projector of partition 0 waits: Postgres: its disk is full",
+        "projector of partition 0: goes on",
+    ]
+
+
+def test_that_something_else_is_away_by_now_is_said_and_what_went_on_waiting_is_not(
+    caplog: pytest.LogCaptureFixture,
+):
+    outage = Outage("projector of partition 0")
+    for problem in (
+        OSError(),
+        TimeoutError(),
+        LogUnavailable("Redis is away"),
+        LogUnavailable("and stays so"),
+    ):
+        outage.failed(problem)
+    assert caplog.messages == [
+        "projector of partition 0 waits: Postgres: OSError",
+        "projector of partition 0 waits: Redis is away",
+    ]
 
 
 @pytest.mark.embedded
