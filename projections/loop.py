@@ -1,14 +1,14 @@
 """The projector: one partition's log into the archive, each entry exactly once, and the archive into the views.
 
-    log -> read after the checkpoint -> [ move it, COPY ] -> archive -> [ fold, move view_heads, write ] -> views
+    log -> read after the head -> [ move it, COPY ] -> archive -> [ fold, move view_heads, write ] -> views
 
 What is in brackets is one transaction each. A crash anywhere leaves it done or not done, and the next start reads
 the positions; nothing is acknowledged to Redis. The archive keeps bytes and does not need to understand them, so a
 view that cannot fold an entry stops with an alarm while the archive, and with it the payments, go on. So does the
 notary, which signs what is archived (notary.py).
 
-The log is sound only while it has the entry at the checkpoint, the *anchor*, with the archived bytes. A log that lost
-its tail has not, nor one that was trimmed too far; so trimming keeps the anchor: MINID is at most the checkpoint. A log
+The log is sound only while it has the entry at the archive's head, the *anchor*, with the archived bytes. A log that
+lost its tail has not, nor one that was trimmed too far; so trimming keeps the anchor: MINID is at most its id. A log
 that contradicts the archive stops the projector by LogBroken.
 """
 

@@ -160,7 +160,7 @@ async def test_a_crash_before_any_statement_of_the_batch_leaves_nothing_and_the_
             else:
                 break
         assert crashing.unused
-        assert nth == 2, "checkpoint and rows"
+        assert nth == 2, "head and rows"
         assert (await everything(dsn))["heads"][0][1] == len(log.entries) == len(rows)
     finally:
         await db.close()
@@ -217,9 +217,7 @@ async def test_an_archived_entry_with_other_bytes_halts_the_projector(dsn: str, 
     assert await everything(dsn) == before
 
 
-async def test_an_entry_before_the_checkpoint_that_was_never_archived_halts_the_projector(
-    dsn: str, log: ListedLog
-):
+async def test_an_entry_before_the_head_that_was_never_archived_halts_the_projector(dsn: str, log: ListedLog):
     await project_all(dsn, log)
     stranger = Stored(f"{START_MS - 1}-0", log.entries[0].e)
 
@@ -228,7 +226,7 @@ async def test_an_entry_before_the_checkpoint_that_was_never_archived_halts_the_
             return [stranger] if block_ms else await super().read(after, count, block_ms)
 
     await broken(
-        dsn, Smuggling(log.entries), match=rf"{stranger.id} is before the checkpoint .* never archived"
+        dsn, Smuggling(log.entries), match=rf"{stranger.id} is before the archive's head .* never archived"
     )
 
 
@@ -258,7 +256,7 @@ async def test_a_log_that_lost_its_tail_halts_the_projector_and_says_recover(dsn
     await project_all(dsn, log)
     lost = log.entries.pop()
     await broken(
-        dsn, log, match=rf"ends at {log.entries[-1].id}, before the archive's checkpoint {lost.id}.*recover"
+        dsn, log, match=rf"ends at {log.entries[-1].id}, before the archive's head {lost.id}.*recover"
     )
 
 
@@ -267,7 +265,7 @@ async def test_an_emptied_log_halts_the_projector(dsn: str, log: ListedLog):
     await broken(dsn, ListedLog(), match=r"ends at 0-0.*recover")
 
 
-async def test_a_log_that_lost_its_tail_and_grew_beyond_the_checkpoint_halts_the_projector(
+async def test_a_log_that_lost_its_tail_and_grew_beyond_the_head_halts_the_projector(
     dsn: str, log: ListedLog
 ):
     await project_all(dsn, log)
@@ -276,12 +274,12 @@ async def test_a_log_that_lost_its_tail_and_grew_beyond_the_checkpoint_halts_the
     await broken(dsn, log, match=rf"no longer has the archive's last entry {lost.id}")
 
 
-async def test_a_log_that_was_trimmed_beyond_the_checkpoint_halts_the_projector(dsn: str, log: ListedLog):
+async def test_a_log_that_was_trimmed_beyond_the_head_halts_the_projector(dsn: str, log: ListedLog):
     await project_all(dsn, ListedLog(log.entries[:5]))
     await broken(dsn, ListedLog(log.entries[7:]), match=rf"no longer has .* {log.entries[4].id}, the next is")
 
 
-async def test_a_log_that_was_trimmed_up_to_the_checkpoint_is_projected_on(dsn: str, log: ListedLog):
+async def test_a_log_that_was_trimmed_up_to_the_head_is_projected_on(dsn: str, log: ListedLog):
     await project_all(dsn, ListedLog(log.entries[:5]))
     await project_all(dsn, ListedLog(log.entries[4:]))
     assert len((await everything(dsn))["events"]) == len(log.entries)
@@ -308,7 +306,7 @@ async def test_a_running_projector_takes_nothing_of_a_log_that_lost_its_tail_and
     assert await fetch(dsn, "SELECT count(*) FROM events") == before
 
 
-async def test_a_checkpoint_that_somebody_else_moved_halts_the_projector(dsn: str, log: ListedLog):
+async def test_a_head_that_somebody_else_moved_halts_the_projector(dsn: str, log: ListedLog):
     db = await asyncpg.connect(dsn)
     try:
         head = await open_head(db, 0)
