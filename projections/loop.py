@@ -52,6 +52,12 @@ calendars end there. Redis's clock never gives such an id, a hand may."""
 DRAIN_S = 5.0
 """How long a stop waits for the views' batch in hand and a last checkpoint; what is left is done at the next start."""
 
+REFUSED = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # a wrong password is one of them
+    asyncpg.InvalidCatalogNameError,
+)
+"""Errors that a person has to mend by a grant or a setting."""
 VIEW_CONNECTIONS_MAX = 4
 """Connections on which a projector folds, its partitions' views in turn: one process folds no faster with more."""
 
@@ -157,7 +163,7 @@ async def project(
     """Project one partition until `stopping` is set; closes `view`. `beside` None: nothing is shared.
 
     While Postgres or the log is away it tries again, with backoff. Raises LogBroken if the log contradicts the archive
-    or itself, ConfigError if the schema is not there.
+    or itself, ConfigError if the schema is not there, or Postgres refuses us.
     """
     outage = Outage(f"projector of partition {partition}")
     beside = beside or Beside(dsn, 1)
@@ -177,6 +183,10 @@ async def project(
             except asyncpg.UndefinedTableError as problem:
                 raise ConfigError(
                     f"the database has no schema ({problem}); run `streamproc migrate`"
+                ) from problem
+            except REFUSED as problem:
+                raise ConfigError(
+                    f"Postgres refuses the projector: {problem}; `streamproc doctor` checks the database"
                 ) from problem
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import asyncpg
 import pytest
@@ -505,6 +506,24 @@ async def test_postgres_may_come_later_and_go_meanwhile(
 async def test_a_database_without_the_schema_says_migrate(postgres: str, log: ListedLog):
     with pytest.raises(ConfigError, match="streamproc migrate"):
         await asyncio.wait_for(project(0, log, postgres, stopping=asyncio.Event()), DEADLINE_S)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda dsn: dsn._replace(query="role=streamproc_reader"), "permission denied for table heads"),
+        (
+            lambda dsn: dsn._replace(netloc=dsn.netloc.replace(dsn.password, "wrong")),
+            "password authentication",
+        ),
+        (lambda dsn: dsn._replace(path="/nowhere"), 'database "nowhere" does not exist'),
+    ],
+)
+async def test_what_postgres_refuses_ends_the_projector_with_its_words_and_what_to_run(
+    dsn: str, log: ListedLog, changed: Callable[[SplitResult], SplitResult], said: str
+):
+    with pytest.raises(ConfigError, match=rf"Postgres refuses the projector: {said}.*streamproc doctor"):
+        await project(0, log, changed(urlsplit(dsn)).geturl(), stopping=asyncio.Event())
 
 
 async def test_all_partitions_are_projected_and_closed_and_progress_is_told(dsn: str, log: ListedLog):
