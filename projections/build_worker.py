@@ -58,10 +58,7 @@ def main() -> int:
     except (StreamprocError, Moved) as problem:
         report(problem=str(problem))
         return 1
-    except (
-        *AWAY,
-        asyncpg.PostgresError,
-    ) as problem:  # a disk that is full, or a server that stops, in one line
+    except (*AWAY, asyncpg.PostgresError) as problem:  # a full disk, a server that stops: in one line
         report(problem=f"Postgres: {named(problem)}")
         return 1
     return 0

@@ -53,6 +53,10 @@ class Feed:
         self._rows.extend(rows)
         self._more.set()
 
+    def forget(self) -> None:
+        """Drop what was handed over; the views then read the archive."""
+        self._rows.clear()
+
     def take(self, after_seq: int, count: int) -> list[ArchivedEntry]:
         """The rows that follow `after_seq`; none if the next one is not, or no longer, here."""
         rows = self._rows
@@ -97,6 +101,7 @@ async def keep_views(partition: int, dsn: str, shared: Shared, feed: Feed, stopp
                 async with turns.turn() as db:
                     await write_lazily(db)
                     runner = Runner(db, partition, await open_heads(db, partition), disowned=disowned)
+                feed.forget()  # it may be of a primary that is gone, and the new one's archive without it
                 _log_retry(partition, reported)
                 await _follow(runner, turns, partition, feed, stopping, outage)
         except Moved as moved:

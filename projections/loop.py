@@ -1,14 +1,14 @@
 """The projector: one partition's log into the archive, each entry exactly once, and the archive into the views.
 
-    log -> read after the checkpoint -> [ move it, COPY ] -> archive -> [ fold, move view_heads, write ] -> views
+    log -> read after the head -> [ move it, COPY ] -> archive -> [ fold, move view_heads, write ] -> views
 
 What is in brackets is one transaction each. A crash anywhere leaves it done or not done, and the next start reads
 the positions; nothing is acknowledged to Redis. The archive keeps bytes and does not need to understand them, so a
 view that cannot fold an entry stops with an alarm while the archive, and with it the payments, go on. So does the
 notary, which signs what is archived (notary.py).
 
-The log is sound only while it has the entry at the checkpoint, the *anchor*, with the archived bytes. A log that lost
-its tail has not, nor one that was trimmed too far; so trimming keeps the anchor: MINID is at most the checkpoint. A log
+The log is sound only while it has the entry at the archive's head, the *anchor*, with the archived bytes. A log that
+lost its tail has not, nor one that was trimmed too far; so trimming keeps the anchor: MINID is at most its id. A log
 that contradicts the archive stops the projector by LogBroken.
 """
 
@@ -29,7 +29,7 @@ from projections.outage import Outage, heed_cancellation
 from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.shared import Shared
-from streamproc.archive.store import AWAY, Entry, Head, connection, open_head, take_lock
+from streamproc.archive.store import AWAY, Entry, Head, connection, end_if_frozen, open_head, take_lock
 from streamproc.domain.entry_ids import id_before, id_key
 from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
 from streamproc.waiting import set_within
@@ -52,6 +52,12 @@ calendars end there. Redis's clock never gives such an id, a hand may."""
 DRAIN_S = 5.0
 """How long a stop waits for the views' batch in hand and a last checkpoint; what is left is done at the next start."""
 
+REFUSED = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # a wrong password is one of them
+    asyncpg.InvalidCatalogNameError,
+)
+"""Errors that a person has to mend by a grant or a setting."""
 VIEW_CONNECTIONS_MAX = 4
 """Connections on which a projector folds, its partitions' views in turn: one process folds no faster with more."""
 
@@ -157,7 +163,7 @@ async def project(
     """Project one partition until `stopping` is set; closes `view`. `beside` None: nothing is shared.
 
     While Postgres or the log is away it tries again, with backoff. Raises LogBroken if the log contradicts the archive
-    or itself, ConfigError if the schema is not there.
+    or itself, ConfigError if the schema is not there, or Postgres refuses us.
     """
     outage = Outage(f"projector of partition {partition}")
     beside = beside or Beside(dsn, 1)
@@ -177,6 +183,10 @@ async def project(
             except asyncpg.UndefinedTableError as problem:
                 raise ConfigError(
                     f"the database has no schema ({problem}); run `streamproc migrate`"
+                ) from problem
+            except REFUSED as problem:
+                raise ConfigError(
+                    f"Postgres refuses the projector: {problem}; `streamproc doctor` checks the database"
                 ) from problem
 
 
@@ -209,11 +219,11 @@ class _Session:
 
     async def run(self, dsn: str, stopping: asyncio.Event, outage: Outage) -> None:
         """Take the lock, check the anchor, then archive and keep the views until stopped."""
+        await end_if_frozen(self._db)
         if not await take_lock(self._db, self._partition, stopping):
             return
         self._head = await open_head(self._db, self._partition)
         await self._check_anchor()
-        outage.over()
         followers, ended = self._start_followers(dsn, stopping)
         clock = asyncio.get_running_loop().time
         try:
@@ -303,6 +313,9 @@ class _Session:
 
     async def _check_anchor(self) -> None:
         """Raise LogBroken unless the last archived entry is in the log with the archived bytes."""
+        if self._head.seq == 0:
+            await self._db.execute("SELECT 1")  # whoever asks nothing is taken for frozen
+            return
         problem = await lost_from(self._db, self._view, self._partition, self._head)
         if problem:
             raise LogBroken(f"{problem}; {WHEN_LOST}")

@@ -13,27 +13,28 @@ log = logging.getLogger(__name__)
 
 
 class Outage:
-    """Backoff, with one log line when something goes away and one when it is back."""
+    """Backoff, with one log line when something goes away, one when it is something else, and one when all is back."""
 
     def __init__(self, who: str) -> None:
         self._who = who
         self._retry_s = RETRY_S_MIN
-        self._said = False
+        self._said: bool | None = None
+        """Of which kind the problem was that was said last: ours, or Postgres's; None: all was well."""
 
     def over(self) -> None:
         """All is well again."""
-        if self._said:
+        if self._said is not None:
             log.info("%s: goes on", self._who)
-        self._said, self._retry_s = False, RETRY_S_MIN
+        self._said, self._retry_s = None, RETRY_S_MIN
 
     def failed(self, problem: BaseException) -> float:
         """Log the problem, if it is new; the seconds until the next try, more each time."""
-        if not self._said:
+        ours = isinstance(problem, StreamprocError)
+        if self._said is not ours:
             # A driver's own message may hold the DSN; ours do not.
-            ours = isinstance(problem, StreamprocError)
             what = str(problem) if ours else f"Postgres: {kind_of(problem)}"
             log.warning("%s waits: %s", self._who, what)
-        self._said = True
+        self._said = ours
         retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)
         return retry_s
 

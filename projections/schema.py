@@ -25,10 +25,7 @@ async def prepare(dsn: str) -> list[str]:
     Safe to repeat and to run twice at once. Raises JobFailed as `upgrade` does.
     """
     # Alembic: half a second that builders do without.
-    from streamproc.archive.migrate import (
-        MIGRATE_LOCK,
-        upgrade,
-    )
+    from streamproc.archive.migrate import MIGRATE_LOCK, upgrade
 
     applied = await upgrade(dsn)
     try:

@@ -32,7 +32,7 @@ async def lost_from(db: asyncpg.Connection, log: Log, partition: int, head: Head
         return ""
     where, last = f"the log of partition {partition}", await log.last_id()
     if id_key(last) < id_key(head.entry):
-        return f"{where} ends at {last}, before the archive's checkpoint {head.entry}: its tail is lost"
+        return f"{where} ends at {last}, before the archive's head {head.entry}: its tail is lost"
     anchor = await log.read(id_before(head.entry), 1, 0)
     if not anchor or anchor[0].id != head.entry:
         found = anchor[0].id if anchor else "nothing"

@@ -40,7 +40,7 @@ Places = dict[int, set[int]]
 _SQL = statements("streamproc.archive", "evidence.sql")
 
 
-class Decided(Struct):
+class _Named(Struct):
     """Of an event, the fields that name a policy version."""
 
     type: str
@@ -63,7 +63,7 @@ class PolicyRef(Struct, frozen=True, order=True):
     seq: int = 0
 
 
-_decode = msgspec.json.Decoder(list[Decided]).decode
+_decode = msgspec.json.Decoder(list[_Named]).decode
 
 
 async def lines(db: asyncpg.Connection, wanted: AuditFilter) -> AsyncIterator[list[asyncpg.Record]]:

@@ -1,6 +1,6 @@
 """Loading entries into the archive: which ones are new, their links in the chain, and the COPY.
 
-`chained` is pure. `load` runs inside the caller's transaction, so that rows and checkpoint move together or not at all.
+`chained` is pure. `load` runs inside the caller's transaction, so that rows and head move together or not at all.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.archive.chain import link_hash
-from streamproc.archive.rows import ArchivedEntry, RowAbout
+from streamproc.archive.rows import ArchivedEntry, Row, RowAbout
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Entry, Head, move_head
 from streamproc.archive.text import text_key
@@ -21,6 +21,9 @@ from streamproc.domain.wire import MALFORMED
 from streamproc.errors import LogBroken
 
 COLUMNS = ("partition", "seq", "entry_ms", "entry_n", "payout", "e", "m", "hash")
+N_MAX = 2**63 - 1
+"""The largest number of an entry within its ms that the archive has room for. Redis itself counts from 0; a hand may
+write any up to 2**64 - 1."""
 
 E = TypeVar("E", bound=Entry)
 
@@ -55,7 +58,7 @@ def chained(
 ) -> tuple[list[ArchivedEntry], list[tuple[int, int]], Head]:
     """The rows for `entries` after `head`, their ids as keys, and the head after them.
 
-    Raises LogBroken when an entry does not come after the one before it.
+    Raises LogBroken when an entry does not come after the one before it, or its id is beyond N_MAX.
     """
     rows: list[ArchivedEntry] = []
     keys: list[tuple[int, int]] = []
@@ -64,6 +67,11 @@ def chained(
         name, e, m = entry.id, entry.e, entry.m
         if (key := id_key(name)) <= last:
             raise LogBroken(f"partition {partition}: entry {name} comes after entry {before} in the log")
+        if key[1] > N_MAX:
+            raise LogBroken(
+                f"entry {partition}:{name} has a number beyond {N_MAX}, the last that the archive has room for; nobody"
+                " of ours wrote it, and it is not archived"
+            )
         seq += 1
         link = link_hash(link, partition, seq, name, e, m)
         rows.append(ArchivedEntry(seq, name, e, m, payout_about(e), link, partition))
@@ -80,7 +88,7 @@ async def load(
     rows: Sequence[ArchivedEntry],
     keys: Sequence[tuple[int, int]],
 ) -> None:
-    """Move the checkpoint and COPY the rows, whose ids are `keys`. Must run in a transaction."""
+    """Move the head and COPY the rows, whose ids are `keys`. Must run in a transaction."""
     await move_head(db, partition, old, new)
     records = [
         (r.partition, r.seq, *key, r.payout, r.e, r.m, r.hash) for r, key in zip(rows, keys, strict=True)
@@ -146,13 +154,11 @@ async def drop_redelivered(
     old = list(takewhile(lambda entry: id_key(entry.id) <= last, entries))
     if not old:
         return entries
-    keys = [id_key(entry.id) for entry in old]
-    found = await db.fetch(_SQL["archived_bytes"], partition, [ms for ms, _ in keys], [n for _, n in keys])
-    archived = {row["entry_id"]: (row["e"], row["m"]) for row in found}
+    archived = await _bytes_of(db, partition, old)
     for entry in old:
         if entry.id not in archived:
             raise LogBroken(
-                f"entry {partition}:{entry.id} is before the checkpoint {head.entry} but was never archived"
+                f"entry {partition}:{entry.id} is before the archive's head {head.entry} but was never archived"
             )
         if archived[entry.id] != (entry.e, entry.m):
             raise LogBroken(f"entry {partition}:{entry.id} has other bytes in the log than in the archive")
@@ -161,7 +167,18 @@ async def drop_redelivered(
 
 async def not_archived(db: asyncpg.Connection, partition: int, entries: Sequence[E]) -> list[E]:
     """The entries that the archive does not have, or has with other bytes."""
-    keys = [id_key(entry.id) for entry in entries]
-    found = await db.fetch(_SQL["archived_bytes"], partition, [ms for ms, _ in keys], [n for _, n in keys])
-    archived = {row["entry_id"]: (row["e"], row["m"]) for row in found}
+    archived = await _bytes_of(db, partition, entries)
     return [entry for entry in entries if archived.get(entry.id) != (entry.e, entry.m)]
+
+
+async def entries_by_id(db: asyncpg.Connection, partition: int, entries: Sequence[str]) -> list[Row]:
+    """These entries, as far as they are archived."""
+    keys = [id_key(entry) for entry in entries]
+    rows = await db.fetch(_SQL["entries_by_id"], partition, [ms for ms, _ in keys], [n for _, n in keys])
+    return [Row(*row) for row in rows]
+
+
+async def _bytes_of(
+    db: asyncpg.Connection, partition: int, entries: Sequence[Entry]
+) -> dict[str, tuple[bytes, bytes]]:
+    return {row.id: (row.e, row.m) for row in await entries_by_id(db, partition, [one.id for one in entries])}

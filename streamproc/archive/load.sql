@@ -1,8 +1,8 @@
 -- name: make_range
 SELECT events_month($1);
 
--- name: archived_bytes
-SELECT entry_id, e, m
+-- name: entries_by_id
+SELECT seq, entry_id AS id, e, m
 FROM events
 JOIN unnest($2::bigint[], $3::bigint[]) AS wanted (ms, n) ON entry_ms = wanted.ms AND entry_n = wanted.n
 WHERE partition = $1;

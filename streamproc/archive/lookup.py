@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 from msgspec import Struct
 
+from streamproc.archive.load import entries_by_id
 from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
 from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
@@ -13,8 +14,8 @@ from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.holds import Place
 from streamproc.domain.payouts import PayoutRecord, decode_record
 
-JOB_TIMEOUT_S = 30.0
-"""Limit of a job's query that reads a whole view."""
+WHOLE_VIEW_S = 30.0
+"""Limit of a query that reads a whole view."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SQL = statements("streamproc.archive", "lookup.sql")
@@ -43,13 +44,6 @@ async def room(pool: asyncpg.Pool) -> Room:
 async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) -> list[Row]:
     """Every entry with policy changes up to a seq, in order. Scans the archive, so it needs a job's connection."""
     rows = await db.fetch(_SQL["policy_entries"], partition, upto_seq)
-    return [Row(*row) for row in rows]
-
-
-async def entries_by_id(db: asyncpg.Connection, partition: int, entries: Sequence[str]) -> list[Row]:
-    """These entries, as far as they are archived."""
-    keys = [id_key(entry) for entry in entries]
-    rows = await db.fetch(_SQL["entries_by_id"], partition, [ms for ms, _ in keys], [n for _, n in keys])
     return [Row(*row) for row in rows]
 
 
@@ -100,7 +94,7 @@ async def folded_budgets(
     One row per window that ever was: some hundreds of thousands in years. Raises TryAgain when Postgres is away.
     """
     async with asked(pool) as db:
-        rows = await db.fetch(_SQL["folded_budgets"], partition, timeout=JOB_TIMEOUT_S)
+        rows = await db.fetch(_SQL["folded_budgets"], partition, timeout=WHOLE_VIEW_S)
     windows = {
         (row["scope"], row["window_name"]): (row["reserved"], row["committed"])
         for row in rows

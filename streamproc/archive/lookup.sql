@@ -25,12 +25,6 @@ SELECT seq, entry_id AS id, e, m FROM events
 WHERE partition = $1 AND seq <= $2 AND payout IS NULL AND position('"policy.changed"'::bytea IN e) > 0
 ORDER BY seq;
 
--- name: entries_by_id
-SELECT seq, entry_id AS id, e, m
-FROM events
-JOIN unnest($2::bigint[], $3::bigint[]) AS wanted (ms, n) ON entry_ms = wanted.ms AND entry_n = wanted.n
-WHERE partition = $1;
-
 -- name: decided_payouts
 SELECT DISTINCT payout FROM events
 WHERE payout = ANY($2::text[]) AND partition = $1 AND position('"payout.decided"'::bytea IN e) > 0;

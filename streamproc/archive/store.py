@@ -1,7 +1,8 @@
-"""The archive's one writer per partition: its connection, its lock, its checkpoint; and what its errors mean.
+"""The archive's one writer per partition: its connection, its lock, its head; and what its errors mean.
 
 The lock is an advisory lock of the session that also writes. So a projector that lost its lock has lost its connection
-and cannot write: no fencing token is needed. Other projectors stand by.
+and cannot write: no fencing token is needed. Other projectors stand by, also for one that is frozen: a session that
+asks nothing any more is ended by Postgres.
 """
 
 import asyncio
@@ -28,6 +29,9 @@ STATEMENT_TIMEOUT_MS = 20_000
 JOB_TIMEOUT_S = 3_600.0
 """Limit for one statement of a job that an operator waits for: an index or a checksum over a hundred million rows."""
 LOCK_TIMEOUT_MS = 10_000
+FROZEN_MS = 30_000
+"""A session that holds the lock and is idle for so long belongs to a process that was stopped, or hangs, on a machine
+that still answers for it. One that works asks something each second."""
 STANDBY_S = 1.0
 """Interval at which a standby asks whether the partition is free."""
 PROJECTOR_LOCK = 0x53505F50
@@ -97,7 +101,7 @@ class Entry(Protocol):
 
 
 class Head(Struct, frozen=True):
-    """The checkpoint: the last archived entry of a partition, with its link in the chain."""
+    """The archive's end: the last archived entry of a partition, with its link in the chain."""
 
     seq: int = 0
     entry: str = ZERO
@@ -108,8 +112,8 @@ class Head(Struct, frozen=True):
 async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator[asyncpg.Connection]:
     """A connection of our own with a limit on every wait. `name` shows in pg_stat_activity.
 
-    `job`: its statements may scan whole tables, and it may wait long for other transactions. Its commits wait for the
-    disk, even where the database or the role spares them that: money moves by what is committed.
+    `job`: its statements may scan whole tables, and its transactions idle for as long. Commits wait for the disk, even
+    where the database or the role spares them that: money moves by what is committed.
     """
     command_s = JOB_TIMEOUT_S if job else COMMAND_TIMEOUT_S
     statement_ms = int(JOB_TIMEOUT_S * 1000) if job else STATEMENT_TIMEOUT_MS
@@ -163,19 +167,24 @@ async def take_lock(
     return True
 
 
+async def end_if_frozen(db: asyncpg.Connection) -> None:
+    """From here on the server ends this session, and its lock, if it is idle for FROZEN_MS."""
+    await db.execute(_SQL["end_if_idle"], str(FROZEN_MS))
+
+
 async def give_lock_back(db: Statements, partition: int, *, lock: int) -> None:
     """Let another process be the one writer, where the connection goes on."""
     await db.execute(_SQL["give_lock_back"], lock, partition)
 
 
 async def read_head(db: Statements, partition: int) -> Head:
-    """The checkpoint; an empty Head if the partition was never archived."""
+    """The partition's head; an empty one if it was never archived."""
     row = await db.fetchrow(_SQL["read_head"], partition)
     return Head(row["seq"], row["entry_id"], row["hash"]) if row else Head()
 
 
 async def archived_heads(dsn: str) -> dict[int, Head]:
-    """The checkpoints of all partitions with archived entries; none if there is no schema yet.
+    """The heads of all partitions with archived entries; none if there is no schema yet.
 
     Raises TryAgain while Postgres is away or refuses, since then it is not known.
     """
@@ -204,7 +213,7 @@ async def open_head(db: asyncpg.Connection, partition: int) -> Head:
 
 
 async def move_head(db: asyncpg.Connection, partition: int, old: Head, new: Head) -> None:
-    """Compare and set the checkpoint; its row stays locked until the transaction ends.
+    """Compare and set the head; its row stays locked until the transaction ends.
 
     Raises LogBroken if it is not `old`: somebody wrote without the lock.
     """
@@ -213,6 +222,6 @@ async def move_head(db: asyncpg.Connection, partition: int, old: Head, new: Head
     )
     if moved is None:
         raise LogBroken(
-            f"the checkpoint of partition {partition} is no longer seq {old.seq}, entry {old.entry}:"
+            f"the head of partition {partition} is no longer seq {old.seq}, entry {old.entry}:"
             " something else writes to the archive"
         )

@@ -2,6 +2,10 @@
 -- Only where it is off: the other values all wait for our disk, and which replicas they wait for is the owner's choice.
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
 
+-- name: end_if_idle
+-- Only where the server knows it, since Postgres 14.
+SELECT set_config('idle_session_timeout', $1, false) FROM pg_settings WHERE name = 'idle_session_timeout';
+
 -- name: take_lock
 SELECT pg_try_advisory_lock($1, $2);
 

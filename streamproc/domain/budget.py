@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
+from streamproc.domain.money import WINDOW_MAX_PAISE
 from streamproc.domain.policy import Policy, ScopeLimits
 
 US = 1_000_000
@@ -27,7 +28,8 @@ LAST_ZONE_S = 12 * 3600
 
 
 class Window(Struct, frozen=True, array_like=True):
-    """One budget window that a payout is charged to. `limit` None: no limit; `ends_at`: Unix seconds."""
+    """One budget window that a payout is charged to. `limit` None: no limit but WINDOW_MAX_PAISE; `ends_at`: Unix
+    seconds."""
 
     scope: str
     window: str
@@ -199,7 +201,8 @@ class Counters:
         """Reserve in all windows or in none: index of the first one without room or -1, and what was in each before."""
         before = tuple(self.budgets.get((w.scope, w.window), (0, 0)) for w in windows)
         for i, (window, (reserved, committed)) in enumerate(zip(windows, before, strict=True)):
-            if window.limit is not None and reserved + committed + amount > window.limit:
+            limit = WINDOW_MAX_PAISE if window.limit is None else window.limit
+            if reserved + committed + amount > limit:
                 return i, before
         for window, (reserved, committed) in zip(windows, before, strict=True):
             self.budgets[window.scope, window.window] = (reserved + amount, committed)

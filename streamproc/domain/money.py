@@ -6,7 +6,11 @@ AMOUNT_MIN_PAISE = 100
 AMOUNT_MAX_PAISE = 10**15
 """Ten trillion rupees. Lua counts in doubles, exact to 2**53: three such sums still fit."""
 
-assert 3 * AMOUNT_MAX_PAISE < 2**53
+WINDOW_MAX_PAISE = 2**53 - 1
+"""The most that a budget window may hold where nobody limits it, some ninety trillion rupees: beyond it Lua's sums are
+not exact, and at 2**63 neither Redis nor the view `budgets` could add any more."""
+
+assert 3 * AMOUNT_MAX_PAISE < WINDOW_MAX_PAISE
 
 
 def rupees(paise: int) -> str:

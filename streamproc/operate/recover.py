@@ -22,8 +22,7 @@ from projections.loop import months_of
 from projections.rebuild import Target
 from projections.views import FOR_RECOVERY
 from streamproc.archive.disowned import disowned_in
-from streamproc.archive.load import archive, drop_redelivered, make_ranges
-from streamproc.archive.lookup import entries_by_id
+from streamproc.archive.load import archive, drop_redelivered, entries_by_id, make_ranges
 from streamproc.archive.rows import Row
 from streamproc.archive.store import (
     Head,

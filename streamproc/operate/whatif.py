@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from projections.rebuild import Target, archive_ends, target_at_time
 from streamproc.archive.disowned import Disowned, disowned_in
-from streamproc.archive.load import rows_after
-from streamproc.archive.lookup import decided_payouts, entries_by_id, policy_entries
+from streamproc.archive.load import entries_by_id, rows_after
+from streamproc.archive.lookup import decided_payouts, policy_entries
 from streamproc.archive.rows import Row
 from streamproc.archive.store import errors_as_job_failed, snapshot
 from streamproc.domain.budget import US

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from streamproc.domain.money import AMOUNT_MAX_PAISE
+from streamproc.domain.shown import evidence_texts
 from tests.engine import Engine
 from tests.words import ACCOUNT, Vendors, observed
 
@@ -128,6 +130,23 @@ async def test_the_payout_that_exactly_fills_the_day_passes_and_one_more_rupee_d
     ]
     evidence = records["pout_3"].findings[-1].evidence
     assert (evidence["scope"], evidence["limit"], evidence["used"]) == ("agent:bot", 1_000_000, 800_000)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_day_that_nobody_limits_ends_where_its_sum_would_not_be_exact(
+    redis_url: str, at_once: bool
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {boundless: {rate_limit: {count: 0}}}")
+        seen = [observed(f"pout_{i}", AMOUNT_MAX_PAISE, agent="boundless") for i in range(11)]
+        for some in [seen] if at_once else [[one] for one in seen]:
+            await engine.deliver(*some)
+        records = await engine.records()
+    reasons = [record.reason for record in records.values()]
+    assert (reasons.count("POLICY_OK"), reasons.count("LIMIT_EXCEEDED")) == (9, 2)
+    full = next(record for record in records.values() if record.reason == "LIMIT_EXCEEDED").findings[-1]
+    assert (full.evidence["limit"], full.evidence["used"]) == (None, 9 * AMOUNT_MAX_PAISE)
+    assert "limit none" in evidence_texts(full)
 
 
 async def test_the_first_full_window_is_named(redis_url: str) -> None:

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from streamproc.domain.budget import Ask, Ledger, RateAsk, Window
+from streamproc.domain.money import AMOUNT_MAX_PAISE, WINDOW_MAX_PAISE
 from streamproc.log import scripts
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
@@ -104,6 +105,23 @@ async def test_the_amount_that_exactly_fills_a_window_is_admitted_and_one_more_i
     )
     assert [first.budget.granted, full.budget.granted, over.budget.granted] == [True, True, False]
     assert over.budget.before == ((500, 0),)
+
+
+async def test_a_window_that_nobody_limits_holds_as_much_as_can_be_counted_exactly(client: Redis) -> None:
+    day = (Window("agent:a", "d1", None, FAR),)
+    asks = [Ask(f"p{n}", AMOUNT_MAX_PAISE, n, None, day) for n in range(9)]
+    left = WINDOW_MAX_PAISE - 9 * AMOUNT_MAX_PAISE
+    asks += [
+        Ask("over", left + 1, 9, None, day),
+        Ask("full", left, 10, None, day),
+        Ask("more", 1, 11, None, day),
+    ]
+    model = Ledger()
+    answers = await scripts.admit(client, NAMES, asks, keep_budgets_s=60)
+    assert answers == [model.admit(ask) for ask in asks]
+    granted = [answer.budget.granted for answer in answers if answer.budget is not None]
+    assert granted == [True] * 9 + [False, True, False]
+    assert await client.hgetall(NAMES.budget("agent:a", "d1")) == {b"r": str(WINDOW_MAX_PAISE).encode()}
 
 
 async def test_a_payout_that_asks_again_gets_its_recorded_answer_and_is_charged_once(client: Redis) -> None:

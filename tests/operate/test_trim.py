@@ -221,7 +221,7 @@ async def test_a_janitor_that_did_not_come_to_the_end_goes_on_soon(monkeypatch: 
 async def test_a_projector_trims_what_it_has_archived_and_nothing_else(
     redis_url: str, client: Redis, postgres: str, tmp_path: Path
 ):
-    """With a real log: the anchor that the janitor is given is the checkpoint of the projector beside it."""
+    """With a real log: the anchor that the janitor is given is the head of the archive beside it."""
     from streamproc.app import run_projection
 
     await prepare(postgres)

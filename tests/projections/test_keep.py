@@ -7,13 +7,14 @@ import asyncpg
 import pytest
 
 from projections.heads import Moved, open_heads
-from projections.keep import Feed
+from projections.keep import Feed, keep_views
 from projections.outage import heed_cancellation
 from projections.runner import Runner, catch_up
 from projections.schema import make_place, prepare
 from projections.views import NAMES, VIEWS
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.read import await_views
+from streamproc.archive.shared import Shared
 from streamproc.archive.store import open_head
 from streamproc.errors import ConfigError, LogBroken, TryAgain
 from tests.projections.histories import (
@@ -107,6 +108,21 @@ async def test_views_that_were_swapped_under_the_runner_are_followed_from_where_
         log.entries += later
         await archived(dsn, log.entries[-1].id, task)
     assert "are no longer at 8" in caplog.text
+
+
+async def test_what_a_failover_took_from_the_archive_is_not_folded_though_it_was_handed_over(
+    dsn: str, log: ListedLog
+):
+    await archive_only(dsn, log.entries[:10])
+    feed, stopping = Feed(), asyncio.Event()
+    feed.put(rows_of(log.entries))
+    keeping = asyncio.create_task(keep_views(0, dsn, Shared(dsn, name="views"), feed, stopping))
+    async with asyncio.timeout(DEADLINE_S):
+        while not (heads := await fetch(dsn, "SELECT DISTINCT seq FROM view_heads WHERE seq > 0")):
+            await asyncio.sleep(0.01)
+        stopping.set()
+        await keeping
+    assert heads == [(10,)]
 
 
 async def test_two_runners_of_one_place_cannot_both_fold_the_same_entries(dsn: str, log: ListedLog):

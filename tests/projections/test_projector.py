@@ -5,16 +5,19 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import asyncpg
 import pytest
 
 from projections import loop
 from projections.loop import Progress, connections_needed, months_of, project, run_projector
+from projections.outage import Outage
 from projections.payouts import COLUMNS
 from projections.schema import prepare
 from projections.views import NAMES
 from streamproc import embedded
+from streamproc.archive import store
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.store import open_head
@@ -158,7 +161,7 @@ async def test_a_crash_before_any_statement_of_the_batch_leaves_nothing_and_the_
             else:
                 break
         assert crashing.unused
-        assert nth == 2, "checkpoint and rows"
+        assert nth == 2, "head and rows"
         assert (await everything(dsn))["heads"][0][1] == len(log.entries) == len(rows)
     finally:
         await db.close()
@@ -215,9 +218,7 @@ async def test_an_archived_entry_with_other_bytes_halts_the_projector(dsn: str, 
     assert await everything(dsn) == before
 
 
-async def test_an_entry_before_the_checkpoint_that_was_never_archived_halts_the_projector(
-    dsn: str, log: ListedLog
-):
+async def test_an_entry_before_the_head_that_was_never_archived_halts_the_projector(dsn: str, log: ListedLog):
     await project_all(dsn, log)
     stranger = Stored(f"{START_MS - 1}-0", log.entries[0].e)
 
@@ -226,7 +227,7 @@ async def test_an_entry_before_the_checkpoint_that_was_never_archived_halts_the_
             return [stranger] if block_ms else await super().read(after, count, block_ms)
 
     await broken(
-        dsn, Smuggling(log.entries), match=rf"{stranger.id} is before the checkpoint .* never archived"
+        dsn, Smuggling(log.entries), match=rf"{stranger.id} is before the archive's head .* never archived"
     )
 
 
@@ -240,11 +241,23 @@ async def test_an_entry_of_a_time_that_no_calendar_has_halts_the_projector_by_na
     await project_all(dsn, log)
 
 
+@pytest.mark.parametrize("n", [2**63, 2**64 - 1])
+async def test_an_entry_of_a_number_that_postgres_cannot_hold_halts_the_projector_by_name(
+    dsn: str, log: ListedLog, n: int
+):
+    await project_all(dsn, log)
+    before = await everything(dsn)
+    ms = key(log.entries[-1].id)[0] + 1
+    log.entries.append(Stored(f"{ms}-{n}", log_of([observed("pout_far")])[0].e))
+    await broken(dsn, log, match=rf"entry 0:{ms}-{n} has a number beyond {2**63 - 1}")
+    assert await everything(dsn) == before
+
+
 async def test_a_log_that_lost_its_tail_halts_the_projector_and_says_recover(dsn: str, log: ListedLog):
     await project_all(dsn, log)
     lost = log.entries.pop()
     await broken(
-        dsn, log, match=rf"ends at {log.entries[-1].id}, before the archive's checkpoint {lost.id}.*recover"
+        dsn, log, match=rf"ends at {log.entries[-1].id}, before the archive's head {lost.id}.*recover"
     )
 
 
@@ -253,7 +266,7 @@ async def test_an_emptied_log_halts_the_projector(dsn: str, log: ListedLog):
     await broken(dsn, ListedLog(), match=r"ends at 0-0.*recover")
 
 
-async def test_a_log_that_lost_its_tail_and_grew_beyond_the_checkpoint_halts_the_projector(
+async def test_a_log_that_lost_its_tail_and_grew_beyond_the_head_halts_the_projector(
     dsn: str, log: ListedLog
 ):
     await project_all(dsn, log)
@@ -262,12 +275,12 @@ async def test_a_log_that_lost_its_tail_and_grew_beyond_the_checkpoint_halts_the
     await broken(dsn, log, match=rf"no longer has the archive's last entry {lost.id}")
 
 
-async def test_a_log_that_was_trimmed_beyond_the_checkpoint_halts_the_projector(dsn: str, log: ListedLog):
+async def test_a_log_that_was_trimmed_beyond_the_head_halts_the_projector(dsn: str, log: ListedLog):
     await project_all(dsn, ListedLog(log.entries[:5]))
     await broken(dsn, ListedLog(log.entries[7:]), match=rf"no longer has .* {log.entries[4].id}, the next is")
 
 
-async def test_a_log_that_was_trimmed_up_to_the_checkpoint_is_projected_on(dsn: str, log: ListedLog):
+async def test_a_log_that_was_trimmed_up_to_the_head_is_projected_on(dsn: str, log: ListedLog):
     await project_all(dsn, ListedLog(log.entries[:5]))
     await project_all(dsn, ListedLog(log.entries[4:]))
     assert len((await everything(dsn))["events"]) == len(log.entries)
@@ -294,7 +307,7 @@ async def test_a_running_projector_takes_nothing_of_a_log_that_lost_its_tail_and
     assert await fetch(dsn, "SELECT count(*) FROM events") == before
 
 
-async def test_a_checkpoint_that_somebody_else_moved_halts_the_projector(dsn: str, log: ListedLog):
+async def test_a_head_that_somebody_else_moved_halts_the_projector(dsn: str, log: ListedLog):
     db = await asyncpg.connect(dsn)
     try:
         head = await open_head(db, 0)
@@ -355,6 +368,43 @@ async def waiting_for_lock(dsn: str) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_a_projector_that_is_frozen_loses_the_lock_and_writes_nothing_when_it_comes_back(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "FROZEN_MS", 500)
+    thawed = asyncio.Event()
+
+    class Freezing(ListedLog):
+        async def read(self, after: str, count: int, block_ms: int) -> list[Stored]:
+            await thawed.wait()
+            return await super().read(after, count, block_ms)
+
+    async with projecting(dsn, Freezing(log.entries)):
+        async with asyncio.timeout(DEADLINE_S):
+            while not await fetch(dsn, "SELECT 1 FROM pg_locks WHERE classid = $1", store.PROJECTOR_LOCK):
+                await asyncio.sleep(0.01)
+        async with projecting(dsn, ListedLog(log.entries)) as other:
+            await archived(dsn, log.entries[-1].id, other)
+            before = await everything(dsn)
+            thawed.set()
+            await waiting_for_lock(dsn)
+            assert await everything(dsn) == before
+
+
+@pytest.mark.parametrize("count", [0, 20])
+async def test_a_projector_with_nothing_to_do_is_not_taken_for_frozen(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, count: int
+):
+    monkeypatch.setattr(store, "FROZEN_MS", 500)
+    lives = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'streamproc projector 0' AND clock_timestamp() - backend_start > interval '2 s'"
+    )
+    async with projecting(dsn, ListedLog(log.entries[:count])), asyncio.timeout(DEADLINE_S):
+        while not await fetch(dsn, lives):
+            await asyncio.sleep(0.01)
+
+
 async def test_of_two_projectors_one_works_and_both_stop_when_asked(dsn: str, log: ListedLog):
     async with (
         projecting(dsn, log, batch_max=3) as first,
@@ -364,9 +414,12 @@ async def test_of_two_projectors_one_works_and_both_stop_when_asked(dsn: str, lo
     assert [row[1] for row in (await everything(dsn))["events"]] == list(range(1, len(log.entries) + 1))
 
 
+@pytest.mark.parametrize("count", [0, 20])
 async def test_a_log_that_is_away_is_waited_for_and_said_once(
-    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture
+    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture, count: int
 ):
+    if count:
+        await project_all(dsn, ListedLog(log.entries[:count]))
     caplog.set_level(logging.INFO, "projections.outage")
 
     class Away(ListedLog):
@@ -379,9 +432,51 @@ async def test_a_log_that_is_away_is_waited_for_and_said_once(
             return await super().read(after, count, block_ms)
 
     await project_all(dsn, Away(log.entries))
-    waits = [record.message for record in caplog.records if "waits" in record.message]
-    assert waits[:1] == ["projector of partition 0 waits: Redis is away"]
-    assert "projector of partition 0: goes on" in caplog.messages
+    assert caplog.messages == [
+        "projector of partition 0 waits: Redis is away",
+        "projector of partition 0: goes on",
+    ]
+
+
+async def test_a_disk_that_is_full_is_waited_for_and_said_once(
+    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture
+):
+    await project_all(dsn, ListedLog(log.entries[:20]))
+    caplog.set_level(logging.INFO, "projections.outage")
+    await fetch(dsn, "CREATE SEQUENCE tries")
+    refuse = "PERFORM nextval('tries'); RAISE EXCEPTION 'no space' USING ERRCODE = 'disk_full';"
+    await fetch(
+        dsn, f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {refuse} END$$"
+    )
+    await fetch(
+        dsn, "CREATE TRIGGER full_disk BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION full_disk()"
+    )
+    async with projecting(dsn, log) as task, asyncio.timeout(DEADLINE_S):
+        while not await fetch(dsn, "SELECT 1 FROM tries WHERE last_value >= 3"):
+            await asyncio.sleep(0.01)
+        await fetch(dsn, "DROP TRIGGER full_disk ON events")
+        await archived(dsn, log.entries[-1].id, task)
+    assert caplog.messages == [
+        "projector of partition 0 waits: Postgres: its disk is full",
+        "projector of partition 0: goes on",
+    ]
+
+
+def test_that_something_else_is_away_by_now_is_said_and_what_went_on_waiting_is_not(
+    caplog: pytest.LogCaptureFixture,
+):
+    outage = Outage("projector of partition 0")
+    for problem in (
+        OSError(),
+        TimeoutError(),
+        LogUnavailable("Redis is away"),
+        LogUnavailable("and stays so"),
+    ):
+        outage.failed(problem)
+    assert caplog.messages == [
+        "projector of partition 0 waits: Postgres: OSError",
+        "projector of partition 0 waits: Redis is away",
+    ]
 
 
 @pytest.mark.embedded
@@ -411,6 +506,24 @@ async def test_postgres_may_come_later_and_go_meanwhile(
 async def test_a_database_without_the_schema_says_migrate(postgres: str, log: ListedLog):
     with pytest.raises(ConfigError, match="streamproc migrate"):
         await asyncio.wait_for(project(0, log, postgres, stopping=asyncio.Event()), DEADLINE_S)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda dsn: dsn._replace(query="role=streamproc_reader"), "permission denied for table heads"),
+        (
+            lambda dsn: dsn._replace(netloc=dsn.netloc.replace(dsn.password, "wrong")),
+            "password authentication",
+        ),
+        (lambda dsn: dsn._replace(path="/nowhere"), 'database "nowhere" does not exist'),
+    ],
+)
+async def test_what_postgres_refuses_ends_the_projector_with_its_words_and_what_to_run(
+    dsn: str, log: ListedLog, changed: Callable[[SplitResult], SplitResult], said: str
+):
+    with pytest.raises(ConfigError, match=rf"Postgres refuses the projector: {said}.*streamproc doctor"):
+        await project(0, log, changed(urlsplit(dsn)).geturl(), stopping=asyncio.Event())
 
 
 async def test_all_partitions_are_projected_and_closed_and_progress_is_told(dsn: str, log: ListedLog):

@@ -10,6 +10,7 @@
 local call, tonumber, concat = redis.call, tonumber, table.concat
 
 local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day still finds its slots
+local WINDOW_MAX = 2 ^ 53 - 1 -- paise in a window that nobody limits; as `domain.money` has it
 local rates, budgets = {}, {} -- index of the key -> what was read of it and what this call adds
 
 -- The terms at `args[i]`, checked, and the index after them.
@@ -61,7 +62,7 @@ local function exceeded_by(t, amount)
     local b, limit = budget_of(t.budgets[w]), t.limits[w]
     local reserved = b.r + b.add
     before[2 * w - 1], before[2 * w] = int(reserved), b.committed
-    if exceeded < 0 and limit >= 0 and reserved + b.c + amount > limit then exceeded = w - 1 end
+    if exceeded < 0 and reserved + b.c + amount > (limit >= 0 and limit or WINDOW_MAX) then exceeded = w - 1 end
   end
   return exceeded, before
 end
