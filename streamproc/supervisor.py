@@ -202,6 +202,7 @@ async def _stores(stack: AsyncExitStack, crew: Crew, settings: Settings) -> dict
 @asynccontextmanager
 async def _watched(crew: Crew, name: str, store: Store) -> AsyncIterator[None]:
     """End `up` if a store ends by itself: its clients would wait for a port on which nothing listens."""
+    crew.add_store(store.process)
 
     async def watch() -> None:
         code = await store.process.wait()
