@@ -177,13 +177,18 @@ async def read_head(db: Statements, partition: int) -> Head:
 async def archived_heads(dsn: str) -> dict[int, Head]:
     """The checkpoints of all partitions with archived entries; none if there is no schema yet.
 
-    Raises TryAgain while Postgres is away or refuses, since then it is not known.
+    Raises TryAgain while Postgres is away or refuses, or shows us no schema, since then it is not known.
     """
     try:
         async with connection(dsn, name="streamproc open") as db:
-            rows = await db.fetch(_SQL["archived_heads"])
-    except asyncpg.UndefinedTableError:
-        return {}
+            try:
+                rows = await db.fetch(_SQL["archived_heads"])
+            except asyncpg.UndefinedTableError:
+                if await db.fetchval("SELECT current_schema()") is None:
+                    raise TryAgain(
+                        "the user of STREAMPROC_POSTGRES_DSN may not use the schema of our tables"
+                    ) from None
+                return {}
     except (*AWAY, asyncpg.PostgresError) as problem:
         raise TryAgain(
             f"Postgres must say whether there was a log before, and is away: {type(problem).__name__}"
