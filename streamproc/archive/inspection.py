@@ -149,8 +149,10 @@ class Inspector:
             fetching = asyncio.create_task(cursor.fetch(ROWS_AT_ONCE))
             try:
                 fault = await asyncio.to_thread(walk.through, rows, marks)
-            finally:
                 following = await fetching
+            finally:
+                fetching.cancel()
+                await asyncio.gather(fetching, return_exceptions=True)
             if fault is not None:
                 return fault
             if walk.stumbled is not None:

@@ -145,10 +145,9 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
 @asynccontextmanager
 async def snapshot(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
     """A job's read-only connection that sees one moment of the database, whatever is written meanwhile."""
-    async with (
-        connection(dsn, name=name, job=True) as db,
-        db.transaction(isolation="repeatable_read", readonly=True),
-    ):
+    async with connection(dsn, name=name, job=True) as db:
+        # It ends with the connection: a rollback would have Ctrl-C wait for a Postgres that hangs.
+        await db.transaction(isolation="repeatable_read", readonly=True).start()
         yield db
 
 

@@ -11,6 +11,7 @@ import pytest_asyncio
 from streamproc import embedded
 from streamproc.archive import pool as pools
 from streamproc.archive.pool import asked, opened_pool
+from streamproc.archive.store import snapshot
 from streamproc.embedded import Store
 from streamproc.errors import TryAgain
 from tests.bank import free_port
@@ -56,6 +57,23 @@ async def test_a_question_that_takes_too_long_is_tried_again(
         assert await one(pool) == 1
         with frozen(store.process.pid), pytest.raises(TryAgain, match="Postgres is away: no answer in time"):
             await one(pool)
+
+
+async def test_a_snapshot_that_is_broken_off_does_not_wait_for_a_postgres_that_hangs(store: Store) -> None:
+    reads = asyncio.Event()
+
+    async def read() -> None:
+        async with snapshot(store.url, name="test") as db:
+            reads.set()
+            await db.execute("SELECT pg_sleep(3600)")
+
+    reading = asyncio.create_task(read())
+    await asyncio.wait_for(reads.wait(), DEADLINE_S)
+    with frozen(store.process.pid):
+        reading.cancel()
+        done, _ = await asyncio.wait({reading}, timeout=DEADLINE_S)
+    assert done == {reading}
+    assert reading.cancelled()
 
 
 async def test_a_pool_is_closed_whether_or_not_postgres_hears_the_goodbye(
