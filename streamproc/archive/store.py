@@ -145,10 +145,29 @@ async def connection(dsn: str, *, name: str, job: bool = False) -> AsyncIterator
 @asynccontextmanager
 async def snapshot(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
     """A job's read-only connection that sees one moment of the database, whatever is written meanwhile."""
-    async with connection(dsn, name=name, job=True) as db:
-        # It ends with the connection: a rollback would have Ctrl-C wait for a Postgres that hangs.
-        await db.transaction(isolation="repeatable_read", readonly=True).start()
+    async with (
+        connection(dsn, name=name, job=True) as db,
+        transaction(db, isolation="repeatable_read", readonly=True),
+    ):
         yield db
+
+
+@asynccontextmanager
+async def transaction(db: asyncpg.Connection, **kind: Any) -> AsyncIterator[None]:
+    """A transaction of a job with a connection of its own, which ends with it where the job is cancelled: a rollback
+    would have Ctrl-C wait for a Postgres that hangs."""
+    begun = db.transaction(**kind)
+    await begun.start()
+    try:
+        yield
+    except asyncio.CancelledError:
+        db.terminate()
+        raise
+    except BaseException:
+        if not db.is_closed():
+            await begun.rollback()
+        raise
+    await begun.commit()
 
 
 async def take_lock(
