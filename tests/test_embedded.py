@@ -116,12 +116,13 @@ async def test_valkey_asks_for_a_password_that_only_its_owner_can_read(data_dir:
         assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
 
 
-async def test_valkeys_password_stays_and_an_empty_one_is_none(data_dir: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"", b"\xff\xfe", b'pass"word\nport 1'])
+async def test_valkeys_password_stays_and_a_damaged_one_is_none(data_dir: Path, damaged: bytes) -> None:
     async with embedded.valkey(data_dir) as store:
         kept = urlsplit(store.url).password
     async with embedded.valkey(data_dir) as store:
         assert urlsplit(store.url).password == kept
-    (data_dir / "valkey.password").write_text("")
+    (data_dir / "valkey.password").write_bytes(damaged)
     async with embedded.valkey(data_dir) as store, Redis.from_url(store.url) as client:
         assert await client.ping()
         assert urlsplit(store.url).password not in ("", kept)
@@ -179,11 +180,21 @@ async def test_an_interrupted_first_start_is_begun_anew(data_dir: Path) -> None:
 async def test_a_cluster_whose_password_is_lost_is_not_overwritten(data_dir: Path) -> None:
     async with embedded.postgres(data_dir):
         pass
-    (data_dir / "postgres.password").unlink()
-    with pytest.raises(ConfigError, match=r"postgres\.password is missing"):
-        async with embedded.postgres(data_dir):
-            pytest.fail("it started")
+    password = data_dir / "postgres.password"
+    kept = password.read_text()
+    for spoil in (
+        password.unlink,
+        lambda: password.write_bytes(b""),
+        lambda: password.write_bytes(b"\xff\xfe"),
+    ):
+        spoil()
+        with pytest.raises(ConfigError, match=r"postgres\.password is missing or damaged"):
+            async with embedded.postgres(data_dir):
+                pytest.fail("it started")
     assert (data_dir / "postgres" / "PG_VERSION").exists()
+    password.write_text(f"{kept}\n")  # restored by hand
+    async with embedded.postgres(data_dir) as store:
+        await (await asyncpg.connect(store.url)).close()
 
 
 async def test_a_directory_in_use_is_refused_by_name(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

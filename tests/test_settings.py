@@ -15,7 +15,7 @@ from rich.console import Console
 from streamproc import embedded, supervisor
 from streamproc.errors import ConfigError, JobFailed
 from streamproc.operate.stores import reachable
-from streamproc.run_file import discover, write_run_file
+from streamproc.run_file import discover, is_held, write_run_file
 from streamproc.settings import (
     PREFIX,
     VARIABLES,
@@ -356,6 +356,14 @@ async def test_who_locks_the_directory_is_not_taken_for_the_up_that_was_killed_t
         with pytest.raises(JobFailed, match="no store is started here"):
             await begin
     assert found == [settings, settings]
+
+
+def test_a_lock_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    """As another user's, on the same machine."""
+    (tmp_path / "data").touch()
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/data cannot be used: .*up\.lock: Not a directory"):
+        is_held(tmp_path / "data")
+    assert not is_held(tmp_path)
 
 
 def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:

@@ -32,13 +32,14 @@ FAKE = Path(__file__).with_name("fake_role.py")
 
 PARENT = """
 import asyncio, json, os, signal, sys
-from streamproc import crew
+from streamproc import crew, embedded
 from streamproc.errors import ConfigError, JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import load
 from streamproc.supervisor import Programs, up
 
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell that runs tests in the background has it ignored
+embedded.STOP_WAIT_S = 3_600.0  # or a store that is frozen would end before the tests say that it does not
 crew.BACKOFF_FIRST_S = crew.LOST_LOG_S = 0.01  # a restart, not the waiting, is what the tests see
 fake = (sys.executable, sys.argv[1])
 try:
@@ -106,6 +107,14 @@ def alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 @asynccontextmanager
@@ -349,6 +358,20 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path) -> No
         assert await up.ended() == 0
         assert "starting it again" not in up.text()
     assert not any(alive(pid) for pid in up.pids())
+
+
+@pytest.mark.embedded
+async def test_a_second_ctrl_c_does_not_wait_for_a_store_that_is_frozen(tmp_path: Path) -> None:
+    async with made_up(tmp_path, REDIS_URL="") as up:
+        await up.start()
+        await up.ready()
+        [valkey] = (pid for pid in children(up.process.pid) if name_of(pid) == "valkey-server")
+        os.kill(valkey, signal.SIGSTOP)
+        up.process.send_signal(signal.SIGINT)
+        await until(lambda: "stop sandbox" in up.events())
+        up.process.send_signal(signal.SIGINT)
+        assert await up.ended() == 0
+    assert not alive(valkey)
 
 
 def test_a_full_disk_is_refused_before_anything_is_started(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
             config = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
             what, _, field = str(error).rpartition(" - at `$.")
-            raise _refused(f"{ENV_PREFIX}{field.rstrip('`').upper()} is wrong: {what}") from error
+            raise refused(f"{ENV_PREFIX}{field.rstrip('`').upper()} is wrong: {what}") from error
         return config.checked()
 
     def accounts(self) -> dict[str, str]:
@@ -96,32 +96,32 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
             return socket.create_server((self.host, self.port), family=family)
         except (OSError, UnicodeError) as problem:
             why = getattr(problem, "strerror", None) or "no host name"
-            raise _refused(f"{ENV_PREFIX}HOST {self.host}, {ENV_PREFIX}PORT {self.port}: {why}") from problem
+            raise refused(f"{ENV_PREFIX}HOST {self.host}, {ENV_PREFIX}PORT {self.port}: {why}") from problem
 
     def checked(self) -> "SandboxConfig":
         """The same config; SystemExit with the first impossible value."""
         if not 0 <= self.port <= 65535:
-            raise _refused(f"{ENV_PREFIX}PORT {self.port} is not a port")
+            raise refused(f"{ENV_PREFIX}PORT {self.port} is not a port")
         if len(self.account_id) != 18 or not self.account_id.startswith("acc_"):
-            raise _refused(f"{ENV_PREFIX}ACCOUNT_ID must be acc_ and 14 characters")
+            raise refused(f"{ENV_PREFIX}ACCOUNT_ID must be acc_ and 14 characters")
         if not MORE_ACCOUNTS.fullmatch(self.more_accounts):
-            raise _refused(
+            raise refused(
                 f"{ENV_PREFIX}MORE_ACCOUNTS must be acc_ and 14 characters, =, a number; commas between"
             )
         if self.balance < 0:
-            raise _refused(f"{ENV_PREFIX}BALANCE is below 0 paise")
+            raise refused(f"{ENV_PREFIX}BALANCE is below 0 paise")
         for name in (name for name in self.__struct_fields__ if name.endswith("_s")):
             if not 0 <= getattr(self, name) < inf:
-                raise _refused(f"{ENV_PREFIX}{name.upper()} must be a number of seconds, 0 or more")
+                raise refused(f"{ENV_PREFIX}{name.upper()} must be a number of seconds, 0 or more")
         for name in ("webhook_url", "slack_webhook_url"):
             if not re.fullmatch(r"(https?://[^\s/]+\S*)?", getattr(self, name)):
-                raise _refused(f"{ENV_PREFIX}{name.upper()} must be an http:// or https:// URL")
+                raise refused(f"{ENV_PREFIX}{name.upper()} must be an http:// or https:// URL")
         if min(self.webhook_retry_base_s, self.webhook_timeout_s) <= 0:
-            raise _refused(f"{ENV_PREFIX}WEBHOOK_RETRY_BASE_S and _TIMEOUT_S must be above 0")
+            raise refused(f"{ENV_PREFIX}WEBHOOK_RETRY_BASE_S and _TIMEOUT_S must be above 0")
         return self
 
 
-def _refused(why: str) -> SystemExit:
+def refused(why: str) -> SystemExit:
     """SystemExit with one line on stderr and exit status 2."""
     sys.stderr.write(f"sandbox: {why}\n")
     return SystemExit(2)

@@ -2,9 +2,11 @@
 
 import asyncio
 import signal
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -13,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from ops.sandbox import api, control
-from ops.sandbox.config import SandboxConfig
+from ops.sandbox.config import ENV_PREFIX, SandboxConfig, refused
 from ops.sandbox.refusals import url_not_found
 from ops.sandbox.world import World
 
@@ -23,11 +25,13 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 def build_app(config: SandboxConfig) -> Starlette:
-    """The ASGI application; its state lives from startup to shutdown."""
+    """The ASGI application, which is to be run: its end closes the file of the state."""
+
+    world = World(config)
 
     @asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
-        world = app.state.world = World(config)
+        app.state.world = world
         heartbeat = asyncio.create_task(world.beat())
         heartbeat.add_done_callback(_loud)
         yield
@@ -103,16 +107,35 @@ async def elsewhere(request: Request) -> Response:
 
 
 def run(config: SandboxConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. SystemExit, as for a wrong setting, if the port is taken.
+    """Serve until SIGTERM, SIGINT or SIGHUP (not with nohup), then drain and return. SystemExit, as for a wrong
+    setting, if the port is taken or the file of the state cannot be used.
 
-    Blocks; for the main thread of a process of its own, because it takes over both signals.
+    Blocks; for the main thread of a process of its own: it takes over these signals, and ignores them at its end.
     """
-    # uvicorn drains and then raises the signal again for the handler before its own: for an ordered stop to
-    # end with status 0, that handler must do nothing.
-    for ordered_stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ordered_stop, lambda _number, _frame: None)
-    settings = uvicorn.Config(
-        build_app(config), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_MAX_S
-    )
     with config.bound() as listening:
-        uvicorn.Server(settings).run([listening])
+        settings = uvicorn.Config(
+            _opened(config), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_MAX_S
+        )
+        server = uvicorn.Server(settings)
+
+        def stop(_number: int, _frame: object) -> None:
+            server.should_exit = True
+
+        # uvicorn hears two of them itself, and raises these again at its end for the handler before its own.
+        ordered_stops = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            ordered_stops.append(signal.SIGHUP)
+        for ordered_stop in ordered_stops:
+            signal.signal(ordered_stop, stop)
+        server.run([listening])
+        for ordered_stop in ordered_stops:  # one more must not change the status with which it ends
+            signal.signal(ordered_stop, signal.SIG_IGN)
+
+
+def _opened(config: SandboxConfig) -> Starlette:
+    try:
+        return build_app(config)
+    except (OSError, sqlite3.Error, msgspec.MsgspecError) as problem:
+        raise refused(
+            f"{ENV_PREFIX}DATA_FILE {config.data_file} cannot be used: {problem}; move it away to start anew"
+        ) from problem

@@ -6,7 +6,8 @@ checkpoint covers yet cannot be checked so, and that is reported.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -22,6 +23,7 @@ from streamproc.archive.rows import ChainedRow
 from streamproc.archive.sql import statements
 from streamproc.archive.store import read_head
 from streamproc.archive.walk import FORK, Fault, PartitionResult, Walk
+from streamproc.errors import InputError
 
 ROWS_AT_ONCE = 2_000
 """Rows being checked, some 2 kB each; as many more are being fetched."""
@@ -46,12 +48,25 @@ class OutsideNotes(Struct):
         return {size: stated for size, (_, stated) in self.by_origin.get(origin, {}).items()}
 
 
+@contextmanager
+def checkpoints_file(path: Path) -> Iterator[None]:
+    """Raise InputError, naming the file of checkpoints, where it cannot be read."""
+    try:
+        yield
+    except OSError as problem:
+        raise InputError(
+            f"{path}, the file of checkpoints, cannot be read: {problem.strerror}; name a copy by --checkpoints FILE"
+        ) from problem
+
+
 def read_outside(path: Path, trusted: Trusted) -> OutsideNotes:
-    """Every checkpoint in the file. To be read before the snapshot begins, so that the file cannot be ahead of it."""
+    """Every checkpoint in the file. To be read before the snapshot begins, so that the file cannot be ahead of it.
+    Raises InputError if it cannot be read."""
     found = OutsideNotes(str(path), {}, [])
-    if not path.exists():
-        return found  # as an empty file: all that the database says was published there is missing
-    with path.open("rb") as file:
+    with checkpoints_file(path), ExitStack() as stack:
+        if not path.exists():
+            return found  # as an empty file: all that the database says was published there is missing
+        file = stack.enter_context(path.open("rb"))
         for count, stated in enumerate(stated_in(file, trusted)):
             where = f"{path}, line {stated.line}"
             if isinstance(stated, Damaged):
@@ -134,8 +149,10 @@ class Inspector:
             fetching = asyncio.create_task(cursor.fetch(ROWS_AT_ONCE))
             try:
                 fault = await asyncio.to_thread(walk.through, rows, marks)
-            finally:
                 following = await fetching
+            finally:
+                fetching.cancel()
+                await asyncio.gather(fetching, return_exceptions=True)
             if fault is not None:
                 return fault
             if walk.stumbled is not None:

@@ -32,7 +32,7 @@ def read_key(path: Path) -> Signer | None:
 def make_key(path: Path) -> Signer:
     """A new key in a new file that this user alone may read. Raises InputError where there is one, or it cannot be."""
     seed = new_seed()
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    fresh = path.parent / f".key-{secrets.token_hex(4)}"  # a name as long as may be leaves no room for more
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

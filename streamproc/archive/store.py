@@ -151,9 +151,27 @@ async def snapshot(dsn: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
     """A job's read-only connection that sees one moment of the database, whatever is written meanwhile."""
     async with (
         connection(dsn, name=name, job=True) as db,
-        db.transaction(isolation="repeatable_read", readonly=True),
+        transaction(db, isolation="repeatable_read", readonly=True),
     ):
         yield db
+
+
+@asynccontextmanager
+async def transaction(db: asyncpg.Connection, **kind: Any) -> AsyncIterator[None]:
+    """A transaction of a job with a connection of its own, which ends with it where the job is cancelled: a rollback
+    would have Ctrl-C wait for a Postgres that hangs."""
+    begun = db.transaction(**kind)
+    await begun.start()
+    try:
+        yield
+    except asyncio.CancelledError:
+        db.terminate()
+        raise
+    except BaseException:
+        if not db.is_closed():
+            await begun.rollback()
+        raise
+    await begun.commit()
 
 
 async def take_lock(
@@ -186,13 +204,18 @@ async def read_head(db: Statements, partition: int) -> Head:
 async def archived_heads(dsn: str) -> dict[int, Head]:
     """The heads of all partitions with archived entries; none if there is no schema yet.
 
-    Raises TryAgain while Postgres is away or refuses, since then it is not known.
+    Raises TryAgain while Postgres is away or refuses, or shows us no schema, since then it is not known.
     """
     try:
         async with connection(dsn, name="streamproc open") as db:
-            rows = await db.fetch(_SQL["archived_heads"])
-    except asyncpg.UndefinedTableError:
-        return {}
+            try:
+                rows = await db.fetch(_SQL["archived_heads"])
+            except asyncpg.UndefinedTableError:
+                if await db.fetchval("SELECT current_schema()") is None:
+                    raise TryAgain(
+                        "the user of STREAMPROC_POSTGRES_DSN may not use the schema of our tables"
+                    ) from None
+                return {}
     except (*AWAY, asyncpg.PostgresError) as problem:
         raise TryAgain(
             f"Postgres must say whether there was a log before, and is away: {type(problem).__name__}"

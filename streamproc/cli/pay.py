@@ -84,7 +84,11 @@ def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bo
     async def body() -> "Taken":
         return await job.pay(where, secret, order, key=key, wait=wait)
 
-    taken = output.run(body())
+    try:
+        taken = output.run(body())
+    except click.Abort:
+        output.note(f"whether it was taken is not known: ask again with --key {key}")
+        raise
     shown = taken.payout
     if as_json:
         output.say_json({**shown, "key": key})

@@ -6,6 +6,7 @@ LogUnavailable (try again later) and LogBroken (stop).
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -44,6 +45,11 @@ from streamproc.log.nodes import ClusterClient, is_cluster
 
 T = TypeVar("T")
 
+
+class CommandRefused(LogUnavailable):
+    """The server does not know a command, or its access list forbids it to us."""
+
+
 COMMAND_TIMEOUT_S = 3.0
 """Limit of a command; well under the 5 s in which the bank wants its 2xx."""
 BLOCK_MS_MAX = 1000
@@ -66,6 +72,12 @@ _AWAY = (
 _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "UNBLOCKED")
 _BROKEN_CODES = ("NOGROUP", "WRONGTYPE")
 _NO_DATABASE = "DB index is out of range"
+_REFUSED = re.compile(
+    r".*(no permissions to (?:run the '[^']{1,60}' command|access (?:a|one of the) \w+)"
+    r"|unknown .{0,8}command(?: '[^']{1,60}')?)",
+    re.DOTALL | re.IGNORECASE,
+)
+"""A command that the server's access list forbids, or that it does not know. A pipeline's error has the values too."""
 _NO_LOG = "NOLOG "
 """How our scripts' error begins when there is no log."""
 
@@ -308,4 +320,9 @@ def _name_of_reply(text: str) -> StreamprocError | None:
         return LogBroken(f"the log is not what it must be: {text[:200]}; `streamproc doctor` says what to do")
     if text.startswith(_NO_DATABASE):
         return ConfigError("STREAMPROC_REDIS_URL names a database that the server does not have")
+    if found := _REFUSED.match(text):
+        return CommandRefused(
+            f"Redis refuses a command of ours: {found[1].lower()}; is it renamed, or not granted to the user of"
+            " STREAMPROC_REDIS_URL?"
+        )
     return None

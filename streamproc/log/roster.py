@@ -13,7 +13,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from streamproc.log.connection import named_errors
+from streamproc.log.connection import CommandRefused, named_errors
 from streamproc.log.nodes import is_cluster
 
 LIST_S = 1.0
@@ -68,7 +68,7 @@ class Roster:
                 await self._list(client, me, now_s)
             elif now_s - self._at_s > LIST_AGE_S or lost & self._ids.keys():
                 return Look(here)  # one that was in the list may have reconnected under another id
-        except ResponseError as problem:  # CLIENT LIST may be forbidden
+        except (CommandRefused, ResponseError) as problem:  # CLIENT LIST may be forbidden
             log.warning(
                 "Redis does not say who is connected, so a dead worker's entries wait for STREAMPROC_CLAIM_IDLE: %s",
                 problem,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from streamproc.archive.inspection import Inspector, OutsideNotes, read_outside
+from streamproc.archive.inspection import Inspector, OutsideNotes, checkpoints_file, read_outside
 from streamproc.archive.note import PublicKey, Signer, Trusted
 from streamproc.archive.outside import notes_path
 from streamproc.archive.signing_key import KEY_FILE, read_key, trusted_keys
@@ -172,11 +172,13 @@ def outside_file(settings: Settings, named: Path | None) -> Path | None:
     """The file of checkpoints to compare with; None if none is named and none is expected at its usual place.
 
     It is expected if the key that signs is in DATA_DIR, or STREAMPROC_CHECKPOINT_TO names it, even if it is gone.
+    Raises InputError for a named one that is not there, and where that cannot be seen.
     """
     path = named or notes_path(settings.checkpoint_to, settings.data_dir)
-    if path.is_file():
-        return path
-    if named is not None:
-        raise InputError(f"--checkpoints {named}: there is no such file")
-    goes_here = settings.checkpoint_to or (settings.data_dir / KEY_FILE).is_file()
+    with checkpoints_file(path):
+        if path.is_file():
+            return path
+        if named is not None:
+            raise InputError(f"--checkpoints {named}: there is no such file")
+        goes_here = settings.checkpoint_to or (settings.data_dir / KEY_FILE).is_file()
     return path if goes_here and "://" not in settings.checkpoint_to else None

@@ -6,6 +6,7 @@ left out, and its `streamproc_store_up` is 0.
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
@@ -202,7 +203,7 @@ async def _unsigned(settings: Settings, pool: Any) -> Page:
     """Unsigned entries; nothing if no checkpoint was ever made and there is no key here to make one."""
     found = await unsigned(pool)
     signs = any(one.ever for one in found.values()) or settings.signing_key
-    if not (signs or (settings.data_dir / KEY_FILE).exists()):
+    if not (signs or os.access(settings.data_dir / KEY_FILE, os.F_OK)):
         return []
     return [
         _gauge(

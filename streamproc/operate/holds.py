@@ -32,7 +32,7 @@ from streamproc.domain.holds import (
 )
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.wire import Newer, decode_events, decode_meta
-from streamproc.errors import JobFailed, Unprocessable
+from streamproc.errors import JobFailed, LogUnavailable, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
 from streamproc.log.inspect import clock_us, newest_entries, records_where
 from streamproc.log.names import Names, partition_of
@@ -133,7 +133,7 @@ async def answer(
     """Record a reviewer's answer and wait for its outcome. `channel`: where it was given, `cli:asha@laptop`.
 
     Raises JobFailed, with the reason, if it does not count or the payout is unknown; also if no worker handles it
-    within ANSWER_WAIT_S: it stays in the log then and is handled later.
+    within ANSWER_WAIT_S, or Redis goes away meanwhile: it stays in the log then and is handled later.
     """
     at = await clock_us(site.client)
     event = submission(payout, action, by=by, why=why, channel=channel, at=at)
@@ -141,7 +141,14 @@ async def answer(
     key = f"review:cli:{secrets.token_hex(16)}"
     async with Producer(site.redis_url, partitions=site.partitions, name="cli") as producer:
         appended = await producer.append(Append(account, (key,), (event,)))
-    found = await outcome_of(site.redis_url, partition_of(account, site.partitions), appended.entry, payout)
+    partition = partition_of(account, site.partitions)
+    try:
+        found = await outcome_of(site.redis_url, partition, appended.entry, payout)
+    except LogUnavailable as problem:
+        raise JobFailed(
+            f"the answer is recorded as {partition}:{appended.entry}; what came of it cannot be seen: {problem};"
+            f" `streamproc explain {payout}` tells it"
+        ) from problem
     if not isinstance(found, Outcome):
         raise JobFailed(found.problem)
     return found

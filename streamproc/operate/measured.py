@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -98,8 +99,8 @@ async def _pushed(settings: Settings, role: str, name: str, meters: Meters) -> A
 async def replay_with_metrics(
     data_dir: Path, job: Callable[[OnProgress], Awaitable[Result]], on_progress: OnProgress
 ) -> Result:
-    """Run a replay so that /metrics of the machine shows how far it is, where roles are watched here at all."""
-    if not (data_dir / DIRECTORY).is_dir():
+    """Run a replay so that /metrics of the machine shows how far it is, where roles are watched here, and by us."""
+    if not os.access(data_dir / DIRECTORY, os.W_OK):
         return await job(on_progress)
     meters = Meters(CollectorRegistry())
 

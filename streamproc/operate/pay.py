@@ -60,19 +60,27 @@ async def pay(url: str, token: str, order: dict[str, Any], *, key: str, wait: bo
     async with _client(url, token) as http:
         answer = await _call(http, "POST", "/v1/payouts", key=key, json=order)
         shown = _read(answer, 202, key)
-        if not wait:
-            return Taken(shown, key)
-        try:
-            async with asyncio.timeout(WAIT_S_MAX):
-                while shown["decision"] is None:
-                    await asyncio.sleep(POLL_S)
-                    shown = _read(await _call(http, "GET", f"/v1/payouts/{shown['payout']}"), 200, key)
-        except TimeoutError:
-            raise JobFailed(
-                f"{shown['payout']} is taken, but was not decided within {WAIT_S_MAX:g} s; `streamproc groups` shows"
-                " the workers. The same command with the same --key asks again"
-            ) from None
-        return Taken(shown, key)
+        return Taken(await _decided(http, shown, key) if wait else shown, key)
+
+
+async def _decided(http: httpx.AsyncClient, shown: dict[str, Any], key: str) -> dict[str, Any]:
+    """The payout once it is decided."""
+    payout, again = shown["payout"], f"The same command with --key {key} asks again"
+    try:
+        async with asyncio.timeout(WAIT_S_MAX):
+            while shown["decision"] is None:
+                await asyncio.sleep(POLL_S)
+                shown = _read(await _call(http, "GET", f"/v1/payouts/{payout}"), 200)
+    except TimeoutError:
+        raise JobFailed(
+            f"{payout} is taken, but was not decided within {WAIT_S_MAX:g} s; `streamproc groups` shows the workers."
+            f" {again}"
+        ) from None
+    except (JobFailed, InputError) as problem:  # else whoever paid would pay a second time
+        raise JobFailed(
+            f"{payout} is taken, but what came of it cannot be seen: {problem}. {again}"
+        ) from None
+    return shown
 
 
 @asynccontextmanager
@@ -96,11 +104,17 @@ async def _call(
     except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as problem:  # nothing was sent
         raise InputError(f"--url, --key or the token cannot be sent: {problem}") from None
     except httpx.HTTPError as problem:
-        again = f"; whether it was taken is not known: ask again with --key {key}" if key else ""
-        raise JobFailed(f"{http.base_url} gave no answer: {type(problem).__name__}{again}") from None
+        raise JobFailed(
+            f"{http.base_url} gave no answer: {type(problem).__name__}{_not_known(key)}"
+        ) from None
 
 
-def _read(answer: httpx.Response, wanted: int, key: str) -> dict[str, Any]:
+def _not_known(key: str) -> str:
+    """What to add to an answer that does not tell whether the request with this key was taken; '' for other ones."""
+    return f"; whether it was taken is not known: ask again with --key {key}" if key else ""
+
+
+def _read(answer: httpx.Response, wanted: int, key: str = "") -> dict[str, Any]:
     status = answer.status_code
     try:
         body = msgspec.json.decode(answer.content, type=dict[str, Any])
@@ -110,10 +124,9 @@ def _read(answer: httpx.Response, wanted: int, key: str) -> dict[str, Any]:
         problem = msgspec.convert(body, _Problem)
     except msgspec.MsgspecError:
         raise JobFailed(
-            f"HTTP {status}, and not what this version knows: is that streamproc's API?"
+            f"HTTP {status}, and not what this version knows: is that streamproc's API?{_not_known(key)}"
         ) from None
     if status in (400, 413, 422):
         lines = [f"  {error.field}: {error.problem}" for error in problem.errors]
         raise InputError("\n".join([problem.detail, *lines]))
-    again = f"; --key {key}" if status == 503 else ""
-    raise JobFailed(f"HTTP {status}: {problem.detail}{again}")
+    raise JobFailed(f"HTTP {status}: {problem.detail}{_not_known(key) if status >= 500 else ''}")

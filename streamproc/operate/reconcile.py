@@ -228,6 +228,10 @@ async def _confirm(run: _Run, suspects: Suspects) -> None:
             run.done.fetched += 1
             await _judge(run, suspects[at_bank], records[suspects[at_bank]], answer)
         run.on_seen(run.done.listed + run.done.fetched)
+        rest = len(waiting) - start - len(some)
+        if rest and all(isinstance(answer, TryAgain) for answer in answers):  # the bank is away
+            run.done.left.append(f"{rest} more payouts were not fetched")
+            return
 
 
 async def _judge(

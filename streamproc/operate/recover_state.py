@@ -16,7 +16,7 @@ from streamproc.archive.disowned import Disowned
 from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Entry as StoredEntry
-from streamproc.archive.store import Head
+from streamproc.archive.store import Head, transaction
 from streamproc.archive.text import text_key
 from streamproc.domain.budget import Admission, window_end_s
 from streamproc.domain.entry_ids import id_key
@@ -98,7 +98,7 @@ async def rows_in_parts(
     db: asyncpg.Connection, sql: str, *arguments: Any, at_once: int = ROWS_AT_ONCE
 ) -> AsyncIterator[list[Any]]:
     """A query's rows in lists of `at_once`. Neither the query nor the reader has a time limit."""
-    async with db.transaction():
+    async with transaction(db):
         await db.execute("SET LOCAL statement_timeout = 0")
         await db.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         cursor = await db.cursor(sql, *arguments)

@@ -15,7 +15,7 @@ from streamproc.settings import PREFIX, Secret, Settings
 async def reachable(settings: Settings) -> AsyncIterator[Settings]:
     """The settings with both stores' addresses. What neither they nor a running `up` name is started here, and stopped.
 
-    Raises ConfigError where there is nothing to start, JobFailed where an `up` that is not ready holds it.
+    Raises ConfigError where there is nothing that can be started, JobFailed where an `up` that is not ready holds it.
     """
     async with AsyncExitStack() as stack:
         if not (settings.redis_url and settings.postgres_dsn):
@@ -39,7 +39,7 @@ async def _locked(settings: Settings) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(embedded.locked_for_up(where))
-        except ConfigError as problem:
+        except embedded.InUse as problem:
             raise JobFailed(
                 f"an `up` runs on {where} and is not ready; stop it, and run this again"
             ) from problem

@@ -124,6 +124,12 @@ def test_a_key_is_made_once_for_this_user_alone_and_never_overwritten(path: Path
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("place", ["", ".", "/"])
+def test_a_place_that_is_no_files_is_refused(place: str) -> None:
+    with pytest.raises(InputError, match="never overwritten"):
+        make_key(Path(place))
+
+
 def test_a_file_that_holds_no_key_is_refused_and_left_alone_and_not_shown(path: Path) -> None:
     path.write_text("c2VjcmV0\n")
     with pytest.raises(ConfigError, match="32 bytes") as refused:

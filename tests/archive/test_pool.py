@@ -1,8 +1,9 @@
 """A Postgres that hangs holds nobody up: neither who gave up asking, nor who ends."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import asyncpg
 import pytest
@@ -11,8 +12,10 @@ import pytest_asyncio
 from streamproc import embedded
 from streamproc.archive import pool as pools
 from streamproc.archive.pool import asked, opened_pool
+from streamproc.archive.store import connection, snapshot
 from streamproc.embedded import Store
 from streamproc.errors import TryAgain
+from streamproc.operate.recover_state import rows_in_parts
 from tests.bank import free_port
 from tests.signals import frozen
 
@@ -56,6 +59,37 @@ async def test_a_question_that_takes_too_long_is_tried_again(
         assert await one(pool) == 1
         with frozen(store.process.pid), pytest.raises(TryAgain, match="Postgres is away: no answer in time"):
             await one(pool)
+
+
+Read: TypeAlias = Callable[[str, asyncio.Event], Awaitable[None]]
+
+
+async def in_a_snapshot(url: str, reads: asyncio.Event) -> None:
+    async with snapshot(url, name="test") as db:
+        reads.set()
+        await db.execute("SELECT pg_sleep(3600)")
+
+
+async def in_parts(url: str, reads: asyncio.Event) -> None:
+    """As a recovery reads."""
+    async with connection(url, name="test") as db:
+        slow = "SELECT n, pg_sleep(3600 * (n - 1)) FROM generate_series(1, 2) AS n"
+        async for _ in rows_in_parts(db, slow, at_once=1):
+            reads.set()
+
+
+@pytest.mark.parametrize("read", [in_a_snapshot, in_parts])
+async def test_a_job_that_is_broken_off_does_not_wait_for_a_postgres_that_hangs(
+    store: Store, read: Read
+) -> None:
+    reads = asyncio.Event()
+    reading = asyncio.create_task(read(store.url, reads))
+    await asyncio.wait_for(reads.wait(), DEADLINE_S)
+    with frozen(store.process.pid):
+        reading.cancel()
+        done, _ = await asyncio.wait({reading}, timeout=DEADLINE_S)
+    assert done == {reading}
+    assert reading.cancelled()
 
 
 async def test_a_pool_is_closed_whether_or_not_postgres_hears_the_goodbye(

@@ -4,12 +4,16 @@ There is no poller here and webhooks are dropped at will, so that there is somet
 """
 
 import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from streamproc.archive.read import payout_known
+from streamproc.clients.razorpay import Razorpay
 from streamproc.domain import events as e
 from streamproc.domain.events import BankPayout
 from streamproc.domain.payouts import PayoutRecord
@@ -17,8 +21,9 @@ from streamproc.errors import JobFailed, TryAgain
 from streamproc.ingress.translate import append_of
 from streamproc.log.stream import Producer
 from streamproc.operate import reconcile as reconciling
+from streamproc.operate.bank import opened_bank
 from streamproc.operate.reconcile import Reconciled, reconcile
-from streamproc.settings import load
+from streamproc.settings import Settings, load
 from tests.bank import until
 from tests.journeys.conftest import POLICIES
 from tests.journeys.system import ACCOUNT, System
@@ -201,6 +206,34 @@ async def test_a_list_that_cannot_be_read_is_a_failure_and_not_agreement(system:
     with pytest.raises(JobFailed, match="could not be read to its end"):
         await run(system)
     await system.bank.faults(api=[])
+
+
+async def test_a_bank_that_goes_away_after_its_list_is_not_asked_about_every_payout(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would be tried for minutes, and a period may have a million."""
+    asked: list[str] = []
+
+    async def fetch(payout: str) -> BankPayout:
+        asked.append(payout)
+        raise TryAgain("the bank is away", after_s=0)
+
+    @asynccontextmanager
+    async def only_its_list(settings: Settings) -> AsyncIterator[Razorpay]:
+        async with opened_bank(settings) as bank:
+            monkeypatch.setattr(bank, "fetch", fetch)
+            yield bank
+
+    await system.bank.faults(webhooks=[{"kind": "drop"}])
+    for _ in range(3):
+        await system.bank.pay(250_000, notes=NOTES)
+    await system.bank.faults(webhooks=[])
+    monkeypatch.setattr(reconciling, "opened_bank", only_its_list)
+    monkeypatch.setattr(reconciling, "FETCHES_AT_ONCE", 1)
+    done = await run(system)
+    assert asked == asked[:1] * reconciling.TRIES_MAX
+    assert done.left[0] == f"payout {asked[0]} could not be fetched: the bank is away"
+    assert re.fullmatch(r"[2-9] more payouts were not fetched", done.left[1])
 
 
 async def test_the_command_says_what_it_found_and_exits_1(system: System) -> None:

@@ -1,12 +1,15 @@
 """Connections do what their owners say: a command that is cancelled is cancelled, whenever that comes."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from streamproc.log.connection import connect, connected
+from streamproc.errors import LogUnavailable
+from streamproc.log.connection import connect, connected, named_errors
 from tests.deadline import DEADLINE_S
 
 TURNS_MAX = 12
@@ -60,3 +63,40 @@ async def test_a_unix_socket_serves_as_well(redis_url: str, tmp_path: Path) -> N
         connected(f"unix://:{parts.password}@{socket}", name="over-a-socket") as client,
     ):
         assert await client.client_getname() in ("over-a-socket", b"over-a-socket")
+
+
+SECRET = "no permissions to tell"
+"""A value that must not get into an error, though it looks like its reason."""
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (lambda client: client.set("mine", SECRET), "no permissions to run the 'set' command"),
+        (
+            lambda client: client.pipeline().set("mine", SECRET).execute(),
+            "no permissions to run the 'set' command",
+        ),
+        (
+            lambda client: client.eval("return redis.call('SET', KEYS[1], ARGV[1])", 1, "mine", SECRET),
+            "no permissions to run the 'set' command",
+        ),
+        (lambda client: client.get("another's"), "no permissions to access a key"),
+        (lambda client: client.execute_command("SAT", SECRET), "unknown command 'sat'"),
+    ],
+    ids=["alone", "in a pipeline", "in a script", "a key", "unknown"],
+)
+async def test_a_command_that_the_server_refuses_us_is_named_without_its_values(
+    redis_url: str, command: Callable[[Any], Awaitable[object]], reason: str
+) -> None:
+    async with connected(redis_url) as client:
+        await client.execute_command("ACL", "SETUSER", "small", "on", "nopass", "~mine", "+@all", "-set")
+    try:
+        async with connected(redis_url.replace(f":{urlsplit(redis_url).password}@", "small:x@")) as client:
+            with pytest.raises(LogUnavailable) as refused, named_errors():
+                await command(client)
+    finally:
+        async with connected(redis_url) as client:
+            await client.execute_command("ACL", "DELUSER", "small")
+    assert reason in str(refused.value)
+    assert SECRET not in str(refused.value)

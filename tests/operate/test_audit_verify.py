@@ -14,13 +14,15 @@ import pytest
 from projections.schema import prepare
 from streamproc.archive.attest import Maker, identity
 from streamproc.archive.chain import GENESIS, link_hash
+from streamproc.archive.inspection import read_outside
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.signing_key import KEY_FILE
 from streamproc.domain.entry_ids import id_key
-from streamproc.errors import JobFailed
+from streamproc.errors import InputError, JobFailed
 from streamproc.operate.audit import Verified, outside_file, verify
 from streamproc.settings import Settings
 from tests.databases import copy_of, template
+from tests.operate.words import TOO_LONG
 from tests.projections.histories import ListedLog, history, project_all
 from tests.projections.seals import OTHER_SIGNER, SIGNER, TRUSTED, terms
 
@@ -149,6 +151,15 @@ async def test_a_file_outside_that_is_gone_is_a_file_that_was_emptied(sealed: Se
         else []
     )
     assert [str(fault).partition(": it was cut")[0] for fault in found.broken] == said
+
+
+def test_a_file_outside_that_cannot_be_read_is_named_and_not_taken_for_none(tmp_path: Path):
+    for looked_for in (
+        lambda: outside_file(Settings(data_dir=tmp_path / TOO_LONG), None),
+        lambda: read_outside(tmp_path, TRUSTED),
+    ):
+        with pytest.raises(InputError, match=f"^{tmp_path}.*, the file of checkpoints, cannot be read: "):
+            looked_for()
 
 
 def without_the_first(notes: bytes) -> bytes:

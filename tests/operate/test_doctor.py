@@ -103,6 +103,22 @@ async def test_everything_away_is_a_bad_line_for_each_with_what_to_do(bank: Sand
     assert all(checks[name].todo for name in bad(checks))
 
 
+async def test_a_redis_that_refuses_its_user_a_command_is_a_bad_line_that_names_it(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+        await client.execute_command("ACL", "SETUSER", "small", "on", "nopass", "~*", "+@all", "-config")
+        try:
+            url = redis_url.replace(f":{urlsplit(redis_url).password}@", "small:x@")
+            checks = await examined(environment(url, postgres, bank))
+        finally:
+            await client.execute_command("ACL", "DELUSER", "small")
+    assert bad(checks) == {"redis"}
+    assert "the 'config|get' command" in checks["redis"].detail
+
+
 @pytest.mark.parametrize(
     ("dsn", "detail", "todo"),
     [

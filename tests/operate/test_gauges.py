@@ -17,7 +17,7 @@ from streamproc.log.stream import open_log
 from streamproc.operate import gauges
 from streamproc.operate.gauges import site_page
 from streamproc.settings import load
-from tests.operate.words import NOBODY_THERE
+from tests.operate.words import NOBODY_THERE, TOO_LONG
 from tests.projections.histories import ListedLog, archived_earlier, fetch, history, project_all
 from tests.projections.seals import terms
 
@@ -126,19 +126,21 @@ async def test_how_long_what_is_archived_was_not_signed_is_told_where_somebody_s
     of_0, name, keys = (("partition", "0"),), "streamproc_unsigned_oldest_seconds", tmp_path / "keys"
 
     async def age() -> float | None:
-        found = await told(REDIS_AWAY, postgres, STREAMPROC_DATA_DIR=str(keys))
-        return found[name][of_0] if name in found else None
+        page = await told(REDIS_AWAY, postgres, STREAMPROC_DATA_DIR=str(keys))
+        return page[name][of_0] if name in page else None
 
     assert await age() is None, "there is no key, and nothing was ever signed"
+    found = await told(REDIS_AWAY, postgres, STREAMPROC_DATA_DIR=str(tmp_path / TOO_LONG))
+    assert up(found)["postgres"] == 1, "nor is any where we may not look"
     make_key(keys / "checkpoint.key")
-    found = await age()
-    assert found is not None
-    assert 3600 < found < 3660
+    seconds = await age()
+    assert seconds is not None
+    assert 3600 < seconds < 3660
     (keys / "checkpoint.key").unlink()  # of `serve` on another machine than the projector
     await project_all(postgres, log, terms=terms(tmp_path / "checkpoints.txt"))
     assert await age() == 0
     await fetch(postgres, "ALTER TABLE checkpoints DISABLE TRIGGER ALL")
     await fetch(postgres, "DELETE FROM checkpoints WHERE size = (SELECT max(size) FROM checkpoints)")
-    found = await age()
-    assert found is not None
-    assert found > 3600
+    seconds = await age()
+    assert seconds is not None
+    assert seconds > 3600

@@ -18,9 +18,9 @@ from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.shown import hold_json
 from streamproc.domain.wire import Newer, decode_events
-from streamproc.errors import InputError, JobFailed, TryAgain
+from streamproc.errors import InputError, JobFailed, LogUnavailable, TryAgain
 from streamproc.log.inspect import records_where
-from streamproc.log.stream import Producer
+from streamproc.log.stream import Entry, LogView, Producer
 from streamproc.operate import hold_desk, holds
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.hold_desk import HoldDesk
@@ -151,6 +151,22 @@ async def test_without_a_worker_the_answer_stays_and_the_person_is_told_where(
         with pytest.raises(JobFailed, match=r"recorded as 0:\d+-\d+, but no worker handled it within 0\.3 s"):
             await answer(site, "pout_1", "approve", by="asha", why="yes")
         engine.start()
+        await engine.settled()
+        assert (await engine.record("pout_1")).decision == "APPROVED"
+
+
+async def test_if_redis_goes_away_then_the_person_is_told_that_the_answer_is_recorded(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    async def away(*_: object) -> list[Entry]:
+        raise LogUnavailable("Redis is away")
+
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1")
+        with monkeypatch.context() as patch:
+            patch.setattr(LogView, "read", away)
+            with pytest.raises(JobFailed, match=r"recorded as 0:\d+-\d+; .* cannot be seen: Redis is away"):
+                await answer(site, "pout_1", "approve", by="asha", why="yes")
         await engine.settled()
         assert (await engine.record("pout_1")).decision == "APPROVED"
 

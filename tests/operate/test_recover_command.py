@@ -3,8 +3,10 @@
 import asyncio
 import io
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import click
 import pytest
@@ -23,6 +25,7 @@ from streamproc.operate import recover_bank
 from streamproc.operate.disown import statement
 from streamproc.operate.doctor_log import examine_log
 from streamproc.operate.recover import look
+from streamproc.run_file import LOCK_FILE
 from tests.bank import Sandbox, running_sandbox
 from tests.operate.recovering import archive, dump, recovered, settings_of
 from tests.operate.twins import POLICIES, Twin, handled, twins
@@ -72,6 +75,33 @@ async def test_an_empty_archive_gives_nothing_back(redis_url: str, postgres: str
 async def test_while_postgres_is_away_nothing_is_changed(redis_url: str) -> None:
     with pytest.raises(JobFailed, match=r"is away.*nothing was changed"):
         await look(settings_of(redis_url, NOBODY_THERE))
+
+
+async def test_an_archive_that_our_user_may_not_see_is_not_taken_for_none(
+    redis_url: str, postgres: str, mine: Twin
+) -> None:
+    """Else a role would begin a new log where an old one was lost."""
+    await archive(redis_url, postgres)
+    user = f"stranger_{os.getpid()}"
+    async with connection(postgres, name="owner") as db:
+        await db.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'pw'; REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+        try:
+            hidden = settings_of(redis_url, f"postgresql://{user}:pw@{postgres.rpartition('@')[2]}")
+            with pytest.raises(JobFailed, match="may not use the schema of our tables"):
+                await look(hidden)
+        finally:
+            await db.execute(f"DROP ROLE {user}")
+
+
+async def test_a_lock_that_cannot_be_used_is_not_taken_for_a_running_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STREAMPROC_DATA_DIR", str(tmp_path))
+    (tmp_path / LOCK_FILE).mkdir()
+    assert await run("recover", "--yes") == 2
+    assert capsys.readouterr().err == (
+        f"streamproc: STREAMPROC_DATA_DIR {tmp_path} cannot be used: {tmp_path / LOCK_FILE}: Is a directory\n"
+    )
 
 
 async def test_another_partition_count_than_the_log_was_made_with_is_refused(

@@ -14,6 +14,8 @@ from streamproc.operate.site import Site, opened
 from streamproc.settings import Settings, load
 
 DEADLINE_S = 60.0
+TOO_LONG = "x" * 300
+"""A name that no directory can have. Who looks for it gets an error, as in one that belongs to somebody else."""
 NOBODY_THERE = "postgresql://nobody@127.0.0.1:1/none"
 
 POLICIES = """

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +12,13 @@ import pytest
 
 from ops.sandbox.config import SandboxConfig
 from ops.sandbox.control import BehaviourChange
-from ops.sandbox.server import build_app
+from ops.sandbox.server import build_app, run
+from ops.sandbox.store import Store
 from tests.bank import free_port, receiving_webhooks, running_sandbox, until
 
 
-async def test_sigterm_ends_it_with_status_0_even_while_a_call_is_never_answered() -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_stop_ends_it_with_status_0_even_while_a_call_is_never_answered(how: signal.Signals) -> None:
     async with running_sandbox(alone=True) as bank:
         await bank.faults(api=[{"kind": "timeout"}])
         unanswered = asyncio.create_task(bank.call("POST", "/v1/contacts", {"name": "Asha"}))
@@ -24,7 +27,7 @@ async def test_sigterm_ends_it_with_status_0_even_while_a_call_is_never_answered
             return bool(await bank.record())
 
         await until(was_told, what="the bank was told")
-        assert await bank.stop() == 0
+        assert await bank.stop(how) == 0
         await asyncio.gather(unanswered, return_exceptions=True)
 
 
@@ -91,6 +94,32 @@ def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it(
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"sandbox: {name} ")
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def no_database(path: Path) -> None:
+    path.write_text("not SQLite, and longer than its header, which has a hundred bytes" * 2)
+
+
+def of_another_version(path: Path) -> None:
+    store = Store(str(path))
+    store.save([("payout", "pout_1", {"amount": 1})])
+    store.close()
+
+
+@pytest.mark.parametrize("what", [a_directory, no_database, of_another_version])
+def test_a_file_of_the_state_that_cannot_be_used_ends_the_start_with_one_line_that_names_it(
+    tmp_path: Path, what: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    what(kept := tmp_path / "sandbox.db")
+    with pytest.raises(SystemExit) as ended:
+        run(SandboxConfig(port=free_port(), data_file=str(kept)))
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sandbox: SANDBOX_DATA_FILE {kept} cannot be used: ")
 
 
 @pytest.mark.parametrize(

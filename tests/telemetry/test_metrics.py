@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 
 from streamproc.errors import ConfigError
 from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.measured import machine_page, measured
+from streamproc.operate.measured import machine_page, measured, replay_with_metrics
 from streamproc.run_file import NAME_VARIABLE
 from streamproc.secret import Secret
 from streamproc.settings import Settings
@@ -27,6 +28,7 @@ from streamproc.telemetry.metrics import Meters
 from tests.bank import free_port, until
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
+from tests.operate.words import TOO_LONG
 from tests.telemetry.pages import samples
 from tests.words import observed
 
@@ -123,6 +125,18 @@ async def test_a_child_of_up_that_was_killed_comes_again_under_its_name(tmp_path
             child.kill()
             await child.wait()
     assert (await gather(tmp_path))[0].points == []
+
+
+async def test_where_the_directory_cannot_be_looked_into_the_page_has_no_process_and_a_replay_runs(
+    tmp_path: Path,
+) -> None:
+    nowhere = tmp_path / TOO_LONG
+
+    async def job(_hear: object) -> Any:  # of which nothing is asked here
+        return "done"
+
+    assert (await gather(nowhere))[0].points == []
+    assert await replay_with_metrics(nowhere, job, lambda _: None) == "done"
 
 
 async def test_a_role_runs_where_the_directory_cannot_be_used(tmp_path: Path) -> None:
