@@ -675,6 +675,34 @@ async def test_money_that_moved_without_a_decision_is_charged_and_given_back_as_
     assert found.judged.payouts == 2
 
 
+@pytest.mark.parametrize("windows", [None, (Window("agent:bot", "2026-09-21", 1000, FAR),)])
+@pytest.mark.parametrize("seen_first", ["pending", "processing"])
+async def test_a_slot_of_what_moved_without_a_decision_counts_once_for_those_that_follow(
+    redis_url: str, windows: tuple[Window, ...] | None, seen_first: str
+) -> None:
+    """The worker that looked at it died when it had a slot, and perhaps room. Whoever saw it move knew of that, or had
+    looked at it before."""
+    async with Engine(redis_url, claim_idle_s=0.1) as engine:
+        await engine.apply("policies: {bot: {daily_limit: 1000, rate_limit: {count: 2, window: 60}}}")
+        moved_on = observed("p1", 300, status="processing")
+        if seen_first == "processing":
+            await engine.deliver(moved_on)
+        await engine.stop()
+        await engine.append(ACCOUNT, observed("p1", 300))
+        await engine.client.xreadgroup("governance", "died", {engine.names.log: ">"})
+        ask = Ask("p1", 300, NOW, RateAsk("bot", 2, 60 * US, False), windows)
+        await scripts.admit(engine.client, engine.names, [ask], keep_budgets_s=60)
+        if seen_first == "pending":
+            await engine.append(ACCOUNT, moved_on)
+        engine.start()
+        await engine.settled()
+        await engine.deliver(observed("p2", 100), observed("p3", 100))
+        assert [(await engine.record(p)).reason for p in ("p2", "p3")] == ["POLICY_OK", "RATE_LIMITED"]
+        log = await log_of(engine)
+    same = again(log, None)
+    assert (same.changed.payouts, same.counters_differ, same.skipped_numbers) == (0, [], 0)
+
+
 async def test_what_was_rejected_and_moved_all_the_same_is_judged_and_not_left_out(redis_url: str) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply(f"policies: {{bot: {{per_txn_limit: 100, {NO_RATE}}}}}")

@@ -23,6 +23,7 @@ from streamproc.domain.budget import (
 )
 from streamproc.domain.events import BeneficiarySeen, BudgetReserved, Evidence
 from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, Verdict, conclude, find, vendor_of
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.trial import Books, Trial
 
@@ -66,6 +67,8 @@ class Judge:
         self._found = found
         self._strict = strict
         self._counters = Counters()
+        self._slot_number = 0
+        """Of the last recorded slot; they come in the order of their numbers."""
         self._reputations: dict[str, Reputation] = {}
         self._charged: dict[tuple[str, str, str, int], tuple[Window, ...]] = {}
         self._charged_by: Books | None = None
@@ -188,12 +191,12 @@ class Judge:
 
     # ---- what the log says, whatever the candidate says ---------------------------------
 
-    def take_recorded_slot(self, trial: Trial) -> None:
-        """Take the rate slot that the payout took."""
-        slot = trial.slot
-        if slot is not None and not slot.limited:
-            ask = RateAsk(trial.record.agent, slot.count, slot.window_us, False)
-            self._counters.take_slot(ask, trial.record.received_at)
+    def take_recorded_slot(self, slot: RateAnswer, record: PayoutRecord) -> None:
+        """Take the rate slot that the payout took; once, where the log has it twice."""
+        if not slot.limited and slot.number != self._slot_number:
+            self._slot_number = slot.number
+            ask = RateAsk(record.agent, slot.count, slot.window_us, False)
+            self._counters.take_slot(ask, record.received_at)
 
     def charge(self, room: BudgetReserved) -> None:
         """Charge a reservation as it was made, past any limit."""
