@@ -27,7 +27,7 @@ from streamproc.domain.notice import (
 )
 from streamproc.domain.notified import ASKING, Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.record import Notice as HoldMessage
+from streamproc.domain.record import HoldMessage
 from streamproc.domain.review import approvals_given, approvals_wanted
 from streamproc.errors import StreamprocError, TryAgain
 from streamproc.log.work import BatchContext, Work

@@ -63,7 +63,7 @@ def _settle_one(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> N
                 status=record.bank_status,
             )
         )
-    _recall(work, ctx, before)
+    _cancel(work, ctx, before)
     _adopt(work, ctx)
     record = work.known()
     due = settlement_due(record)
@@ -166,7 +166,7 @@ def _moved(work: Work) -> bool:
     return not MOVED_STATUSES.isdisjoint((*seen, work.known().bank_status))
 
 
-def _recall(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> None:
+def _cancel(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> None:
     """Have the bank end a payout that would pay itself although we did not approve it: one that somebody moved from
     `pending` to `queued`, or one of a stopped intent that turns up since an attempt had reached the bank after
     all."""

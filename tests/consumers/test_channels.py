@@ -23,7 +23,7 @@ from streamproc.domain.events import NotificationSent
 from streamproc.domain.notice import Notice, moment, outcome_of
 from streamproc.domain.notified import NoticeKind
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.record import Notice as Told
+from streamproc.domain.record import HoldMessage as Told
 from streamproc.domain.record import Review
 from streamproc.errors import TryAgain
 from streamproc.log.work import Work
