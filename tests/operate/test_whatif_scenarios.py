@@ -18,6 +18,7 @@ from streamproc.domain.whatif.trial import Told
 from streamproc.domain.wire import read_entry
 from streamproc.errors import InputError
 from streamproc.log import scripts
+from streamproc.log.batch import Limits
 from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
@@ -701,6 +702,33 @@ async def test_a_slot_of_what_moved_without_a_decision_counts_once_for_those_tha
         log = await log_of(engine)
     same = again(log, None)
     assert (same.changed.payouts, same.counters_differ, same.skipped_numbers) == (0, [], 0)
+
+
+async def test_slots_that_the_log_has_twice_count_once_each(redis_url: str) -> None:
+    """Whoever saw both payouts move recorded their slots, and so did those who took over from the worker that died."""
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {bot: {rate_limit: {count: 3, window: 60}}}")
+        await engine.stop()
+        await engine.append(ACCOUNT, observed("p1", 300))
+        await engine.append(ACCOUNT, observed("p2", 300))
+        await engine.client.xreadgroup("governance", "died", {engine.names.log: ">"})
+        asks = [Ask(payout, 300, NOW, RateAsk("bot", 3, 60 * US, False)) for payout in ("p1", "p2")]
+        await scripts.admit(engine.client, engine.names, asks, keep_budgets_s=60)
+        for payout in ("p1", "p2"):
+            await engine.append(ACCOUNT, observed(payout, 300, status="processing"))
+        engine.start()
+        for payout in ("p1", "p2"):
+            await engine.until_state(payout, "bypassed")
+        await engine.stop()
+        engine.limits = Limits(claim_idle_s=0.1)
+        engine.start()
+        await engine.settled()
+        await engine.deliver(observed("p3", 100), observed("p4", 100))
+        log = await log_of(engine)
+    slots = [event.number for told in log for event in told.events if isinstance(event, e.VelocityChecked)]
+    assert slots[:4] == [1, 2, 1, 2]
+    same = again(log, None)
+    assert (same.judged.payouts, same.changed.payouts, same.counters_differ) == (2, 0, [])
 
 
 async def test_what_was_rejected_and_moved_all_the_same_is_judged_and_not_left_out(redis_url: str) -> None:

@@ -78,7 +78,7 @@ class Judge:
         self._strict = strict
         self._counters = Counters()
         self._slot_number = 0
-        """Of the last recorded slot; they come in the order of their numbers."""
+        """The highest of a recorded slot: they come in the order of their numbers, but for one that comes again."""
         self._reputations: dict[str, Reputation] = {}
         self._charged: dict[tuple[str, str, str, int], tuple[Window, ...]] = {}
         self._charged_by: Books | None = None
@@ -203,7 +203,7 @@ class Judge:
 
     def take_recorded_slot(self, slot: RateAnswer, record: PayoutRecord) -> None:
         """Take the rate slot that the payout took; once, where the log has it twice."""
-        if not slot.limited and slot.number != self._slot_number:
+        if not slot.limited and slot.number > self._slot_number:
             self._slot_number = slot.number
             ask = RateAsk(record.agent, slot.count, slot.window_us, False)
             self._counters.take_slot(ask, record.received_at)
