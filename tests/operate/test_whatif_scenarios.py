@@ -704,6 +704,23 @@ async def test_a_slot_of_what_moved_without_a_decision_counts_once_for_those_tha
     assert (same.changed.payouts, same.counters_differ, same.skipped_numbers) == (0, [], 0)
 
 
+async def test_room_that_was_given_before_the_policy_had_a_rate_is_judged_with_the_slot_asked_for_later(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        ask = Ask("p2", 300, NOW, None, (Window("agent:bot", "2026-09-21", 1000, FAR),))
+        await scripts.admit(engine.client, engine.names, [ask], keep_budgets_s=60)  # and its worker died
+        rate = "rate_limit: {count: 1, window: 60}, on_rate_limit: hold"
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {rate}}}}}")
+        for payout in ("p1", "p2", "p3"):
+            await engine.deliver(observed(payout, 300))
+        assert (await engine.record("p2")).reason == "RATE_LIMITED"
+        log = await log_of(engine)
+    same = again(log, None)
+    assert (same.judged.payouts, same.changed.payouts, same.counters_differ) == (3, 0, [])
+
+
 async def test_slots_that_the_log_has_twice_count_once_each(redis_url: str) -> None:
     """Whoever saw both payouts move recorded their slots, and so did those who took over from the worker that died."""
     async with Engine(redis_url) as engine:
