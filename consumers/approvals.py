@@ -22,8 +22,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from consumers.verdicts import decision_of, noted_by, slot
-from consumers.vet import checked_at
+from consumers.vet import looked_up
 from streamproc.domain.approval import approved
+from streamproc.domain.asks import ask_of
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import US, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
 from streamproc.domain.events import BudgetReserved, Event, Finding, Identity, PayoutScreened
@@ -98,7 +99,7 @@ class Approval(Struct, frozen=True):
             return self._rejected("velocity", Admission(rate=self._slot(limited=True)), screened)
         checked = slot(record.payout, at, self._slot(), screened.findings)
         found = self._found("screening", "reputation")
-        vetted = checked_at(at, record.payout, self.reputation, found)
+        vetted = looked_up(at, record.payout, self.reputation, found)
         if fate is Fate.NO_ROOM:
             return self._rejected("budget", Admission(budget=self._no_room()), screened, checked, vetted)
         reserved = BudgetReserved(
@@ -194,7 +195,7 @@ class Templates:
     def offer(self, approval: Approval) -> Offer:
         """The offer for an approval, with a shared template where there is one."""
         record, reputation = approval.record, approval.reputation
-        ask = Ask(record.payout, record.amount, record.received_at, approval.rate, approval.windows)
+        ask = ask_of(record, approval.rate, approval.windows)
         if approval.findings or not FITS or not _is_usual(approval):
             return _alone(ask, approval)
         shape = (
@@ -258,7 +259,7 @@ def _template_of(marked: Approval) -> Template:
     stands around it (templates.py).
     """
     record, rate = marked.record, marked.rate
-    ask = Ask(record.payout, record.amount, record.received_at, rate, marked.windows)
+    ask = ask_of(record, rate, marked.windows)
 
     def template(of: Callable[[Ask, str, str], tuple[str, str]], fate: Fate) -> Template:
         return template_with(*map(_with_blanks, of(ask, *_texts(marked, fate))))

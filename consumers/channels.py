@@ -27,7 +27,8 @@ from streamproc.domain.notice import (
 )
 from streamproc.domain.notified import ASKING, Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.record import Notice as HoldMessage
+from streamproc.domain.record import HoldMessage
+from streamproc.domain.review import approvals_given, approvals_wanted
 from streamproc.errors import StreamprocError, TryAgain
 from streamproc.log.work import BatchContext, Work
 
@@ -165,10 +166,9 @@ async def notice_of(
     entry = shown_in or next((notice.shown_in for notice in record.notices if notice.shown_in), "")
     events = await ctx.entry(entry) if entry else []
     shown = next((event.facts for event in events if type(event) is PayoutObserved), None)
-    agent = ctx.book.agent(record.agent)
-    dual = agent.policy.dual_approval_above if agent is not None else None
-    wanted = 2 if dual is not None and record.amount > dual else 1
-    return hold_notice(record, wanted=wanted, link=channels.link(record.payout), shown=shown)
+    wanted = approvals_wanted(record.amount, ctx.book.agent(record.agent))
+    given = [review.by for review in approvals_given(record, ctx.book.people)]
+    return hold_notice(record, wanted=wanted, given=given, link=channels.link(record.payout), shown=shown)
 
 
 async def show_progress(channels: Channels, work: Work, ctx: BatchContext) -> None:

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from consumers.verdicts import case_of, record_decision
+from consumers.verdicts import case_of, found_by, record_decision
 from streamproc.domain.events import BudgetReserved
-from streamproc.domain.governance import RULES, find
 from streamproc.log.work import BatchContext, Item, Stage
 
 
@@ -13,8 +12,7 @@ async def decide(items: Sequence[Item], ctx: BatchContext) -> None:
     for work, event in items:
         if type(event) is BudgetReserved:
             case = case_of(work.known(), ctx, admission=work.admission)
-            rules = RULES["approval"] if case.agent is not None else RULES["screening"]
-            record_decision(work, ctx, [*event.findings, *find(rules, case)])
+            record_decision(work, ctx, [*event.findings, *found_by("approval", case)])
 
 
 STAGE = Stage(name="approval", consumes=frozenset({BudgetReserved}), handle=decide)

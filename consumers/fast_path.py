@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from consumers.approvals import Approval, Templates
 from consumers.plans import Plans
 from consumers.recall import gone_before, young_s_of
-from consumers.verdicts import decision_of, is_rejected
+from consumers.verdicts import decision_of
 from consumers.vet import Reputations
-from streamproc.domain.budget import Ask
+from streamproc.domain.asks import ask_of
 from streamproc.domain.events import Finding, PayoutObserved, PayoutRequested
-from streamproc.domain.governance import RULES, Case, conclude, find
+from streamproc.domain.governance import RULES, Case, conclude, find, is_rejected
 from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import rules_under
 from streamproc.domain.payouts import evolve, is_open
@@ -113,7 +113,7 @@ class _Batch:
         decision = decision_of(record, case.agent, case.identity, conclude(findings), at)
         after = evolve(record, decision)
         assert after is not None
-        return rejection_of(Ask(record.payout, record.amount, record.received_at), at, after, [decision])
+        return rejection_of(ask_of(record), at, after, [decision])
 
     def _is_plain(self, work: Work) -> bool:
         """Whether neither the archive has to be asked about it, nor it is an intent seen without its request."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from consumers.verdicts import case_of, is_rejected, record_decision, record_reservation, record_slot
-from streamproc.domain.asks import charged_windows, rate_ask, vendor_charged
+from consumers.verdicts import case_of, found_by, record_decision, record_reservation, record_slot
+from streamproc.domain.asks import ask_of, charged_windows, rate_ask, vendor_charged
 from streamproc.domain.budget import QUARTER_US, US, Ask, RateAsk, Window
 from streamproc.domain.events import PayoutScreened, ReputationChecked
-from streamproc.domain.governance import RULES, Case, Reputation, find
+from streamproc.domain.governance import RULES, Case, Reputation, find, is_rejected
 from streamproc.log.work import BatchContext, Item, Stage, Work
 
 TERMS_MAX = 4_096
@@ -51,10 +51,6 @@ class Terms:
         return known
 
 
-def _ask(case: Case, rate: RateAsk | None, windows: tuple[Window, ...] | None) -> Ask:
-    return Ask(case.payout.payout, case.payout.amount, case.payout.received_at, rate, windows)
-
-
 async def _admit(asks: Sequence[tuple[Work, Ask]], ctx: BatchContext) -> None:
     """Ask the counters in one round trip, and give each work its answer."""
     if asks:
@@ -72,11 +68,11 @@ def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) ->
         terms = Terms(zone)
         for (work, _), case in zip(items, cases, strict=True):
             if case.agent is None:  # the policy was removed between two commits
-                record_decision(work, ctx, find(RULES["screening"], case))
+                record_decision(work, ctx, found_by("velocity", case))
                 continue
             reputation = known(case.payout.vendor_url, ctx.now_us)
             ask_for_room = reputation is not None and reputation.verdict != "threat"
-            ask = _ask(case, terms.rate(case), terms.windows(case) if ask_for_room else None)
+            ask = ask_of(case.payout, terms.rate(case), terms.windows(case) if ask_for_room else None)
             if ask.rate is not None or ask.windows is not None:
                 asked.append((work, ask))
         await _admit(asked, ctx)
@@ -91,7 +87,7 @@ def _check_one(work: Work, event: PayoutScreened, ctx: BatchContext) -> None:
     record = work.known()
     case = case_of(record, ctx, admission=work.admission)
     assert case.agent is not None
-    findings = [*event.findings, *find(RULES["velocity"], case)]
+    findings = [*event.findings, *found_by("velocity", case)]
     if is_rejected(findings):
         record_decision(work, ctx, findings)
         return
@@ -115,7 +111,7 @@ def budget_stage(zone: str) -> Stage:
         cases = [case_of(work.known(), ctx) for work in missing]
         terms = Terms(zone)
         asks = [
-            (work, _ask(case, None, terms.windows(case)))
+            (work, ask_of(case.payout, None, terms.windows(case)))
             for work, case in zip(missing, cases, strict=True)
             if case.agent is not None
         ]
@@ -130,7 +126,7 @@ def _reserve_one(work: Work, event: ReputationChecked, ctx: BatchContext) -> Non
     record, answer = work.known(), work.admission.budget
     case = case_of(record, ctx, admission=work.admission)
     if answer is None:  # not asked for, since its policy is gone
-        record_decision(work, ctx, [*event.findings, *find(RULES["screening"], case)])
+        record_decision(work, ctx, [*event.findings, *found_by("budget", case)])
         return
     findings = [*event.findings, *find(RULES["budget"], case)]
     if is_rejected(findings):

@@ -9,7 +9,7 @@ record names the reviewer and the account that was used.
 from collections.abc import Sequence
 
 from consumers.verdicts import case_of, decide_as
-from consumers.vet import Reputations, checked
+from consumers.vet import Reputations, looked_up
 from streamproc.domain.events import (
     Evidence,
     Finding,
@@ -120,9 +120,8 @@ def _approve(work: Work, event: ReviewSubmitted, ctx: BatchContext, reputation: 
         _refuse(work, event, ctx, problem)
         return
     if reputation.fresh_until != record.reputation_fresh_until and reputation.verdict != "no_url":
-        work.emit(
-            checked(work, ctx, reputation, [finding for finding in found if finding.code == "RISK_HIGH"])
-        )
+        threats = [finding for finding in found if finding.code == "RISK_HIGH"]
+        work.emit(looked_up(ctx.now_us, work.payout, reputation, threats))
     if found:
         _count(work, event, ctx, needed=0)
         decide_as(work, ctx, Verdict("REJECTED", found[-1].code, (*record.findings, *found)), by=name)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from consumers.verdicts import case_of, is_rejected, record_decision
+from consumers.verdicts import case_of, record_decision
 from streamproc.domain.events import Fact, PayoutMalformed, PayoutObserved, PayoutRequested, PayoutScreened
-from streamproc.domain.governance import RULES, find
+from streamproc.domain.governance import RULES, find, is_rejected
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import is_open
 from streamproc.errors import Unprocessable

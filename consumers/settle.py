@@ -63,7 +63,7 @@ def _settle_one(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> N
                 status=record.bank_status,
             )
         )
-    _recall(work, ctx, before)
+    _cancel(work, ctx, before)
     _adopt(work, ctx)
     record = work.known()
     due = settlement_due(record)
@@ -166,7 +166,7 @@ def _moved(work: Work) -> bool:
     return not MOVED_STATUSES.isdisjoint((*seen, work.known().bank_status))
 
 
-def _recall(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> None:
+def _cancel(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> None:
     """Have the bank end a payout that would pay itself although we did not approve it: one that somebody moved from
     `pending` to `queued`, or one of a stopped intent that turns up since an attempt had reached the bank after
     all."""
@@ -193,7 +193,7 @@ def _adopt(work: Work, ctx: BatchContext) -> None:
     if not _is_over(record):
         return
     rate, budget = work.admission.rate, work.admission.budget
-    if rate is not None and _ended_now(work) and not _tells_of(work, rate):
+    if rate is not None and (_ended_now(work) or _ended_meanwhile(work)) and not _tells_of(work, rate):
         record_slot(work, ctx, rate, [])
     if budget is not None and budget.granted and record.reservation is None:
         record_reservation(work, ctx, budget, [])
@@ -208,6 +208,16 @@ def _ended_now(work: Work) -> bool:
     if work.loaded is not None and (work.loaded.decision is not None or work.loaded.bypassed):
         return False
     return any(type(event) in (PayoutDecided, GovernanceBypassed) for event in work.out)
+
+
+def _ended_meanwhile(work: Work) -> bool:
+    """Whether another entry ended the payout since an earlier pass over this one took the slot, and by no rule behind
+    the counters. That may not have seen the slot. If it did, the log has the slot twice, and readers count it once."""
+    record = work.known()
+    saw_slot = record.reservation is not None or any(
+        f.outcome == "REJECTED" and f.stage != "screening" for f in record.findings
+    )
+    return (work.taken or work.stale_times > 0) and not saw_slot
 
 
 def _tells_of(work: Work, rate: RateAnswer) -> bool:

@@ -15,7 +15,16 @@ from streamproc.domain.events import (
     PayoutStopped,
     VelocityChecked,
 )
-from streamproc.domain.governance import BEFORE_MONEY_MOVES, Case, Reputation, Verdict, conclude, find, uses
+from streamproc.domain.governance import (
+    BEFORE_MONEY_MOVES,
+    RULES,
+    Case,
+    Reputation,
+    Verdict,
+    conclude,
+    find,
+    uses,
+)
 from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy
@@ -81,9 +90,10 @@ async def stopped(work: Work, command: BankCommand, caused_by: str, ctx: BatchCo
     return found is not None
 
 
-def is_rejected(findings: Sequence[Finding]) -> bool:
-    """Whether they end the chain: a rejection is always the last finding."""
-    return bool(findings) and findings[-1].outcome == "REJECTED"
+def found_by(stage: str, case: Case) -> list[Finding]:
+    """What a stage's rules find. If the policy was removed between two commits, what screening finds by now: that
+    rejects it."""
+    return find(RULES[stage if case.agent is not None else "screening"], case)
 
 
 def record_slot(

@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from consumers.verdicts import case_of, is_rejected, record_decision
+from consumers.verdicts import case_of, found_by, record_decision
 from streamproc.domain.budget import US
 from streamproc.domain.events import Finding, ReputationChecked, VelocityChecked
-from streamproc.domain.governance import NO_URL, RULES, Reputation, find, vendor_of
+from streamproc.domain.governance import NO_URL, Reputation, is_rejected, vendor_of
 from streamproc.log.cache import Cache
 from streamproc.log.work import BatchContext, Item, Stage, Work
 
@@ -108,22 +108,14 @@ def reputation_stage(reputations: Reputations) -> Stage:
 def _vet_one(work: Work, event: VelocityChecked, ctx: BatchContext, reputation: Reputation) -> None:
     record = work.known()
     case = case_of(record, ctx, reputation=reputation)
-    rules = RULES["reputation"] if case.agent is not None else RULES["screening"]
-    findings = [*event.findings, *find(rules, case)]
-    work.emit(checked(work, ctx, reputation, findings))
+    findings = [*event.findings, *found_by("reputation", case)]
+    work.emit(looked_up(ctx.now_us, work.payout, reputation, findings))
     if is_rejected(findings):
         record_decision(work, ctx, findings)
 
 
-def checked(
-    work: Work, ctx: BatchContext, reputation: Reputation, findings: list[Finding]
-) -> ReputationChecked:
-    """The event that records a reputation now."""
-    return checked_at(ctx.now_us, work.known().payout, reputation, findings)
-
-
-def checked_at(at: int, payout: str, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:
-    """The event that records a reputation at a time (µs)."""
+def looked_up(at: int, payout: str, reputation: Reputation, findings: list[Finding]) -> ReputationChecked:
+    """The event that records a reputation, as it was known at a time (µs)."""
     return ReputationChecked(
         at=at,
         payout=payout,

@@ -1,12 +1,20 @@
 """What a payout asks of the partition's counters: a rate slot, and room in its budget windows. Pure."""
 
-from streamproc.domain.budget import US, RateAnswer, RateAsk, Window, windows_of
+from streamproc.domain.budget import US, Ask, RateAnswer, RateAsk, Window, windows_of
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.events import VelocityChecked
 from streamproc.domain.governance import Case
+from streamproc.domain.payouts import PayoutRecord
 
 INLINE = "inline"
 """Stands for the vendor where the beneficiary came inline and without a URL."""
+
+
+def ask_of(
+    payout: PayoutRecord, rate: RateAsk | None = None, windows: tuple[Window, ...] | None = None
+) -> Ask:
+    """What a payout asks for, on these terms."""
+    return Ask(payout.payout, payout.amount, payout.received_at, rate, windows)
 
 
 def rate_ask(case: Case) -> RateAsk | None:

@@ -168,8 +168,8 @@ class VelocityChecked(
     """Rule 10. `used` counts the payouts in the window before this one.
 
     `limit` and `window_s` are the terms that were asked, 0 where the policy limited no rate; in version 1 they were
-    those of the policy by which it was decided. A slot that a crash left taken without a decision is recorded after
-    the decision, so that the log has every number.
+    those of the policy by which it was decided. A slot that was taken in vain, since a worker died or somebody else
+    ended the payout first, is recorded after that end, perhaps twice; it counts once.
     """
 
     v: int = version(4)

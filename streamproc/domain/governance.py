@@ -5,7 +5,7 @@ piece by piece, because between two pieces something has to be asked: a slot, Sa
 The rules' numbers are those of the table in docs/governance.md.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Literal, TypeAlias
@@ -323,6 +323,11 @@ def find(rules: Iterable[Rule], case: Case) -> list[Finding]:
             if finding.outcome == "REJECTED":
                 break
     return findings
+
+
+def is_rejected(findings: Sequence[Finding]) -> bool:
+    """Whether they end the chain: a rejection is always the last finding."""
+    return bool(findings) and findings[-1].outcome == "REJECTED"
 
 
 def conclude(findings: Iterable[Finding]) -> Verdict:

@@ -125,10 +125,15 @@ def amount_text(paise: int, currency: str) -> str:
 
 
 def hold_notice(
-    record: PayoutRecord, *, wanted: int, link: str, shown: BankPayout | None = None
+    record: PayoutRecord,
+    *,
+    wanted: int,
+    given: Sequence[str] = (),
+    link: str,
+    shown: BankPayout | None = None,
 ) -> HoldNotice:
-    """What a person has to know of a hold. `wanted`: approvals that the policy in force asks for; `shown`: the payout
-    as the bank showed it, with what the record does not keep."""
+    """What a person has to know of a hold. `wanted`: approvals that the policy in force asks for; `given`: who has
+    approved, and still counts; `shown`: the payout as the bank showed it, with what the record does not keep."""
     vendor = vendor_of(record.vendor_url)
     payee = record.intent.beneficiary if record.intent is not None else None
     account = masked(payee.account_number or payee.vpa) if payee is not None else name(record.fund_account)
@@ -143,16 +148,15 @@ def hold_notice(
         policy_version=record.policy_version,
         expires_at=record.hold_expires_at,
         untrusted=_untrusted(record, shown),
-        approvals=_approvals(record, wanted),
+        approvals=_approvals(given, wanted),
         link=link,
     )
 
 
-def _approvals(record: PayoutRecord, wanted: int) -> str:
-    given = [name(review.by) for review in record.reviews if review.action == "approve"]
+def _approvals(given: Sequence[str], wanted: int) -> str:
     if wanted < 2 and not given:
         return ""
-    by = f", by {', '.join(given)}" if given else ""
+    by = f", by {', '.join(map(name, given))}" if given else ""
     return f"{len(given)} of {max(wanted, len(given))} approvals{by}"
 
 

@@ -15,7 +15,7 @@ from streamproc.domain.copies import BankCopy, copy_of, with_copy
 from streamproc.domain.intent import is_intent, without_beneficiary
 from streamproc.domain.notified import ASKING, NOTICES_MAX
 from streamproc.domain.ours import meant_before, own_copy
-from streamproc.domain.record import Notice, Reservation, Review
+from streamproc.domain.record import HoldMessage, Reservation, Review
 from streamproc.domain.record import PayoutRecord as PayoutRecord
 from streamproc.domain.record import decode_record as decode_record
 from streamproc.domain.record import encode_record as encode_record
@@ -313,10 +313,10 @@ def _told(record: PayoutRecord, event: e.NotificationSent, at: int) -> PayoutRec
     """Messages about the hold, sorted and limited, so that the order of folding does not matter."""
     if event.kind not in ASKING and event.kind != "outcome":
         return record
-    notice = Notice(
+    message = HoldMessage(
         at=event.at, channel=event.channel, ref=event.ref, kind=event.kind, shown_in=event.shown_in
     )
-    notices = sorted({*record.notices, notice})[:NOTICES_MAX]
+    notices = sorted({*record.notices, message})[:NOTICES_MAX]
     return replace(record, notices=notices, updated_at=at)
 
 

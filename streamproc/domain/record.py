@@ -36,7 +36,7 @@ class Review(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     at: int
 
 
-class Notice(Struct, frozen=True, kw_only=True, gc=False, order=True, omit_defaults=True):
+class HoldMessage(Struct, frozen=True, kw_only=True, gc=False, order=True, omit_defaults=True):
     """A message about a hold. `at` is µs; `ref` is Slack's `channel:ts`, or ntfy's message id."""
 
     at: int
@@ -93,7 +93,7 @@ class PayoutRecord(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=Tr
     """Payouts at the bank under an intent's reference; the one with the id `bank_payout` is ours."""
     failure: str = ""
     """Why the bank refused to create the intent."""
-    notices: list[Notice] = []
+    notices: list[HoldMessage] = []
     """Messages to people about the hold, the oldest first."""
 
     @property

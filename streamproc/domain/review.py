@@ -9,6 +9,7 @@ from streamproc.domain.budget import US
 from streamproc.domain.events import Finding, RefusalKind, ReviewCounted, ReviewSubmitted
 from streamproc.domain.governance import RECHECKED, Case, find, reputation_unavailable
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.record import Review
 from streamproc.domain.reviewers import SLACK, Reviewers
 
@@ -121,13 +122,22 @@ def why_not_now(case: Case) -> str:
     )
 
 
+def approvals_wanted(amount: int, agent: AgentPolicy | None) -> int:
+    """How many reviewers must approve a payout of this amount (paise)."""
+    dual = agent.policy.dual_approval_above if agent is not None else None
+    return 2 if dual is not None and amount > dual else 1
+
+
+def approvals_given(record: PayoutRecord, people: Reviewers) -> list[Review]:
+    """The approvals so far whose reviewers may still review."""
+    return [
+        review
+        for review in record.reviews
+        if review.action == "approve" and _counts(review, record.agent, people)
+    ]
+
+
 def approvals_missing(case: Case, people: Reviewers) -> int:
-    """How many more reviewers must approve after this one. Earlier approvals count if their reviewers may still
-    review."""
-    dual = case.agent.policy.dual_approval_above if case.agent is not None else None
-    wanted = 2 if dual is not None and case.payout.amount > dual else 1
-    given = 1 + sum(
-        review.action == "approve" and _counts(review, case.payout.agent, people)
-        for review in case.payout.reviews
-    )
-    return max(0, wanted - given)
+    """How many more reviewers must approve after this one."""
+    given = 1 + len(approvals_given(case.payout, people))
+    return max(0, approvals_wanted(case.payout.amount, case.agent) - given)

@@ -12,7 +12,7 @@ from streamproc.domain.notice import HoldNotice, Notice, Outcome
 from streamproc.domain.notified import Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import PolicyBook, build_book, scopes_after
-from streamproc.domain.record import Notice as Told
+from streamproc.domain.record import HoldMessage as Told
 from streamproc.errors import TryAgain
 from streamproc.log.work import BatchContext
 from tests.words import ACCOUNT, NOW, policies

@@ -1,6 +1,7 @@
 """Which channel tells people what, in which words, and which messages are changed when a hold goes on or ends."""
 
 import pytest
+from msgspec.structs import replace
 
 from consumers import channels as channels_module
 from consumers.channels import (
@@ -22,7 +23,7 @@ from streamproc.domain.events import NotificationSent
 from streamproc.domain.notice import Notice, moment, outcome_of
 from streamproc.domain.notified import NoticeKind
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.record import Notice as Told
+from streamproc.domain.record import HoldMessage as Told
 from streamproc.domain.record import Review
 from streamproc.errors import TryAgain
 from streamproc.log.work import Work
@@ -228,6 +229,12 @@ async def test_two_must_approve_what_is_above_the_policys_amount_and_one_what_is
     amount: int, approvals: str
 ) -> None:
     assert (await notice_of(Channels(), held(amount=amount), ctx())).approvals == approvals
+
+
+async def test_an_approval_whose_reviewer_may_not_review_any_more_is_not_shown_as_one() -> None:
+    gone = replace(APPROVED, by="gone")
+    notice = await notice_of(Channels(), held(amount=600_000, reviews=[gone, APPROVED]), ctx())
+    assert notice.approvals == "1 of 2 approvals, by asha"
 
 
 async def test_one_approval_is_wanted_where_the_agent_has_no_policy_any_more() -> None:

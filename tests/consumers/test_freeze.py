@@ -80,6 +80,7 @@ async def test_a_freeze_of_one_agent_leaves_the_others_alone(redis_url: str) -> 
         await engine.apply(POLICIES)
         await engine.freeze("agent:bot")
         await engine.freeze("account:acc_Other")
+        await engine.freeze("team:None")  # a name like any other, and not that of agents without a team
         await engine.deliver(observed("pout_1", 1000, agent="other"))
         assert (await engine.record("pout_1")).reason == "POLICY_OK"
 

@@ -4,7 +4,7 @@ from streamproc.domain.budget import Ask, RateAsk, Window
 from streamproc.domain.events import BudgetReserved, PayoutDecided, PayoutSettled, VelocityChecked
 from streamproc.log import scripts
 from tests.engine import Engine
-from tests.words import NOW, observed
+from tests.words import ACCOUNT, NOW, observed
 
 RATED = "policies: {bot: {daily_limit: 1000, rate_limit: {count: 2, window: 60}%s}}"
 FAR = 4_000_000_000
@@ -43,6 +43,26 @@ async def test_a_slot_of_a_payout_that_moved_without_a_decision_is_recorded(redi
         await engine.deliver(observed("pout_1", 300, status="processed"))
         slots = [e for e in await engine.story("pout_1") if isinstance(e, VelocityChecked)]
         assert [slot.number for slot in slots] == [1]
+
+
+async def test_a_slot_is_recorded_if_its_payout_moved_before_its_taker_could_commit(redis_url: str) -> None:
+    """Whoever saw it move had looked at it before the slot was taken; then the taker died."""
+    async with Engine(redis_url, claim_idle_s=0.1) as engine:
+        await engine.apply(RATED % "")
+        await engine.deliver(observed("pout_1", 300, status="processing"))
+        await engine.stop()
+        await engine.append(ACCOUNT, observed("pout_1", 300))
+        await engine.client.xreadgroup("governance", "died", {engine.names.log: ">"})
+        await admitted_by_a_worker_that_died(engine, "pout_1", 300)
+        engine.start()
+        await engine.settled()
+        story = await engine.story("pout_1")
+        assert [type(event) for event in story[3:]] == [VelocityChecked, BudgetReserved]
+        await engine.deliver(observed("pout_1", 300, status="processed"))
+        numbers = [
+            event.number for event in await engine.story("pout_1") if isinstance(event, VelocityChecked)
+        ]
+        assert numbers == [1]
 
 
 async def test_a_rejection_for_its_rate_names_its_number_and_the_terms_it_was_asked_on(

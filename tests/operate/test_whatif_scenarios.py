@@ -18,6 +18,7 @@ from streamproc.domain.whatif.trial import Told
 from streamproc.domain.wire import read_entry
 from streamproc.errors import InputError
 from streamproc.log import scripts
+from streamproc.log.batch import Limits
 from streamproc.log.stream import LogView
 from streamproc.operate.whatif import overlay_of, told_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
@@ -673,6 +674,78 @@ async def test_money_that_moved_without_a_decision_is_charged_and_given_back_as_
     found = again(log, "policies: {bot: {per_txn_limit: 1}}")
     assert found.unjudged[retrial.MOVED].payouts == 1
     assert found.judged.payouts == 2
+
+
+@pytest.mark.parametrize("windows", [None, (Window("agent:bot", "2026-09-21", 1000, FAR),)])
+@pytest.mark.parametrize("seen_first", ["pending", "processing"])
+async def test_a_slot_of_what_moved_without_a_decision_counts_once_for_those_that_follow(
+    redis_url: str, windows: tuple[Window, ...] | None, seen_first: str
+) -> None:
+    """The worker that looked at it died when it had a slot, and perhaps room. Whoever saw it move knew of that, or had
+    looked at it before."""
+    async with Engine(redis_url, claim_idle_s=0.1) as engine:
+        await engine.apply("policies: {bot: {daily_limit: 1000, rate_limit: {count: 2, window: 60}}}")
+        moved_on = observed("p1", 300, status="processing")
+        if seen_first == "processing":
+            await engine.deliver(moved_on)
+        await engine.stop()
+        await engine.append(ACCOUNT, observed("p1", 300))
+        await engine.client.xreadgroup("governance", "died", {engine.names.log: ">"})
+        ask = Ask("p1", 300, NOW, RateAsk("bot", 2, 60 * US, False), windows)
+        await scripts.admit(engine.client, engine.names, [ask], keep_budgets_s=60)
+        if seen_first == "pending":
+            await engine.append(ACCOUNT, moved_on)
+        engine.start()
+        await engine.settled()
+        await engine.deliver(observed("p2", 100), observed("p3", 100))
+        assert [(await engine.record(p)).reason for p in ("p2", "p3")] == ["POLICY_OK", "RATE_LIMITED"]
+        log = await log_of(engine)
+    same = again(log, None)
+    assert (same.changed.payouts, same.counters_differ, same.skipped_numbers) == (0, [], 0)
+
+
+async def test_room_that_was_given_before_the_policy_had_a_rate_is_judged_with_the_slot_asked_for_later(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {NO_RATE}}}}}")
+        ask = Ask("p2", 300, NOW, None, (Window("agent:bot", "2026-09-21", 1000, FAR),))
+        await scripts.admit(engine.client, engine.names, [ask], keep_budgets_s=60)  # and its worker died
+        rate = "rate_limit: {count: 1, window: 60}, on_rate_limit: hold"
+        await engine.apply(f"policies: {{bot: {{daily_limit: 1000, {rate}}}}}")
+        for payout in ("p1", "p2", "p3"):
+            await engine.deliver(observed(payout, 300))
+        assert (await engine.record("p2")).reason == "RATE_LIMITED"
+        log = await log_of(engine)
+    same = again(log, None)
+    assert (same.judged.payouts, same.changed.payouts, same.counters_differ) == (3, 0, [])
+
+
+async def test_slots_that_the_log_has_twice_count_once_each(redis_url: str) -> None:
+    """Whoever saw both payouts move recorded their slots, and so did those who took over from the worker that died."""
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {bot: {rate_limit: {count: 3, window: 60}}}")
+        await engine.stop()
+        await engine.append(ACCOUNT, observed("p1", 300))
+        await engine.append(ACCOUNT, observed("p2", 300))
+        await engine.client.xreadgroup("governance", "died", {engine.names.log: ">"})
+        asks = [Ask(payout, 300, NOW, RateAsk("bot", 3, 60 * US, False)) for payout in ("p1", "p2")]
+        await scripts.admit(engine.client, engine.names, asks, keep_budgets_s=60)
+        for payout in ("p1", "p2"):
+            await engine.append(ACCOUNT, observed(payout, 300, status="processing"))
+        engine.start()
+        for payout in ("p1", "p2"):
+            await engine.until_state(payout, "bypassed")
+        await engine.stop()
+        engine.limits = Limits(claim_idle_s=0.1)
+        engine.start()
+        await engine.settled()
+        await engine.deliver(observed("p3", 100), observed("p4", 100))
+        log = await log_of(engine)
+    slots = [event.number for told in log for event in told.events if isinstance(event, e.VelocityChecked)]
+    assert slots[:4] == [1, 2, 1, 2]
+    same = again(log, None)
+    assert (same.judged.payouts, same.changed.payouts, same.counters_differ) == (2, 0, [])
 
 
 async def test_what_was_rejected_and_moved_all_the_same_is_judged_and_not_left_out(redis_url: str) -> None:

@@ -22,7 +22,18 @@ from streamproc.domain.budget import (
     Window,
 )
 from streamproc.domain.events import BeneficiarySeen, BudgetReserved, Evidence
-from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, Verdict, conclude, find, vendor_of
+from streamproc.domain.governance import (
+    NO_URL,
+    RULES,
+    Case,
+    Reputation,
+    Verdict,
+    conclude,
+    find,
+    is_rejected,
+    vendor_of,
+)
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.trial import Books, Trial
 
@@ -66,6 +77,8 @@ class Judge:
         self._found = found
         self._strict = strict
         self._counters = Counters()
+        self._slot_number = 0
+        """The highest of a recorded slot: they come in the order of their numbers, but for one that comes again."""
         self._reputations: dict[str, Reputation] = {}
         self._charged: dict[tuple[str, str, str, int], tuple[Window, ...]] = {}
         self._charged_by: Books | None = None
@@ -77,7 +90,7 @@ class Judge:
         """Screening and velocity, at the trial's place in the order of rate slots."""
         case = trial.case(self._assume.zone)
         trial.findings = find(RULES["screening"], case)
-        if _is_rejected(trial):
+        if is_rejected(trial.findings):
             return
         answer = self._slot(trial, case)
         if answer is not None:
@@ -87,11 +100,11 @@ class Judge:
         """Reputation, budget, approval and the verdict, at the trial's place in the order of budget questions."""
         answer: BudgetAnswer | None = None
         reputation = NO_URL
-        if not _is_rejected(trial):
+        if not is_rejected(trial.findings):
             case = self._with_beneficiary(trial, trial.case(self._assume.zone))
             reputation = self._reputation(trial)
             trial.findings += find(RULES["reputation"], replace(case, reputation=reputation))
-            if not _is_rejected(trial):
+            if not is_rejected(trial.findings):
                 answer = self._room(trial, case)
                 rules = (*RULES["budget"], *RULES["approval"])
                 trial.findings += find(rules, replace(case, admission=Admission(budget=answer)))
@@ -188,12 +201,12 @@ class Judge:
 
     # ---- what the log says, whatever the candidate says ---------------------------------
 
-    def take_recorded_slot(self, trial: Trial) -> None:
-        """Take the rate slot that the payout took."""
-        slot = trial.slot
-        if slot is not None and not slot.limited:
-            ask = RateAsk(trial.record.agent, slot.count, slot.window_us, False)
-            self._counters.take_slot(ask, trial.record.received_at)
+    def take_recorded_slot(self, slot: RateAnswer, record: PayoutRecord) -> None:
+        """Take the rate slot that the payout took; once, where the log has it twice."""
+        if not slot.limited and slot.number > self._slot_number:
+            self._slot_number = slot.number
+            ask = RateAsk(record.agent, slot.count, slot.window_us, False)
+            self._counters.take_slot(ask, record.received_at)
 
     def charge(self, room: BudgetReserved) -> None:
         """Charge a reservation as it was made, past any limit."""
@@ -238,7 +251,3 @@ def _with_named(windows: tuple[Window, ...], full: Evidence, at: int) -> tuple[W
     )
     others = (window for window in windows if (window.scope, window.window) != (scope, name))
     return (*others, Window(scope, name, limit, ends_at))
-
-
-def _is_rejected(trial: Trial) -> bool:
-    return bool(trial.findings) and trial.findings[-1].outcome == "REJECTED"

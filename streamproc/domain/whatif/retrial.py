@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
+from streamproc.domain.asks import slot_of
 from streamproc.domain.events import (
     BudgetReserved,
     GovernanceBypassed,
@@ -19,8 +20,9 @@ from streamproc.domain.events import (
     PayoutStopped,
     PolicyChanged,
     ReviewCounted,
+    VelocityChecked,
 )
-from streamproc.domain.payouts import ASKED
+from streamproc.domain.payouts import ASKED, fold
 from streamproc.domain.policy import ScopeState, build_book, scopes_after
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.domain.whatif.comparison import Comparison
@@ -40,6 +42,8 @@ FORGET_EVERY = 5_000
 KEPT_AFTER_END_S = 86_400
 """How long a reservation is kept after its last window ended, since a late payout may share that window."""
 
+_WITHOUT_A_DECISION = frozenset({BudgetReserved, GovernanceBypassed, VelocityChecked})
+"""Events that are read for themselves where their entry has no decision."""
 MOVED = "moved at the bank without an approval here"
 NOT_FOUND = "what the decision was made on is not in the archive"
 
@@ -115,8 +119,8 @@ class Retrial:
             self._read_decision(told)
         elif ReviewCounted in kinds:
             self._read_answer(told)
-        elif BudgetReserved in kinds or GovernanceBypassed in kinds:
-            self._read_bypass(told)
+        elif not kinds.isdisjoint(_WITHOUT_A_DECISION):
+            self._read_undecided(told)
         if PayoutSettled in kinds:
             self._read_settlement(told)
         for _, step in self._order.ready():
@@ -179,7 +183,8 @@ class Retrial:
     def _schedule(self, trial: Trial, told: Told) -> None:
         slot, room = trial.slot_number, trial.room_number
         if trial.stray:
-            self._put(slot, partial(self._judge.take_recorded_slot, trial))
+            if trial.slot is not None:
+                self._put(slot, partial(self._judge.take_recorded_slot, trial.slot, trial.record))
             if trial.room is not None:
                 self._put(room, partial(self._judge.charge, trial.room))
             self._put(told.settled, partial(self._judge_all, trial))
@@ -192,13 +197,24 @@ class Retrial:
     def _read_answer(self, told: Told) -> None:
         self._put(told.settled, partial(self._fates.answer, told, self._books, self._zone))
 
-    def _read_bypass(self, told: Told) -> None:
+    def _read_undecided(self, told: Told) -> None:
+        """What was admitted and ended without a decision, or after one that did not know of it."""
         for event in told.events:
             if type(event) is GovernanceBypassed:
                 if event.at >= self._since_us and event.payout not in self.decided:
                     self.found.leave_out(MOVED, event.amount)
             elif type(event) is BudgetReserved:
                 self._put(event.number, partial(self._take_bypassed, event))
+            elif type(event) is VelocityChecked and event.number:
+                seen = self._observed.get(told.cause) or self._first_look(event.payout)
+                record = fold([seen]) if seen is not None else None
+                if record is not None:
+                    take = partial(self._judge.take_recorded_slot, slot_of(event), record)
+                    self._put(event.number, take)
+
+    def _first_look(self, payout: str) -> PayoutObserved | PayoutRequested | None:
+        """The earliest kept look at a payout."""
+        return next((seen for seen in self._observed.values() if seen.payout == payout), None)
 
     def _read_settlement(self, told: Told) -> None:
         for event in told.events:
@@ -215,8 +231,8 @@ class Retrial:
     def _begin(self, trial: Trial) -> None:
         if trial.decided.at >= self._since_us:
             self._judge.begin(trial)
-        elif not trial.stray:
-            self._judge.take_recorded_slot(trial)
+        elif trial.slot is not None and not trial.stray:
+            self._judge.take_recorded_slot(trial.slot, trial.record)
 
     def _end(self, trial: Trial) -> None:
         if trial.decided.at >= self._since_us:

@@ -78,7 +78,8 @@ def _terms(party: Party) -> tuple[object, ...]:
 class Trial:
     """One payout's first decision: the record that it looked at, and what the counters answered.
 
-    `stray`: a crash left a slot or a reservation that the decision did not use, but that counted for other payouts.
+    `stray`: an earlier pass left a slot or a reservation that the decision did not ask for, but that counted for other
+    payouts.
     """
 
     record: PayoutRecord
@@ -162,6 +163,8 @@ def trial_of(events: Sequence[Event], seen: PayoutObserved | PayoutRequested, bo
             trial.slot = _refused_slot(finding.evidence)
         elif finding.code == "LIMIT_EXCEEDED":
             trial.full = finding.evidence
+    if trial.room is not None and trial.slot_number is not None and trial.room.number < trial.slot_number:
+        trial.stray = True  # a pass under older policies, which limited no rate, left the reservation
     return trial
 
 
