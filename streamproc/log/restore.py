@@ -125,14 +125,15 @@ class Restorer:
         return bool(await _set_aside(self.client, keys, [self._run]) == 1)
 
     async def wipe(self) -> None:
-        """Remove all keys of the partition except the log set aside, the counter and the reputations."""
+        """Remove all keys of the partition except the log set aside, the counter, and what outside systems gave us:
+        reputations, and the bank's newest token, which may be the only one that it still takes."""
         names, cursor = self.names, 0
-        kept = {names.rescued, names.recovery, names.number}
+        kept, given = {names.rescued, names.recovery, names.number}, (names.reputation(""), names.vault(""))
         while True:
             with named_errors():
                 answer: Any = await self.client.scan(cursor, match=f"{names.base}:*", count=SCAN_COUNT)
                 cursor, found = answer[0], [key.decode() for key in answer[1]]
-                gone = [k for k in found if k not in kept and not k.startswith(names.reputation(""))]
+                gone = [key for key in found if key not in kept and not key.startswith(given)]
                 if gone:
                     await self.client.unlink(*gone)
             if cursor == 0:
