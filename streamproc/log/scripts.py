@@ -341,8 +341,8 @@ async def pass_own(client: Redis, names: Names, group: str) -> int:
 
 
 async def delivered_before(client: Redis, names: Names) -> str:
-    """The id up to which entries may have been delivered by an earlier server, or an earlier run of this one: after a
-    failover they may come as if nobody had had them."""
+    """The id up to which entries may have been delivered by an earlier server, or by this one before it was restarted
+    or was a replica: after a failover they may come as if nobody had had them."""
     upto: bytes = await _server(client, [names.log, names.server], [])
     return upto.decode()
 
