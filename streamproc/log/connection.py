@@ -71,8 +71,8 @@ _NO_LOG = "NOLOG "
 
 
 class _Ours(AbstractConnection):
-    """A connection that differs from redis-py's: it packs commands in C, its writes can be cancelled, and the commands
-    of a client that has it alone go through an `Exchange`.
+    """A connection that differs from redis-py's: it packs commands in C, its writes can be cancelled, closing it is no
+    error, and the commands of a client that has it alone go through an `Exchange`.
 
     redis-py packs in Python, some 2 µs for each argument. It writes under `asyncio.wait_for`, which in Python 3.11
     loses a cancellation that comes as the write ends; then a worker that should stop went on for ever.
@@ -119,6 +119,15 @@ class _Ours(AbstractConnection):
         assert self._writer is not None
         self._exchange = Exchange(cast("asyncio.Transport", self._writer.transport))
         return self._exchange
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        """Close the connection. That never fails: a server that does not answer the goodbye of TLS is given up."""
+        writer = self._writer
+        try:
+            await super().disconnect(*args, **options)
+        except RedisTimeoutError:
+            if writer is not None:
+                writer.transport.abort()
 
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True

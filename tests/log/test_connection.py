@@ -1,12 +1,23 @@
 """Connections do what their owners say: a command that is cancelled is cancelled, whenever that comes."""
 
 import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from redis.asyncio import Redis
 
-from streamproc.log.connection import connect, connected
+from streamproc.errors import LogUnavailable
+from streamproc.log.connection import connect, connected, named_errors
 from tests.deadline import DEADLINE_S
 
 TURNS_MAX = 12
@@ -60,3 +71,58 @@ async def test_a_unix_socket_serves_as_well(redis_url: str, tmp_path: Path) -> N
         connected(f"unix://:{parts.password}@{socket}", name="over-a-socket") as client,
     ):
         assert await client.client_getname() in ("over-a-socket", b"over-a-socket")
+
+
+@asynccontextmanager
+async def over_tls(redis_url: str, place: Path) -> AsyncIterator[str]:
+    """The URL of a TLS proxy before a server. It hangs after each PING: it hears nothing more on that connection."""
+    parts, tls, closing = urlsplit(redis_url), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), asyncio.Event()
+    key, name, now = generate_private_key(SECP256R1()), x509.Name([]), datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    pem = made.sign(key, SHA256()).public_bytes(Encoding.PEM)
+    place.write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    tls.load_cert_chain(place)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(parts.hostname, parts.port)
+        while asked := await reader.read(65_536):
+            back.write(asked)
+            writer.write(await there.read(65_536))
+            if b"PING" in asked:
+                cast("asyncio.Transport", writer.transport).pause_reading()
+                await closing.wait()
+        back.close()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"rediss://:{parts.password}@127.0.0.1:{port}?ssl_cert_reqs=none&ssl_check_hostname=false"
+        closing.set()
+
+
+async def test_closing_a_tls_connection_to_a_server_that_hangs_is_no_error(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """TLS says goodbye and waits for an answer. What was asked was answered before; or it failed, and says how."""
+    async with over_tls(redis_url, tmp_path / "server.pem") as url:
+        async with connected(url) as client:
+            assert await client.ping()
+            hurry(client)
+
+        async def loses_one_of_two() -> None:
+            async with connected(url) as idle, connected(url) as asking:
+                assert await idle.ping()
+                assert await asking.ping()
+                hurry(idle)
+                hurry(asking)
+                with named_errors():
+                    await asking.ping()
+
+        with pytest.raises(LogUnavailable):
+            await loses_one_of_two()
+
+
+def hurry(client: Redis) -> None:
+    """Wait for nothing that the server would have to say from now on."""
+    assert client.connection is not None
+    client.connection.socket_timeout = client.connection.socket_connect_timeout = 0.01
