@@ -7,10 +7,12 @@ import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
+from streamproc.domain.budget import Ask
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.payouts import decode_record
 from streamproc.domain.policy_events import PolicyChanged
 from streamproc.domain.wire import encode_events
+from streamproc.errors import LogBroken
 from streamproc.log import batch, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.names import Names
@@ -63,6 +65,49 @@ async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
     assert (ran, commits) == (runs, 4)
     assert await client.zcard(NAMES.retries("g")) == 1
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
+
+
+async def test_a_timeout_of_one_entry_is_its_own_failure_and_does_not_hold_up_the_others(
+    client: Redis,
+) -> None:
+    """What is late as a whole costs no attempt. An entry that brings a timeout of its own along would come for ever."""
+
+    async def look(items: Sequence[Item], _: BatchContext) -> None:
+        if any(work.payout == "pout_2" for work, _event in items):
+            raise TimeoutError
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    entries = [
+        *await shown(client, "g"),
+        *await shown(client, "g", "pout_2"),
+        *await shown(client, "g", "pout_3"),
+    ]
+    await handler.handle(client, entries, taken=False)
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
+    assert await client.hgetall(NAMES.tries("g")) == {entries[1][0]: b"1"}
+
+
+async def test_a_log_that_goes_in_the_midst_of_a_batch_is_not_taken_for_the_fault_of_its_entries(
+    client: Redis,
+) -> None:
+    ran = 0
+
+    async def look(items: Sequence[Item], ctx: BatchContext) -> None:
+        nonlocal ran
+        ran += 1
+        await client.rename(NAMES.log, NAMES.rescued)
+        try:
+            await ctx.admit([Ask(work.payout, 100, 0, None, None) for work, _event in items])
+        finally:
+            await client.rename(NAMES.rescued, NAMES.log)
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    entries = [*await shown(client, "g"), *await shown(client, "g", "pout_2")]
+    with pytest.raises(LogBroken, match="is gone"):
+        await handler.handle(client, entries, taken=False)
+    assert (ran, await client.exists(NAMES.tries("g"))) == (1, 0)
 
 
 async def test_after_a_failover_the_same_revision_may_mean_other_policies(client: Redis) -> None:
