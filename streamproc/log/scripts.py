@@ -63,11 +63,7 @@ _due, _defer = Script("due", "checks"), Script("defer", "checks")
 _due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
 _change_policy = Script("change_policy", "checks")
 _open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
-_take_turn, _lease, _take_request = (
-    Script("take_turn", "checks"),
-    Script("lease", "checks"),
-    Script("take_request", "checks"),
-)
+_lease = Script("lease", "checks")
 
 
 class Keys:
@@ -367,16 +363,6 @@ async def change(
     flat = [x for pair in fields for x in pair]
     done, answer = await _change_policy(client, [names.log, state], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
-
-
-async def take_turn(client: Redis, key: str, *, between_us: int, burst: int, longest_us: int) -> int:
-    """Take the next turn of a rate that processes share; the µs to wait for it."""
-    return int(await _take_turn(client, [key], [between_us, burst, longest_us]))
-
-
-async def take_request(client: Redis, names: Names, token: str, *, number: int, window_s: int) -> int:
-    """Take one request of a token's rate: 0, or the µs until there is one."""
-    return int(await _take_request(client, [names.asked(token)], [number, window_s * 1_000_000]))
 
 
 async def lease(

@@ -23,6 +23,7 @@ TOKEN_WRITER = "token"  # noqa: S105  # a name in entries' metadata
 RATE_WINDOW_S = 60
 """STREAMPROC_API_RATE is the number of requests in this time."""
 
+_take_request = scripts.Script("take_request", "checks")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Token).decode
 
@@ -36,9 +37,8 @@ async def token_of(client: Redis, digest: str) -> Token | None:
 
 async def take_request(client: Redis, token: str, *, per_min: int) -> int:
     """Take one request of a token's rate, a sliding window: 0, or the µs until there is one."""
-    return await scripts.take_request(
-        client, Names(SHARED_PARTITION), token, number=per_min, window_s=RATE_WINDOW_S
-    )
+    key = Names(SHARED_PARTITION).asked(token)
+    return int(await _take_request(client, [key], [per_min, RATE_WINDOW_S * 1_000_000]))
 
 
 async def read_tokens(client: Redis) -> tuple[bytes, dict[str, Token]]:
