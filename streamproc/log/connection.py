@@ -66,6 +66,8 @@ _AWAY = (
 _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "UNBLOCKED")
 _BROKEN_CODES = ("NOGROUP", "WRONGTYPE")
 _NO_DATABASE = "DB index is out of range"
+_PIPED, _CAUSED = "Command # ", " of pipeline caused error: ("
+"""What redis-py puts before an error of a pipeline, with the command and its values in between."""
 _NO_LOG = "NOLOG "
 """How our scripts' error begins when there is no log."""
 
@@ -93,8 +95,8 @@ class _Ours(AbstractConnection):
         return reader is not None and reader.exception() is None and not await self.can_read()
 
     async def ask(self, args: Sequence[Any]) -> Any:
-        """A command's answer, as on the wire. Raises redis's errors; without an answer the connection is closed for
-        good."""
+        """A command's answer, as on the wire. Raises redis's errors. Without an answer the connection is closed, and
+        the next command opens another one."""
         try:
             exchange = self._exchange
             if exchange is None or not self._is_on(exchange):
@@ -309,7 +311,13 @@ def _name_of(problem: Exception) -> StreamprocError | None:
 
 def _name_of_reply(text: str) -> StreamprocError | None:
     """What an error reply means; None for one that the caller must handle itself."""
-    if text.startswith(_AWAY_CODES) or " OOM " in text or "command not allowed when used memory" in text:
+    if text.startswith(_PIPED):
+        text = text.rpartition(_CAUSED)[2].strip("'\",)")
+    if (
+        text.partition(" ")[0] in _AWAY_CODES
+        or " OOM " in text
+        or "command not allowed when used memory" in text
+    ):
         return LogUnavailable(f"Redis refuses writes: {text[:120]}")
     if text.startswith(_NO_LOG):
         return LogBroken(f"{text.removeprefix(_NO_LOG)}; {WHEN_LOST}")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from redis.asyncio import Redis
 
-from streamproc.errors import LogUnavailable
+from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log.connection import connect, connected, named_errors
 from tests.deadline import DEADLINE_S
 
@@ -71,6 +71,33 @@ async def test_a_unix_socket_serves_as_well(redis_url: str, tmp_path: Path) -> N
         connected(f"unix://:{parts.password}@{socket}", name="over-a-socket") as client,
     ):
         assert await client.client_getname() in ("over-a-socket", b"over-a-socket")
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [("min-replicas-to-write", 1, "NOREPLICAS"), ("maxmemory", 1, "command not allowed when used memory")],
+)
+async def test_an_error_in_a_pipeline_has_its_name_and_no_value(
+    redis_url: str, setting: str, value: int, said: str, *, transaction: bool
+) -> None:
+    async with connected(redis_url) as client:
+        await client.config_set(setting, value)
+        try:
+            with pytest.raises(LogUnavailable, match=f"Redis refuses writes: {said}"):
+                await in_a_pipeline(client, "SET", "key", "value", transaction=transaction)
+        finally:
+            await client.config_set(setting, 0)
+        await client.rpush("some", "value")
+        with pytest.raises(LogBroken, match="not what it must be: WRONGTYPE"):
+            await in_a_pipeline(client, "HGET", "some", "field", transaction=transaction)
+
+
+async def in_a_pipeline(client: Redis, *command: str, transaction: bool) -> None:
+    with named_errors():
+        async with client.pipeline(transaction=transaction) as pipe:
+            pipe.execute_command(*command)
+            await pipe.execute()
 
 
 @asynccontextmanager
