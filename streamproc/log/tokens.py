@@ -57,7 +57,13 @@ async def change_token(
     meta = _encode({"by": TOKEN_WRITER, "actor": event.by})
     try:
         return await scripts.change(
-            client, names, names.tokens, rev=rev, e=encode_events([event]), m=meta, fields=kept([token])
+            client,
+            names,
+            names.tokens,
+            rev=rev,
+            e=encode_events([event]),
+            m=meta,
+            fields=token_fields([token]),
         )
     except LogUnavailable as problem:
         raise LogUnavailable(
@@ -65,6 +71,6 @@ async def change_token(
         ) from problem
 
 
-def kept(tokens: Sequence[Token]) -> list[tuple[str, bytes]]:
+def token_fields(tokens: Sequence[Token]) -> list[tuple[str, bytes]]:
     """Each token's field and value in Redis."""
     return [(token.digest, _encode(token)) for token in tokens]
