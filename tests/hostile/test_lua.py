@@ -29,6 +29,7 @@ from streamproc.log.dead_consumers import DeadConsumers
 from streamproc.log.digests import Alert, Digests
 from streamproc.log.names import Names
 from streamproc.log.pace import Pace
+from streamproc.log.policies import Policies
 from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
 from streamproc.log.tokens import take_request
@@ -203,6 +204,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await pace.reserve()
     await pace.aclose()
     await take_request(client, "t", per_min=2)
+    await Policies(NAMES).now(client)
     await scripts.lease(client, NAMES, "job", "me", lasts_s=60)
     counting = Digests(url, gather_s=0.0)
     await counting.count(0, [Alert("LIMIT", "of bot", f"pout_{n}", 100) for n in range(3)])

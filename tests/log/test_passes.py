@@ -2,6 +2,7 @@
 connections."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -12,14 +13,17 @@ from streamproc.domain.events import PayoutObserved
 from streamproc.domain.payouts import decode_record
 from streamproc.domain.policy_events import PolicyChanged
 from streamproc.domain.wire import encode_events
-from streamproc.errors import LogBroken
+from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log import batch, scripts
 from streamproc.log.batch import Handler, Limits
+from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.opened import Opener
+from streamproc.log.policies import Policies
 from streamproc.log.scripts import Raw
 from streamproc.log.stream import open_log
 from streamproc.log.work import BatchContext, Group, Item, Stage
+from tests.faults.replica import replica_of
 from tests.properties.test_fast_path import governance
 from tests.words import apply_policies, observed
 
@@ -124,6 +128,18 @@ async def test_after_a_failover_the_same_revision_may_mean_other_policies(client
         await handler.handle(client, await shown(client, chain.name, payout), taken=False)
         reasons.append(decode_record(await client.hget(NAMES.payout(payout), "s")).reason)
     assert reasons == ["POLICY_OK", "TXN_LIMIT_EXCEEDED"]
+
+
+async def test_whether_money_may_move_is_not_asked_of_a_server_that_takes_no_writes(
+    client: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """A connection may outlive a failover. A primary that was demoted answers, and may not know of a freeze."""
+    await apply_policies(client, "policies: {bot: {daily_limit: 100000}}")
+    assert (await Policies(NAMES).now(client)).agent("bot") is not None
+    async with replica_of(redis_url, tmp_path) as replica, connected(replica.url) as demoted:
+        assert await demoted.hget(NAMES.policy, "rev") == await client.hget(NAMES.policy, "rev")
+        with pytest.raises(LogUnavailable):
+            await Policies(NAMES).now(demoted)
 
 
 async def test_what_a_server_that_is_gone_may_have_delivered_counts_as_taken_and_nothing_after_it(
