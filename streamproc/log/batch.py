@@ -15,7 +15,7 @@ from streamproc.domain.events import EntrySetAside
 from streamproc.domain.payouts import decode_record, encode_record, unknown_in
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
-from streamproc.errors import LogUnavailable, StreamprocError, TryAgain, Unprocessable, named
+from streamproc.errors import LogBroken, LogUnavailable, StreamprocError, TryAgain, Unprocessable, named
 from streamproc.log import grants, payees, scripts
 from streamproc.log.batch_telemetry import BatchTelemetry
 from streamproc.log.cache import Cache
@@ -242,17 +242,18 @@ class Handler:
     async def _run(self, client: Redis, works: list[Work], ctx: BatchContext) -> None:
         """Run the chain. An error that no stage attributed is attributed to one entry, by running each work alone."""
         try:
-            async with asyncio.timeout(BATCH_TIMEOUT_S):
+            async with asyncio.timeout(BATCH_TIMEOUT_S) as limit:
                 await run_chain(self.group, works, ctx)
-        except LogUnavailable:
+        except (LogUnavailable, LogBroken):
             raise
-        except TimeoutError:
-            for work in works:
-                work.fail(TryAgain(f"the batch took longer than {BATCH_TIMEOUT_S} s", after_s=1.0))
         except TryAgain as problem:
             for work in works:
                 work.fail(problem)
         except Exception as problem:  # noqa: BLE001  # attributed to one entry, whose attempts are counted and limited
+            if limit.expired():
+                for work in works:
+                    work.fail(TryAgain(f"the batch took longer than {BATCH_TIMEOUT_S} s", after_s=1.0))
+                return
             if len(works) == 1:
                 works[0].fail(problem)
                 return

@@ -78,13 +78,15 @@ _REFUSED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 """A command that the server's access list forbids, or that it does not know. A pipeline's error has the values too."""
+_PIPED, _CAUSED = "Command # ", " of pipeline caused error: ("
+"""What redis-py puts before an error of a pipeline, with the command and its values in between."""
 _NO_LOG = "NOLOG "
 """How our scripts' error begins when there is no log."""
 
 
 class _Ours(AbstractConnection):
-    """A connection that differs from redis-py's: it packs commands in C, its writes can be cancelled, and the commands
-    of a client that has it alone go through an `Exchange`.
+    """A connection that differs from redis-py's: it packs commands in C, its writes can be cancelled, closing it is no
+    error, and the commands of a client that has it alone go through an `Exchange`.
 
     redis-py packs in Python, some 2 µs for each argument. It writes under `asyncio.wait_for`, which in Python 3.11
     loses a cancellation that comes as the write ends; then a worker that should stop went on for ever.
@@ -105,8 +107,8 @@ class _Ours(AbstractConnection):
         return reader is not None and reader.exception() is None and not await self.can_read()
 
     async def ask(self, args: Sequence[Any]) -> Any:
-        """A command's answer, as on the wire. Raises redis's errors; without an answer the connection is closed for
-        good."""
+        """A command's answer, as on the wire. Raises redis's errors. Without an answer the connection is closed, and
+        the next command opens another one."""
         try:
             exchange = self._exchange
             if exchange is None or not self._is_on(exchange):
@@ -131,6 +133,15 @@ class _Ours(AbstractConnection):
         assert self._writer is not None
         self._exchange = Exchange(cast("asyncio.Transport", self._writer.transport))
         return self._exchange
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        """Close the connection. That never fails: a server that does not answer the goodbye of TLS is given up."""
+        writer = self._writer
+        try:
+            await super().disconnect(*args, **options)
+        except RedisTimeoutError:
+            if writer is not None:
+                writer.transport.abort()
 
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
@@ -312,7 +323,13 @@ def _name_of(problem: Exception) -> StreamprocError | None:
 
 def _name_of_reply(text: str) -> StreamprocError | None:
     """What an error reply means; None for one that the caller must handle itself."""
-    if text.startswith(_AWAY_CODES) or " OOM " in text or "command not allowed when used memory" in text:
+    if text.startswith(_PIPED):
+        text = text.rpartition(_CAUSED)[2].strip("'\",)")
+    if (
+        text.partition(" ")[0] in _AWAY_CODES
+        or " OOM " in text
+        or "command not allowed when used memory" in text
+    ):
         return LogUnavailable(f"Redis refuses writes: {text[:120]}")
     if text.startswith(_NO_LOG):
         return LogBroken(f"{text.removeprefix(_NO_LOG)}; {WHEN_LOST}")

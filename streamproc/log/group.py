@@ -282,7 +282,7 @@ class Consumer:
         self._apart.clear()
         self._claims.clear()
         after = "-"
-        while ids := await self._upkeep.own(client, after):
+        while ids := await self._upkeep.pending_ids(client, after):
             after = "(" + ids[-1].decode()
             asked_s = asyncio.get_running_loop().time()
             parts = await self._upkeep.take_up_again(client, ids)

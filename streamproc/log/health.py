@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, ResponseError
 
 from streamproc.domain.entry_ids import id_key
 from streamproc.log.connection import named_errors
@@ -22,17 +23,22 @@ _WANTED = {
 
 
 async def server_settings(client: Redis) -> list[str]:
-    """Settings that are not as the log needs them, one line each; of a cluster, those of all primaries."""
+    """Settings that are not as the log needs them, or that the server does not tell, one line each; of a cluster, those
+    of all primaries."""
     with named_errors():
         found = [await _server_settings(node) for node in await every_node(client)]
     return list(dict.fromkeys(problem for problems in found for problem in problems))
 
 
 async def _server_settings(client: Redis) -> list[str]:
+    config: dict[Any, Any] = {}
     with named_errors():
-        config = await client.config_get("append*")
-        config |= await client.config_get("maxmemory-policy")
         info = await client.info("server")
+        try:
+            config = await client.config_get("append*") | await client.config_get("maxmemory-policy")
+        except ResponseError as problem:
+            if not _is_forbidden(problem):
+                raise
     found = {text_of(key): text_of(value) for key, value in config.items()}
     problems = [
         f"{name} is {found.get(name, 'unknown')}, it must be {wanted}: {why}"
@@ -43,6 +49,11 @@ async def _server_settings(client: Redis) -> list[str]:
     if version < VERSION_MIN:
         problems.append(f"server version {info.get('redis_version')} is older than 7.0")
     return problems
+
+
+def _is_forbidden(problem: ResponseError) -> bool:
+    """Whether the user may not give a command, or the server has none of this name, as where somebody else runs it."""
+    return isinstance(problem, NoPermissionError) or str(problem).startswith("unknown command")
 
 
 async def logs_gone(client: Redis, partitions: int) -> list[int]:

@@ -2,22 +2,26 @@
 
 A partition's keys share a hash tag, so they are on one node, and a script works there as on a single server. redis-py's
 own cluster client repeats commands on its own; this one repeats a command only after MOVED, when no node has executed
-it. When a node is lost, the caller gets LogUnavailable, as from a single server, and the next command asks other nodes
-who has its slots now. While slots are being moved to another node (ASK), their partition waits.
+it. When a node is lost, or a slot has left the node that answered for it, the caller gets LogUnavailable, as from a
+single server: the node that has the slot now may know less than the caller was told. The next command asks who that is.
+While slots are being moved to another node (ASK), their partition waits.
 """
 
 import asyncio
 import random
 from binascii import crc_hqx
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, Self, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.exceptions import ClusterDownError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+T = TypeVar("T")
 
 SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 SLOTS = 16_384
@@ -198,21 +202,20 @@ class ClusterClient(Redis):
         super().__init__()
         self._cluster, self._connect, self._home = cluster_of(url), connect, home
         self._nodes: dict[Address, Redis] = {}
+        self._answered: dict[int, Address] = {}
+        """Slot -> the node that has answered for it. It is asked until it says MOVED or is lost."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send a command to the node that has its key."""
         if text_of(args[0]).upper() == "SCAN":
             return await self._scan(args, options)
-        slot = slot_of(key_of(args) or self._home)
+        key = key_of(args)
+        slot = slot_of(key or self._home)
         for _ in range(MOVES_MAX):
-            client = await self._node_of(slot)
-            try:
-                return await client.execute_command(*args, **options)
-            except MovedError as problem:
-                self._follow(problem)
-            except _GONE:
-                self._cluster.forget()
-                raise
+            with suppress(MovedError):
+                return await self._ask(
+                    slot, lambda node: node.execute_command(*args, **options), keyed=key is not None
+                )
         self._cluster.forget()
         raise RedisConnectionError(f"slot {slot} was moved {MOVES_MAX} times")
 
@@ -265,24 +268,36 @@ class ClusterClient(Redis):
             raise ValueError("a transaction is of one partition")
         answers: list[Any] = [None] * len(commands)
         for slot, places in parts.items():
-            client = await self._node_of(slot)
-            pipe = client.pipeline(transaction=transaction)
-            for place in places:
-                args, options = commands[place]
-                pipe.execute_command(*args, **options)
-            try:
-                for place, answer in zip(places, await pipe.execute(), strict=True):
-                    answers[place] = answer
-            except MovedError as problem:
-                self._follow(problem)
-                raise
-            except _GONE:
-                self._cluster.forget()
-                raise
+            part = [commands[place] for place in places]
+            keyed = any(key_of(args) is not None for args, _ in part)
+            question = partial(_piped, commands=part, transaction=transaction)
+            found = await self._ask(slot, question, keyed=keyed)
+            for place, answer in zip(places, found, strict=True):
+                answers[place] = answer
         return answers
 
-    async def _node_of(self, slot: int) -> Redis:
-        return self._client(await self._cluster.owner(slot, self._connect))
+    async def _ask(self, slot: int, question: Callable[[Redis], Awaitable[T]], *, keyed: bool) -> T:
+        """The answer of the slot's node. `keyed`: the question names a key, so that only this node answers it.
+
+        Raises MovedError where another node has the slot, and RedisConnectionError where this one answered for it
+        before: what it said, as the version of a payout, may not hold at the other one.
+        """
+        node = self._answered.get(slot) or await self._cluster.owner(slot, self._connect)
+        try:
+            answer = await question(self._client(node))
+        except MovedError as problem:
+            self._follow(problem)
+            if slot in self._answered:
+                self._answered.clear()
+                raise RedisConnectionError(f"slot {slot} has left its node") from problem
+            raise
+        except _GONE:
+            self._answered.clear()
+            self._cluster.forget()
+            raise
+        if keyed:
+            self._answered[slot] = node
+        return answer
 
     def _client(self, node: Address) -> Redis:
         known = self._nodes.get(node)
@@ -295,6 +310,15 @@ class ClusterClient(Redis):
             self._cluster.moved(problem.slot_id, Address(problem.host, problem.port))
         else:
             self._cluster.forget()
+
+
+async def _piped(
+    node: Redis, commands: Sequence[tuple[Any, dict[str, Any]]], *, transaction: bool
+) -> list[Any]:
+    pipe = node.pipeline(transaction=transaction)
+    for args, options in commands:
+        pipe.execute_command(*args, **options)
+    return list(await pipe.execute())
 
 
 class ClusterPipeline(Redis):

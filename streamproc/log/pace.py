@@ -1,11 +1,13 @@
 """The pace of calls to an outside system, kept by all processes together and counted in Redis (ADR 17)."""
 
-from streamproc.log import scripts
 from streamproc.log.connection import connect
 from streamproc.log.names import SHARED_PARTITION, Names
+from streamproc.log.scripts import Script
 
 LONGEST_WAIT_S = 30.0
 """No wait can be longer: a process holds one turn at most, so this is 240 processes at 8 calls a second."""
+
+_take_turn = Script("take_turn", "checks")
 
 
 class Pace:
@@ -21,13 +23,9 @@ class Pace:
     async def reserve(self) -> float:
         """Take the next turn; the seconds until it has come. Raises LogUnavailable."""
         try:
-            wait_us = await scripts.take_turn(
-                self._client,
-                self._key,
-                between_us=self._between_us,
-                burst=self._burst,
-                longest_us=int(LONGEST_WAIT_S * 1_000_000),
-            )
+            longest_us = int(LONGEST_WAIT_S * 1_000_000)
+            args = [self._between_us, self._burst, longest_us]
+            wait_us = int(await _take_turn(self._client, [self._key], args))
         except BaseException:
             # A reply may still be on its way on this connection: never use it again.
             await self._client.aclose()

@@ -18,6 +18,7 @@ POLICY_WRITER = "policy"
 CHANGES_MAX = 10
 """Times a change is planned again because somebody else changed a policy meanwhile."""
 
+_in_force = scripts.Script("in_force")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ScopeState).decode
 
@@ -46,10 +47,11 @@ class Policies:
         return self.book
 
     async def now(self, client: Redis) -> PolicyBook:
-        """The book in force at this moment. Reads the revision, and the policies only where it has changed."""
-        with named_errors():
-            rev = cast("bytes | None", await client.hget(self._names.policy, "rev"))
-        return await self.refresh(client, rev or b"0")
+        """The book in force at this moment. Reads the revision, and the policies only where it has changed.
+
+        Raises LogUnavailable also where the server answers but takes no writes, as one that was demoted.
+        """
+        return await self.refresh(client, await _in_force(client, [self._names.policy], []))
 
     def forget(self) -> None:
         """Read everything anew: after a failover the same revision may mean other policies."""

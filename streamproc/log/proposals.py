@@ -54,7 +54,7 @@ async def change_proposal(
             rev=rev,
             e=encode_events(events),
             m=meta,
-            fields=[*gone, *kept(list(changed.values()))],
+            fields=[*gone, *proposal_fields(list(changed.values()))],
         )
     except LogUnavailable as problem:
         raise LogUnavailable(
@@ -62,6 +62,6 @@ async def change_proposal(
         ) from problem
 
 
-def kept(proposals: Sequence[Proposal]) -> list[tuple[str, bytes]]:
+def proposal_fields(proposals: Sequence[Proposal]) -> list[tuple[str, bytes]]:
     """Each proposal's field and value in Redis."""
     return [(proposal.id, _encode(proposal)) for proposal in proposals]

@@ -15,11 +15,19 @@ class ReplicaBarrier:
         self._url = url
 
     async def __call__(self, partition: int, entry: str) -> None:
-        """Write a marker and wait for it: replication is in order, so the entry before it is there too."""
-        marker = Names(partition).cursor("replicated")
+        """Write a marker and wait for it: replication is in order, so the entry before it is there too.
+
+        If the server has the entry, that is: one that took over since the entry was read may lack it. Raises TryAgain
+        and LogUnavailable.
+        """
+        names = Names(partition)
+        marker = names.cursor("replicated")
         async with connected(self._url, home=marker) as client:
             with named_errors():
                 await client.set(marker, entry)
+                there = await client.execute_command("XRANGE", names.log, entry, entry)
                 reached = int(await client.execute_command("WAIT", REPLICAS, WAIT_MS))
+        if not there:
+            raise TryAgain(f"decision {partition}:{entry} is not in this Redis; was it lost in a failover?")
         if reached < REPLICAS:
             raise TryAgain(f"no replica has decision {partition}:{entry} after {WAIT_MS} ms", after_s=1.0)

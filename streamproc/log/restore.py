@@ -26,10 +26,10 @@ from streamproc.errors import JobFailed
 from streamproc.log import scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.names import LATE, META, Names
-from streamproc.log.proposals import kept as proposals_kept
+from streamproc.log.proposals import proposal_fields
 from streamproc.log.scripts import Script
 from streamproc.log.stream import BEGUN, Entry, entry_of
-from streamproc.log.tokens import kept
+from streamproc.log.tokens import token_fields
 
 COMMANDS_MAX = 1_000
 ARGUMENTS_MAX = 10_000
@@ -125,14 +125,15 @@ class Restorer:
         return bool(await _set_aside(self.client, keys, [self._run]) == 1)
 
     async def wipe(self) -> None:
-        """Remove all keys of the partition except the log set aside, the counter and the reputations."""
+        """Remove all keys of the partition except the log set aside, the counter, and what outside systems gave us:
+        reputations, and the bank's newest token, which may be the only one that it still takes."""
         names, cursor = self.names, 0
-        kept = {names.rescued, names.recovery, names.number}
+        kept, given = {names.rescued, names.recovery, names.number}, (names.reputation(""), names.vault(""))
         while True:
             with named_errors():
                 answer: Any = await self.client.scan(cursor, match=f"{names.base}:*", count=SCAN_COUNT)
                 cursor, found = answer[0], [key.decode() for key in answer[1]]
-                gone = [k for k in found if k not in kept and not k.startswith(names.reputation(""))]
+                gone = [key for key in found if key not in kept and not key.startswith(given)]
                 if gone:
                     await self.client.unlink(*gone)
             if cursor == 0:
@@ -200,13 +201,13 @@ class Restorer:
         self, account: str, fund_account: str, vendors: Mapping[str, int], now_us: int
     ) -> None:
         """The hosts that a fund account was paid for: host -> when last noted (µs)."""
-        await self._names(self.names.paid_for(account, fund_account), vendors, now_us)
+        await self._noted(self.names.paid_for(account, fund_account), vendors, now_us)
 
     async def vendor(self, account: str, vendor: str, accounts: Mapping[str, int], now_us: int) -> None:
         """The fund accounts where a vendor was paid: fund account -> when last noted (µs)."""
-        await self._names(self.names.paid_at(account, vendor), accounts, now_us)
+        await self._noted(self.names.paid_at(account, vendor), accounts, now_us)
 
-    async def _names(self, key: str, names: Mapping[str, int], now_us: int) -> None:
+    async def _noted(self, key: str, names: Mapping[str, int], now_us: int) -> None:
         newest = sorted(names.items(), key=lambda name: (name[1], name[0]))[-NAMES_MAX:]
         expires_at_s = newest[-1][1] // US + KEPT_S
         if expires_at_s * US > now_us:
@@ -238,14 +239,14 @@ class Restorer:
         """The tokens of the HTTP API."""
         if tokens:
             await self._put("HSET", self.names.tokens, "rev", self.stamp)
-        for field, value in kept(tokens):
+        for field, value in token_fields(tokens):
             await self._put("HSET", self.names.tokens, field, value)
 
     async def proposals(self, proposals: Sequence[Proposal]) -> None:
         """Policy changes that wait for a second person."""
         if proposals:
             await self._put("HSET", self.names.proposals, "rev", self.stamp)
-        for field, value in proposals_kept(proposals):
+        for field, value in proposal_fields(proposals):
             await self._put("HSET", self.names.proposals, field, value)
 
     async def letter(self, letter: str, entry: Entry, group: str, problem: str) -> None:

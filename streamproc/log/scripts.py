@@ -63,11 +63,7 @@ _due, _defer = Script("due", "checks"), Script("defer", "checks")
 _due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
 _change_policy = Script("change_policy", "checks")
 _open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
-_take_turn, _lease, _take_request = (
-    Script("take_turn", "checks"),
-    Script("lease", "checks"),
-    Script("take_request", "checks"),
-)
+_lease = Script("lease", "checks")
 
 
 class Keys:
@@ -341,8 +337,8 @@ async def pass_own(client: Redis, names: Names, group: str) -> int:
 
 
 async def delivered_before(client: Redis, names: Names) -> str:
-    """The id up to which entries may have been delivered by an earlier server, or an earlier run of this one: after a
-    failover they may come as if nobody had had them."""
+    """The id up to which entries may have been delivered by an earlier server, or by this one before it was restarted
+    or was a replica: after a failover they may come as if nobody had had them."""
     upto: bytes = await _server(client, [names.log, names.server], [])
     return upto.decode()
 
@@ -367,16 +363,6 @@ async def change(
     flat = [x for pair in fields for x in pair]
     done, answer = await _change_policy(client, [names.log, state], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
-
-
-async def take_turn(client: Redis, key: str, *, between_us: int, burst: int, longest_us: int) -> int:
-    """Take the next turn of a rate that processes share; the µs to wait for it."""
-    return int(await _take_turn(client, [key], [between_us, burst, longest_us]))
-
-
-async def take_request(client: Redis, key: str, *, number: int, window_s: int) -> int:
-    """Take one request of the rate that `key` counts: 0, or the µs until there is one."""
-    return int(await _take_request(client, [key], [number, window_s * 1_000_000]))
 
 
 async def lease(

@@ -23,6 +23,7 @@ TOKEN_WRITER = "token"  # noqa: S105  # a name in entries' metadata
 RATE_WINDOW_S = 60
 """STREAMPROC_API_RATE is the number of requests in this time."""
 
+_take_request = scripts.Script("take_request", "checks")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Token).decode
 
@@ -37,7 +38,7 @@ async def token_of(client: Redis, digest: str) -> Token | None:
 async def take_request(client: Redis, token: str, *, per_min: int, reads: bool) -> int:
     """Take one request of a token's rate of reads or of changes, a sliding window: 0, or the µs until there is one."""
     key = Names(SHARED_PARTITION).asked(token, reads=reads)
-    return await scripts.take_request(client, key, number=per_min, window_s=RATE_WINDOW_S)
+    return int(await _take_request(client, [key], [per_min, RATE_WINDOW_S * 1_000_000]))
 
 
 async def read_tokens(client: Redis) -> tuple[bytes, dict[str, Token]]:
@@ -56,7 +57,13 @@ async def change_token(
     meta = _encode({"by": TOKEN_WRITER, "actor": event.by})
     try:
         return await scripts.change(
-            client, names, names.tokens, rev=rev, e=encode_events([event]), m=meta, fields=kept([token])
+            client,
+            names,
+            names.tokens,
+            rev=rev,
+            e=encode_events([event]),
+            m=meta,
+            fields=token_fields([token]),
         )
     except LogUnavailable as problem:
         raise LogUnavailable(
@@ -64,6 +71,6 @@ async def change_token(
         ) from problem
 
 
-def kept(tokens: Sequence[Token]) -> list[tuple[str, bytes]]:
+def token_fields(tokens: Sequence[Token]) -> list[tuple[str, bytes]]:
     """Each token's field and value in Redis."""
     return [(token.digest, _encode(token)) for token in tokens]

@@ -105,7 +105,7 @@ class Upkeep:
         watch.taken_up(self.group, "retry", len(retries))
         return Found(retries, [])
 
-    async def own(self, client: Redis, after: str) -> list[bytes]:
+    async def pending_ids(self, client: Redis, after: str) -> list[bytes]:
         """Ids pending with this consumer, from `after` on, a limited number."""
         with named_errors():
             rows: list[dict[str, Any]] = await client.xpending_range(

@@ -54,7 +54,6 @@ class SiteHolds:
         self._redis_url = redis_url
         self._partitions = partitions
         self._pool = pool
-        self._policies: dict[int, Policies] = {}
         self._turns = asyncio.Semaphore(QUESTIONS_MAX)
 
     async def first_time(self, key: str, remembered_s: int) -> bool:
@@ -73,6 +72,5 @@ class SiteHolds:
                     raise TryAgain(site.postgres_problem)
                 return None
             partition = partition_of(record.account, self._partitions)
-            policies = self._policies.setdefault(partition, Policies(Names(partition)))
-            people = (await policies.now(client)).people
+            people = (await Policies(Names(partition)).now(client)).people
             return Hold(record.account, record.amount, why_refused(record, answer, people))

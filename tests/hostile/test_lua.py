@@ -28,8 +28,11 @@ from streamproc.log.connection import connected
 from streamproc.log.dead_consumers import DeadConsumers
 from streamproc.log.digests import Alert, Digests
 from streamproc.log.names import Names
+from streamproc.log.pace import Pace
+from streamproc.log.policies import Policies
 from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
+from streamproc.log.tokens import take_request
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.hostile.mutations import CASES, SEED
@@ -197,8 +200,11 @@ async def by_hand(client: Redis, url: str) -> None:
     await scripts.leave(client, NAMES, "g", "idle")
     await scripts.pass_own(client, NAMES, "g")
     await scripts.delivered_before(client, NAMES)
-    await scripts.take_turn(client, "p:turn", between_us=1000, burst=2, longest_us=10**9)
-    await scripts.take_request(client, NAMES.asked("t"), number=2, window_s=60)
+    pace = Pace(url, name="turn", per_s=1000.0, burst=2)
+    await pace.reserve()
+    await pace.aclose()
+    await take_request(client, "t", per_min=2, reads=False)
+    await Policies(NAMES).now(client)
     await scripts.lease(client, NAMES, "job", "me", lasts_s=60)
     counting = Digests(url, gather_s=0.0)
     await counting.count(0, [Alert("LIMIT", "of bot", f"pout_{n}", 100) for n in range(3)])

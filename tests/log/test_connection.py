@@ -1,14 +1,22 @@
 """Connections do what their owners say: a command that is cancelled is cancelled, whenever that comes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from redis.asyncio import Redis
 
-from streamproc.errors import LogUnavailable
+from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log.connection import connect, connected, named_errors
 from tests.deadline import DEADLINE_S
 
@@ -100,3 +108,85 @@ async def test_a_command_that_the_server_refuses_us_is_named_without_its_values(
             await client.execute_command("ACL", "DELUSER", "small")
     assert reason in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [("min-replicas-to-write", 1, "NOREPLICAS"), ("maxmemory", 1, "command not allowed when used memory")],
+)
+async def test_an_error_in_a_pipeline_has_its_name_and_no_value(
+    redis_url: str, setting: str, value: int, said: str, *, transaction: bool
+) -> None:
+    async with connected(redis_url) as client:
+        await client.config_set(setting, value)
+        try:
+            with pytest.raises(LogUnavailable, match=f"Redis refuses writes: {said}"):
+                await in_a_pipeline(client, "SET", "key", "value", transaction=transaction)
+        finally:
+            await client.config_set(setting, 0)
+        await client.rpush("some", "value")
+        with pytest.raises(LogBroken, match="not what it must be: WRONGTYPE"):
+            await in_a_pipeline(client, "HGET", "some", "field", transaction=transaction)
+
+
+async def in_a_pipeline(client: Redis, *command: str, transaction: bool) -> None:
+    with named_errors():
+        async with client.pipeline(transaction=transaction) as pipe:
+            pipe.execute_command(*command)
+            await pipe.execute()
+
+
+@asynccontextmanager
+async def over_tls(redis_url: str, place: Path) -> AsyncIterator[str]:
+    """The URL of a TLS proxy before a server. It hangs after each PING: it hears nothing more on that connection."""
+    parts, tls, closing = urlsplit(redis_url), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), asyncio.Event()
+    key, name, now = generate_private_key(SECP256R1()), x509.Name([]), datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    pem = made.sign(key, SHA256()).public_bytes(Encoding.PEM)
+    place.write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    tls.load_cert_chain(place)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(parts.hostname, parts.port)
+        while asked := await reader.read(65_536):
+            back.write(asked)
+            writer.write(await there.read(65_536))
+            if b"PING" in asked:
+                cast("asyncio.Transport", writer.transport).pause_reading()
+                await closing.wait()
+        back.close()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"rediss://:{parts.password}@127.0.0.1:{port}?ssl_cert_reqs=none&ssl_check_hostname=false"
+        closing.set()
+
+
+async def test_closing_a_tls_connection_to_a_server_that_hangs_is_no_error(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """TLS says goodbye and waits for an answer. What was asked was answered before; or it failed, and says how."""
+    async with over_tls(redis_url, tmp_path / "server.pem") as url:
+        async with connected(url) as client:
+            assert await client.ping()
+            hurry(client)
+
+        async def loses_one_of_two() -> None:
+            async with connected(url) as idle, connected(url) as asking:
+                assert await idle.ping()
+                assert await asking.ping()
+                hurry(idle)
+                hurry(asking)
+                with named_errors():
+                    await asking.ping()
+
+        with pytest.raises(LogUnavailable):
+            await loses_one_of_two()
+
+
+def hurry(client: Redis) -> None:
+    """Wait for nothing that the server would have to say from now on."""
+    assert client.connection is not None
+    client.connection.socket_timeout = client.connection.socket_connect_timeout = 0.01

@@ -2,22 +2,28 @@
 connections."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
+from streamproc.domain.budget import Ask
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.payouts import decode_record
 from streamproc.domain.policy_events import PolicyChanged
 from streamproc.domain.wire import encode_events
+from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log import batch, scripts
 from streamproc.log.batch import Handler, Limits
+from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.opened import Opener
+from streamproc.log.policies import Policies
 from streamproc.log.scripts import Raw
 from streamproc.log.stream import open_log
 from streamproc.log.work import BatchContext, Group, Item, Stage
+from tests.faults.replica import replica_of
 from tests.properties.test_fast_path import governance
 from tests.words import apply_policies, observed
 
@@ -65,6 +71,49 @@ async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
 
 
+async def test_a_timeout_of_one_entry_is_its_own_failure_and_does_not_hold_up_the_others(
+    client: Redis,
+) -> None:
+    """What is late as a whole costs no attempt. An entry that brings a timeout of its own along would come for ever."""
+
+    async def look(items: Sequence[Item], _: BatchContext) -> None:
+        if any(work.payout == "pout_2" for work, _event in items):
+            raise TimeoutError
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    entries = [
+        *await shown(client, "g"),
+        *await shown(client, "g", "pout_2"),
+        *await shown(client, "g", "pout_3"),
+    ]
+    await handler.handle(client, entries, taken=False)
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
+    assert await client.hgetall(NAMES.tries("g")) == {entries[1][0]: b"1"}
+
+
+async def test_a_log_that_goes_in_the_midst_of_a_batch_is_not_taken_for_the_fault_of_its_entries(
+    client: Redis,
+) -> None:
+    ran = 0
+
+    async def look(items: Sequence[Item], ctx: BatchContext) -> None:
+        nonlocal ran
+        ran += 1
+        await client.rename(NAMES.log, NAMES.rescued)
+        try:
+            await ctx.admit([Ask(work.payout, 100, 0, None, None) for work, _event in items])
+        finally:
+            await client.rename(NAMES.rescued, NAMES.log)
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    entries = [*await shown(client, "g"), *await shown(client, "g", "pout_2")]
+    with pytest.raises(LogBroken, match="is gone"):
+        await handler.handle(client, entries, taken=False)
+    assert (ran, await client.exists(NAMES.tries("g"))) == (1, 0)
+
+
 async def test_after_a_failover_the_same_revision_may_mean_other_policies(client: Redis) -> None:
     """The new server had lost a change, and another one got its number."""
     chain = replace(governance(), fast_path=None)
@@ -79,6 +128,18 @@ async def test_after_a_failover_the_same_revision_may_mean_other_policies(client
         await handler.handle(client, await shown(client, chain.name, payout), taken=False)
         reasons.append(decode_record(await client.hget(NAMES.payout(payout), "s")).reason)
     assert reasons == ["POLICY_OK", "TXN_LIMIT_EXCEEDED"]
+
+
+async def test_whether_money_may_move_is_not_asked_of_a_server_that_takes_no_writes(
+    client: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """A connection may outlive a failover. A primary that was demoted answers, and may not know of a freeze."""
+    await apply_policies(client, "policies: {bot: {daily_limit: 100000}}")
+    assert (await Policies(NAMES).now(client)).agent("bot") is not None
+    async with replica_of(redis_url, tmp_path) as replica, connected(replica.url) as demoted:
+        assert await demoted.hget(NAMES.policy, "rev") == await client.hget(NAMES.policy, "rev")
+        with pytest.raises(LogUnavailable):
+            await Policies(NAMES).now(demoted)
 
 
 async def test_what_a_server_that_is_gone_may_have_delivered_counts_as_taken_and_nothing_after_it(

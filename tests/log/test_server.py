@@ -1,11 +1,16 @@
 """`server.lua`: what lay in the log when a server, or its present run, was met may have been delivered before."""
 
+from pathlib import Path
+from urllib.parse import urlsplit
+
 import pytest
 from redis.asyncio import Redis
 
 from streamproc.errors import LogBroken
 from streamproc.log.names import Names
 from streamproc.log.scripts import delivered_before
+from tests.bank import until
+from tests.faults.replica import replica_of
 
 NAMES = Names(0)
 
@@ -31,6 +36,29 @@ async def test_another_run_of_a_server_is_another_server(client: Redis) -> None:
     assert await delivered_before(client, NAMES) == since
     await append(client)
     assert await delivered_before(client, NAMES) == since
+
+
+async def test_a_server_that_was_a_replica_meanwhile_is_another_server(
+    client: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """It has what the primary of that time had, who may have lacked what was delivered here before."""
+    await delivered_before(client, NAMES)
+    since = await append(client)
+    async with replica_of(redis_url, tmp_path) as replica:
+        await replica.promote()
+        await client.config_set("masterauth", urlsplit(redis_url).password)
+
+        async def in_step() -> bool:
+            return (await client.info("replication")).get("master_link_status") == "up"
+
+        try:
+            await client.execute_command("REPLICAOF", "127.0.0.1", replica.port)
+            await until(in_step, what="the old primary follows the new one")
+        finally:  # other tests have this server too
+            await client.execute_command("REPLICAOF", "NO", "ONE")
+        assert await delivered_before(client, NAMES) == since
+        await append(client)
+        assert await delivered_before(client, NAMES) == since
 
 
 async def test_in_a_log_that_is_new_nothing_was_given_to_anybody(client: Redis) -> None:

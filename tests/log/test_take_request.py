@@ -5,13 +5,12 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from streamproc.log import scripts
 from streamproc.log.connection import connected
-from streamproc.log.names import Names
+from streamproc.log.names import SHARED_PARTITION, Names
+from streamproc.log.tokens import take_request
 
-NAMES = Names(0)
 WINDOW_US = 60_000_000
-KEY = NAMES.asked("t")
+KEY = Names(SHARED_PARTITION).asked("t")
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ async def client(redis_url: str):
 
 
 async def take(client: Redis, number: int = 3, token: str = "t") -> int:
-    return await scripts.take_request(client, NAMES.asked(token), number=number, window_s=60)
+    return await take_request(client, token, per_min=number, reads=False)
 
 
 async def times(client: Redis) -> list[int]:

@@ -60,6 +60,20 @@ async def test_a_hold_is_found_and_whether_an_answer_would_count_by_the_policies
         assert await holds.find(click(engine, payout="pout_never")) is None
 
 
+async def test_after_a_failover_the_same_revision_may_name_other_reviewers(redis_url: str) -> None:
+    """The new server had lost a change, and another one got its number."""
+    async with Engine(redis_url) as engine:
+        await held(engine)
+        holds = SiteHolds(redis_url, 1, None)
+        assert await holds.find(click(engine)) == Hold(ACCOUNT, 200_000, "")
+        rev = await engine.client.hget(engine.names.policy, "rev")
+        await engine.apply("reviewers: {asha: {slack: U0EVE}}")
+        await engine.client.hset(engine.names.policy, "rev", rev)
+        gone = await holds.find(click(engine))
+        assert gone is not None
+        assert gone.problem == "Slack user U0ASHA is not in the list of reviewers"
+
+
 async def test_a_payout_that_left_redis_is_found_in_the_archive_and_one_that_is_not_there_is_unknown(
     redis_url: str, postgres: str
 ) -> None:
