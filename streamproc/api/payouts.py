@@ -19,7 +19,7 @@ from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import intent_id
 from streamproc.domain.intent_rules import Wanted, read_request
 from streamproc.domain.payouts import PayoutRecord, fold
-from streamproc.domain.shown import event_json, payout_json, without_others
+from streamproc.domain.shown import event_json, for_its_agent, payout_json
 from streamproc.errors import LogUnavailable
 from streamproc.ingress.appender import Appender
 from streamproc.log.stream import Append
@@ -131,7 +131,7 @@ class _Payouts:
 
     async def show(self, call: Call) -> Response:
         shown = payout_json(await visible(call, self._gateway))
-        return json_answer(200, shown if call.token.may("read all") else without_others(shown))
+        return json_answer(200, shown if call.token.may("read all") else for_its_agent(shown))
 
     async def events(self, call: Call) -> Response:
         record = await visible(call, self._gateway)
@@ -139,7 +139,7 @@ class _Payouts:
             found, notes = await self._gateway.history(record.payout)
         items = [event_json(name, event) for name, event in found]
         if not call.token.may("read all"):
-            items = [item | {"data": without_others(item["data"])} for item in items]
+            items = [item | {"data": for_its_agent(item["data"])} for item in items]
         return json_answer(200, {"items": items, "notes": notes})
 
 
@@ -174,4 +174,4 @@ def _same(known: PayoutRecord, wanted: Wanted) -> PayoutRecord:
 
 
 def _taken(record: PayoutRecord) -> Response:
-    return json_answer(202, without_others(payout_json(record)), {"location": f"/v1/payouts/{record.payout}"})
+    return json_answer(202, for_its_agent(payout_json(record)), {"location": f"/v1/payouts/{record.payout}"})

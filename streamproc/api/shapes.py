@@ -21,11 +21,12 @@ class Finding(Struct, frozen=True):
 
 
 class Window(Struct, frozen=True):
-    """A budget window that the payout is charged to, as it was right after the charge. Paise."""
+    """A budget window that the payout is charged to, as it was right before the charge. Paise. `limit` is null where
+    nobody limits it."""
 
     scope: str
     window: str
-    limit: int
+    limit: int | None
     reserved: int
     committed: int
 

@@ -106,10 +106,15 @@ OF_OTHERS = frozenset({"paid_for", "vendor_paid_at", "other_vendors", "other_acc
 account."""
 
 
-def without_others(shown: Mapping[str, Any]) -> dict[str, Any]:
+def for_its_agent(shown: Mapping[str, Any]) -> dict[str, Any]:
     """A payout, or an event's data, as its own agent may see it. It keeps each rule that fired; whoever may ask for
-    payouts could otherwise ask for one after the other, and learn whom the others pay, and where."""
+    payouts could otherwise ask for one after the other, and learn whom the others pay, and where. Of a reviewer it shows
+    the name, and not by which token, or from which host, the answer came."""
     kept = dict(shown)
+    if "channel" in shown:
+        kept["channel"] = _kind(shown["channel"])
+    if "reviews" in shown:
+        kept["reviews"] = [{**review, "channel": _kind(review["channel"])} for review in shown["reviews"]]
     if "findings" in shown:
         kept["findings"] = [
             {**finding, "evidence": _own(finding.get("evidence", {}))} for finding in shown["findings"]
@@ -117,6 +122,10 @@ def without_others(shown: Mapping[str, Any]) -> dict[str, Any]:
     if shown.get("beneficiary") is not None:
         kept["beneficiary"] = _own(shown["beneficiary"])
     return kept
+
+
+def _kind(channel: str) -> str:
+    return channel.partition(":")[0]
 
 
 def _own(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,6 +121,17 @@ async def test_a_second_answer_is_told_who_was_first_and_when_and_so_is_the_firs
         assert told["decided_at"].endswith("Z")
 
 
+async def test_the_agent_sees_who_answered_and_not_from_where(api: Api) -> None:
+    await held(api.engine, "pout_1")
+    await answer(api, await api.token("asha-laptop", "approver", reviewer="asha"), "pout_1")
+    agent, viewer = await api.token("a", agent="bot"), await api.token("v", "viewer")
+    [review] = (await api.get(agent, "pout_1")).json()["reviews"]
+    assert (review["by"], review["channel"]) == ("asha", "api")
+    for path in ("pout_1", "pout_1/events"):
+        assert "asha-laptop" not in (await api.get(agent, path)).text
+        assert "api:asha-laptop" in (await api.get(viewer, path)).text
+
+
 async def test_two_tokens_of_a_person_are_one_reviewer_and_another_person_is_needed(api: Api) -> None:
     laptop = await api.token("laptop", "approver", reviewer="asha")
     phone = await api.token("phone", "admin", reviewer="asha")
