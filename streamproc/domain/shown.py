@@ -108,8 +108,8 @@ account."""
 
 def for_its_agent(shown: Mapping[str, Any]) -> dict[str, Any]:
     """A payout, or an event's data, as its own agent may see it. It keeps each rule that fired; whoever may ask for
-    payouts could otherwise ask for one after the other, and learn whom the others pay, and where. Of a reviewer it shows
-    the name, and not by which token, or from which host, the answer came."""
+    payouts could otherwise ask for one after the other, and learn whom the others pay, and where. Of a reviewer it
+    shows the name, and not by which token, or from which host, the answer came."""
     kept = dict(shown)
     if "channel" in shown:
         kept["channel"] = _kind(shown["channel"])
