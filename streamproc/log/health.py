@@ -1,13 +1,13 @@
 """The server's settings, and the state of the groups, for `doctor`, readiness and metrics."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, ResponseError
 
 from streamproc.domain.entry_ids import id_key
-from streamproc.log.connection import named_errors
+from streamproc.log.connection import CommandRefused, named_errors
 from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.nodes import every_node, text_of
@@ -34,11 +34,8 @@ async def _server_settings(client: Redis) -> list[str]:
     config: dict[Any, Any] = {}
     with named_errors():
         info = await client.info("server")
-        try:
-            config = await client.config_get("append*") | await client.config_get("maxmemory-policy")
-        except ResponseError as problem:
-            if not _is_forbidden(problem):
-                raise
+    with suppress(CommandRefused), named_errors():
+        config = await client.config_get("append*") | await client.config_get("maxmemory-policy")
     found = {text_of(key): text_of(value) for key, value in config.items()}
     problems = [
         f"{name} is {found.get(name, 'unknown')}, it must be {wanted}: {why}"
@@ -49,11 +46,6 @@ async def _server_settings(client: Redis) -> list[str]:
     if version < VERSION_MIN:
         problems.append(f"server version {info.get('redis_version')} is older than 7.0")
     return problems
-
-
-def _is_forbidden(problem: ResponseError) -> bool:
-    """Whether the user may not give a command, or the server has none of this name, as where somebody else runs it."""
-    return isinstance(problem, NoPermissionError) or str(problem).startswith("unknown command")
 
 
 async def logs_gone(client: Redis, partitions: int) -> list[int]:
