@@ -32,6 +32,9 @@ NODES_ASKED_MAX = 6
 """Nodes that are asked for the slots before the cluster counts as away."""
 ASK_S = 1.0
 """Limit for each of them: a node that hangs must not delay those that answer."""
+GIVEN_UP_S = 1.0
+"""A node whose answer was waited for this long, and then given up, counts as lost. Some callers wait for less than a
+connection's own limit: theirs would never come, and a hanging node would be asked for ever."""
 _KEYLESS = (
     "CLIENT",
     "CLUSTER",
@@ -283,6 +286,8 @@ class ClusterClient(Redis):
         before: what it said, as the version of a payout, may not hold at the other one.
         """
         node = self._answered.get(slot) or await self._cluster.owner(slot, self._connect)
+        clock = asyncio.get_running_loop().time
+        asked_s = clock()
         try:
             answer = await question(self._client(node))
         except MovedError as problem:
@@ -292,12 +297,20 @@ class ClusterClient(Redis):
                 raise RedisConnectionError(f"slot {slot} has left its node") from problem
             raise
         except _GONE:
-            self._answered.clear()
-            self._cluster.forget()
+            self._lose()
+            raise
+        except asyncio.CancelledError:
+            if clock() >= asked_s + GIVEN_UP_S:
+                self._lose()
             raise
         if keyed:
             self._answered[slot] = node
         return answer
+
+    def _lose(self) -> None:
+        """Forget who has which slot: the next command asks anew."""
+        self._answered.clear()
+        self._cluster.forget()
 
     def _client(self, node: Address) -> Redis:
         known = self._nodes.get(node)

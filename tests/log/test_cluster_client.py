@@ -1,10 +1,14 @@
 """The client of a cluster against a real one: it follows what nodes say, and repeats only what nobody has executed."""
 
+import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from streamproc.errors import LogUnavailable
+from streamproc.log import nodes
 from streamproc.log.connection import connect, connected, is_quiet, named_errors
 from streamproc.log.health import log_sizes, replica_count, server_settings
 from streamproc.log.inspect import counted_budgets, counted_in, forgot_nothing, record_of
@@ -167,6 +171,31 @@ async def test_what_one_node_said_is_not_used_at_the_node_that_took_over(public_
             assert await client.xlen(names.log) == 1, "what was loaded before was committed all the same"
             await load(client, names, ["pout_1"])
             assert await commit(client, names, "g", [handover]) == [Committed.DONE]
+
+
+async def test_a_node_that_hangs_is_left_also_by_callers_who_wait_for_less_than_a_connection_does(
+    public_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /readyz does: otherwise it would say for ever that Redis is away, long after a replica has taken over."""
+    monkeypatch.setattr(nodes, "GIVEN_UP_S", 0.05)
+    async with valkey_cluster(public_dir / "cluster-hangs") as cluster, connected(cluster.url) as kept:
+        key = next(n.log for n in map(Names, range(20)) if cluster.home_of(n.log) is cluster.primaries[1])
+        assert await kept.xlen(key) == 0
+        await cluster.in_step()
+        known = cluster_of(cluster.url)
+        before = list(known._ranges)
+        os.kill(cluster.primaries[1].store.pid, signal.SIGSTOP)
+        try:
+            await cluster.took_over()
+            for client in (kept, connect(cluster.url)):
+                known._ranges = list(before)
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await client.xlen(key)
+                assert await client.xlen(key) == 0
+                await client.aclose()
+        finally:
+            os.kill(cluster.primaries[1].store.pid, signal.SIGCONT)
 
 
 async def test_where_no_node_answers_the_log_is_away(public_dir: Path) -> None:
