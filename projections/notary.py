@@ -22,7 +22,7 @@ from streamproc.archive.attest import Maker
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.outside import Outside
 from streamproc.archive.shared import Shared, Turns
-from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, give_lock_back, take_lock
+from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, end_if_frozen, give_lock_back, take_lock
 from streamproc.errors import ConfigError, LogBroken, TryAgain, named
 from streamproc.waiting import set_within
 
@@ -30,6 +30,9 @@ LOOK_S = 1.0
 """Interval between looks at the archive's head, and so how late a checkpoint by number of entries may be."""
 GIVE_BACK_S = 1.0
 """Limit for giving a partition's lock back. A role that is cancelled at its drain's end has 2 s for all (drain.py)."""
+MAKER_IDLE_MS = 300_000
+"""A session that asked nothing for so long belongs to a process that is frozen, and another one shall sign. Longer than
+that of the archive: what is outside may be slow to read or to reach, and Postgres is asked nothing meanwhile."""
 BROKEN_RETRY_S = 15.0
 """Delay where Postgres refuses (no tables yet, no grant): a person has to do something first."""
 
@@ -84,6 +87,7 @@ async def _one_maker(db: Turns, partition: int, ended: asyncio.Event) -> AsyncIt
     The connection outlives this partition's notary, so the lock is given back: another process may have the partition
     next.
     """
+    await end_if_frozen(db, MAKER_IDLE_MS)
     if not await take_lock(db, partition, ended, lock=CHECKPOINT_LOCK):
         yield False
         return

@@ -2,7 +2,7 @@
 
 The lock is an advisory lock of the session that also writes. So a projector that lost its lock has lost its connection
 and cannot write: no fencing token is needed. Other projectors stand by, also for one that is frozen: a session that
-asks nothing any more is ended by Postgres.
+asks nothing any more is ended by Postgres, and one that froze in the midst of a COPY by a projector that stands by.
 """
 
 import asyncio
@@ -34,6 +34,8 @@ FROZEN_MS = 30_000
 that still answers for it. One that works asks something each second."""
 STANDBY_S = 1.0
 """Interval at which a standby asks whether the partition is free."""
+HOLDER_LOOK_S = 10.0
+"""Interval at which a standby looks whether the lock's holder froze in the midst of a COPY."""
 PROJECTOR_LOCK = 0x53505F50
 """First half of the advisory lock's key ('SP_P'); the second is the partition."""
 CHECKPOINT_LOCK = 0x53505F43
@@ -178,16 +180,21 @@ async def take_lock(
     db: Statements, partition: int, stopping: asyncio.Event, *, lock: int = PROJECTOR_LOCK
 ) -> bool:
     """Become the partition's one writer; stands by while another one is. False if stopped before."""
+    clock = asyncio.get_running_loop().time
+    look_at_s = clock() + HOLDER_LOOK_S
     while not await db.fetchval(_SQL["take_lock"], lock, partition):
         if stopping.is_set():
             return False
+        if clock() >= look_at_s:
+            await db.execute(_SQL["end_stuck_copy"], lock, partition, FROZEN_MS)
+            look_at_s = clock() + HOLDER_LOOK_S
         await set_within(stopping, STANDBY_S)
     return True
 
 
-async def end_if_frozen(db: asyncpg.Connection) -> None:
-    """From here on the server ends this session, and its lock, if it is idle for FROZEN_MS."""
-    await db.execute(_SQL["end_if_idle"], str(FROZEN_MS))
+async def end_if_frozen(db: Statements, idle_ms: int | None = None) -> None:
+    """From here on the server ends this session, and its locks, if it is idle for `idle_ms`, or FROZEN_MS."""
+    await db.execute(_SQL["end_if_idle"], str(FROZEN_MS if idle_ms is None else idle_ms))
 
 
 async def give_lock_back(db: Statements, partition: int, *, lock: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from projections import loop
+from projections import loop, notary
 from projections.loop import project, run_projector
 from projections.notary import Terms, keep_checkpoints
 from projections.schema import prepare
@@ -197,6 +197,35 @@ async def test_a_partition_that_ends_leaves_its_checkpoints_to_another_process(
         assert await fetch(dsn, held) == [(1,)]
         ends[1].set()
         await tasks[1]
+
+
+async def test_a_maker_that_is_frozen_leaves_its_partition_to_another_process(
+    dsn: str, log: ListedLog, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its machine answers for it, so that it would keep the lock, and nothing more would be signed."""
+    monkeypatch.setattr(notary, "MAKER_IDLE_MS", 500)
+    await archive_only(dsn, log)
+    frozen, thawed = asyncio.Event(), asyncio.Event()
+
+    class Freezing(NotesFile):
+        async def put(self, note: str) -> None:
+            frozen.set()
+            await thawed.wait()
+
+    def maker(place: NotesFile, ended: asyncio.Event) -> "asyncio.Task[None]":
+        shared = Shared(dsn, name="streamproc checkpoints")
+        return asyncio.create_task(keep_checkpoints(0, shared, terms(place, entries=35), ended))
+
+    ends = [asyncio.Event(), asyncio.Event()]
+    tasks = [maker(Freezing(file), ends[0])]
+    await frozen.wait()
+    tasks.append(maker(NotesFile(file), ends[1]))
+    await has(dsn, 35)
+    ends[0].set()
+    thawed.set()
+    ends[1].set()
+    await asyncio.gather(*tasks)
+    assert in_file(file) == [(0, 35)]
 
 
 async def test_a_new_key_goes_on_where_the_old_one_stopped(dsn: str, log: ListedLog, file: Path):

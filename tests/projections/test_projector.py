@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -389,6 +389,29 @@ async def test_a_projector_that_is_frozen_loses_the_lock_and_writes_nothing_when
             thawed.set()
             await waiting_for_lock(dsn)
             assert await everything(dsn) == before
+
+
+async def test_a_projector_that_is_frozen_in_the_midst_of_a_copy_is_ended_by_the_one_that_stands_by(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch
+):
+    """Postgres waits for the rest of a COPY for ever, whatever its timeouts are."""
+    monkeypatch.setattr(store, "FROZEN_MS", 500)
+    monkeypatch.setattr(store, "HOLDER_LOOK_S", 0.0)
+    begun = asyncio.Event()
+
+    async def rows() -> AsyncIterator[bytes]:
+        begun.set()
+        await asyncio.Event().wait()
+        yield b""
+
+    async with store.connection(dsn, name="streamproc projector 0") as holder:
+        assert await store.take_lock(holder, 0, asyncio.Event())
+        frozen = asyncio.create_task(holder.copy_to_table("events", source=rows()))
+        await begun.wait()
+        async with projecting(dsn, log) as standby:
+            await archived(dsn, log.entries[-1].id, standby)
+        frozen.cancel()
+        await asyncio.gather(frozen, return_exceptions=True)
 
 
 @pytest.mark.parametrize("count", [0, 20])
