@@ -193,9 +193,12 @@ def _adopt(work: Work, ctx: BatchContext) -> None:
     if not _is_over(record):
         return
     rate, budget = work.admission.rate, work.admission.budget
-    if rate is not None and (_ended_now(work) or _ended_meanwhile(work)) and not _tells_of(work, rate):
+    has_room = budget is not None and budget.granted and record.reservation is None
+    # With the room always, since whoever finds that recorded takes the slot for recorded too.
+    ended = has_room or _ended_now(work) or _ended_meanwhile(work)
+    if rate is not None and ended and not _tells_of(work, rate):
         record_slot(work, ctx, rate, [])
-    if budget is not None and budget.granted and record.reservation is None:
+    if budget is not None and has_room:
         record_reservation(work, ctx, budget, [])
 
 

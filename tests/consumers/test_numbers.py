@@ -45,6 +45,18 @@ async def test_a_slot_of_a_payout_that_moved_without_a_decision_is_recorded(redi
         assert [slot.number for slot in slots] == [1]
 
 
+async def test_a_slot_of_a_payout_that_the_bank_ended_without_a_decision_is_recorded_with_its_room(
+    redis_url: str,
+) -> None:
+    """Whoever took them finds the room recorded, and takes the slot for recorded too."""
+    async with Engine(redis_url) as engine:
+        await engine.apply(RATED % "")
+        await admitted_by_a_worker_that_died(engine, "pout_1", 300)
+        await engine.deliver(observed("pout_1", 300, status="cancelled"))
+        kinds = [type(event) for event in await engine.story("pout_1")][1:]
+        assert kinds == [VelocityChecked, BudgetReserved, PayoutSettled]
+
+
 async def test_a_slot_is_recorded_if_its_payout_moved_before_its_taker_could_commit(redis_url: str) -> None:
     """Whoever saw it move had looked at it before the slot was taken; then the taker died."""
     async with Engine(redis_url, claim_idle_s=0.1) as engine:

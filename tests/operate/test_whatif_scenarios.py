@@ -677,23 +677,24 @@ async def test_money_that_moved_without_a_decision_is_charged_and_given_back_as_
 
 
 @pytest.mark.parametrize("windows", [None, (Window("agent:bot", "2026-09-21", 1000, FAR),)])
-@pytest.mark.parametrize("seen_first", ["pending", "processing"])
-async def test_a_slot_of_what_moved_without_a_decision_counts_once_for_those_that_follow(
-    redis_url: str, windows: tuple[Window, ...] | None, seen_first: str
+@pytest.mark.parametrize("status", ["processing", "cancelled"])
+@pytest.mark.parametrize("pending_first", [True, False])
+async def test_a_slot_of_what_ended_without_a_decision_counts_once_for_those_that_follow(
+    redis_url: str, windows: tuple[Window, ...] | None, status: str, pending_first: bool
 ) -> None:
-    """The worker that looked at it died when it had a slot, and perhaps room. Whoever saw it move knew of that, or had
-    looked at it before."""
+    """The worker that looked at it died when it had a slot, and perhaps room. Whoever saw it move, or end unpaid, knew
+    of that, or had looked at it before."""
     async with Engine(redis_url, claim_idle_s=0.1) as engine:
         await engine.apply("policies: {bot: {daily_limit: 1000, rate_limit: {count: 2, window: 60}}}")
-        moved_on = observed("p1", 300, status="processing")
-        if seen_first == "processing":
+        moved_on = observed("p1", 300, status=status)
+        if not pending_first:
             await engine.deliver(moved_on)
         await engine.stop()
         await engine.append(ACCOUNT, observed("p1", 300))
         await engine.client.xreadgroup("governance", "died", {engine.names.log: ">"})
         ask = Ask("p1", 300, NOW, RateAsk("bot", 2, 60 * US, False), windows)
         await scripts.admit(engine.client, engine.names, [ask], keep_budgets_s=60)
-        if seen_first == "pending":
+        if pending_first:
             await engine.append(ACCOUNT, moved_on)
         engine.start()
         await engine.settled()
