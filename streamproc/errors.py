@@ -70,6 +70,8 @@ _IN_WORDS = {
     "CannotConnectNowError": "it starts or stops",
     "LockNotAvailableError": "another session holds a lock",
     "DiskFullError": "its disk is full",
+    "PostgresIOError": "its disk fails, and its own log says where",
+    "UndefinedFileError": "a file of its own is gone, and its own log says which",
 }
 """Errors of Postgres whose name does not say enough."""
 

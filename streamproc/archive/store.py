@@ -47,6 +47,7 @@ AWAY = (
     asyncpg.InternalClientError,  # a statement sent just after the server said goodbye to an idle connection
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,  # its disk fails, or a file of its own is gone
     asyncpg.OperatorInterventionError,  # shut down, starting up, statement cancelled by its timeout
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
