@@ -186,7 +186,7 @@ async def take_lock(
     return True
 
 
-async def end_if_frozen(db: asyncpg.Connection) -> None:
+async def end_if_frozen(db: Statements) -> None:
     """From here on the server ends this session, and its lock, if it is idle for FROZEN_MS."""
     await db.execute(_SQL["end_if_idle"], str(FROZEN_MS))
 
