@@ -14,6 +14,7 @@ from projections.heads import Mark, Records
 from projections.views import View
 from streamproc.archive.disowned import Disowned
 from streamproc.archive.rows import RowAbout
+from streamproc.archive.store import transaction
 from streamproc.domain.events import Fact
 from streamproc.domain.payouts import CHANGING, PayoutRecord
 from streamproc.domain.wire import EVENT_KINDS
@@ -70,7 +71,7 @@ class Builder:
             events += self._fold(chunk, await self._decoded(chunk), known, now)
             await asyncio.sleep(0)  # other tasks of this process wait for some ms, not for a segment
         try:
-            async with self._db.transaction():
+            async with transaction(self._db):
                 await self.mark.move(self._db, rows, upto)
                 for _, each in self._accumulators:
                     await each.write(self._db, self._partition)

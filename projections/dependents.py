@@ -13,6 +13,7 @@ from msgspec import Struct
 from projections.schema import quote_ident
 from projections.views import NAMES
 from streamproc.archive.sql import statements
+from streamproc.archive.store import transaction
 from streamproc.errors import JobFailed
 
 _SQL = statements("projections", "dependents.sql")
@@ -54,7 +55,7 @@ async def hang_on_anew(db: asyncpg.Connection, dependents: Dependents) -> None:
     """
     for grant in dependents.grants:
         try:
-            async with db.transaction():
+            async with transaction(db):
                 await db.execute(grant)
         except asyncpg.UndefinedColumnError:
             continue  # a grant on a column that a new version of the view does not have

@@ -22,7 +22,14 @@ from streamproc.archive.attest import Maker
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.outside import Outside
 from streamproc.archive.shared import Shared, Turns
-from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, end_if_frozen, give_lock_back, take_lock
+from streamproc.archive.store import (
+    AWAY,
+    CHECKPOINT_LOCK,
+    FROZEN_MS,
+    end_if_frozen,
+    give_lock_back,
+    take_lock,
+)
 from streamproc.errors import ConfigError, LogBroken, TryAgain, named
 from streamproc.waiting import set_within
 
@@ -30,11 +37,13 @@ LOOK_S = 1.0
 """Interval between looks at the archive's head, and so how late a checkpoint by number of entries may be."""
 GIVE_BACK_S = 1.0
 """Limit for giving a partition's lock back. A role that is cancelled at its drain's end has 2 s for all (drain.py)."""
-MAKER_IDLE_MS = 300_000
-"""A session that asked nothing for so long belongs to a process that is frozen, and another one shall sign. Longer than
-that of the archive: what is outside may be slow to read or to reach, and Postgres is asked nothing meanwhile."""
+ALIVE_S = 5.0
+"""Interval at which something is asked beside the work. That may be long without a question: a file of checkpoints to
+be read, a slow place outside. A process that is frozen asks nothing, and so loses the lock."""
 BROKEN_RETRY_S = 15.0
 """Delay where Postgres refuses (no tables yet, no grant): a person has to do something first."""
+
+assert ALIVE_S * 1000 < FROZEN_MS / 2
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +94,29 @@ async def _one_maker(db: Turns, partition: int, ended: asyncio.Event) -> AsyncIt
     """Be the partition's one maker of checkpoints; False if ended before.
 
     The connection outlives this partition's notary, so the lock is given back: another process may have the partition
-    next.
+    next. One whose process is frozen ends, and the lock with it.
     """
-    await end_if_frozen(db, MAKER_IDLE_MS)
+    await end_if_frozen(db)
     if not await take_lock(db, partition, ended, lock=CHECKPOINT_LOCK):
         yield False
         return
+    over = asyncio.Event()
+    asking = asyncio.create_task(_show_life(db, over))
     try:
         yield True
     finally:
         with suppress(*AWAY):  # the lock is gone with the connection
             async with asyncio.timeout(GIVE_BACK_S):
+                over.set()
+                await asking
                 await give_lock_back(db, partition, lock=CHECKPOINT_LOCK)
+
+
+async def _show_life(db: Turns, over: asyncio.Event) -> None:
+    """Ask something at intervals until `over`, or the connection is lost, which whoever works on it will notice."""
+    with suppress(*AWAY):
+        while not await set_within(over, ALIVE_S):
+            await db.execute("SELECT 1")
 
 
 class _Rounds:

@@ -24,7 +24,7 @@ from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.rows import Row, RowAbout
 from streamproc.archive.sql import statements
-from streamproc.archive.store import connection
+from streamproc.archive.store import connection, transaction
 from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import JobFailed, LogBroken
 
@@ -94,7 +94,7 @@ async def plan_build(
     """Make an empty place for these views, with a plan of who builds what; `db` is in it afterwards."""
     await drop_place(db, schema)
     per_partition = max(1, -(-jobs // max(1, len(targets))))
-    async with db.transaction():
+    async with transaction(db):
         await make_place(db, schema, views)
         await db.execute(_SQL["table"])
         for target in targets:
@@ -213,7 +213,7 @@ async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int)
         indexes = {name: made for view in VIEWS for name, made in indexes_of(view).items()}
         await _each(dsn, schema, jobs, list(indexes.items()))
         targets: Mapping[int, Slice] = {share.partition: share for share in await slices_of(db)}
-        async with db.transaction():
+        async with transaction(db):
             for view in VIEWS:
                 await make_key(db, view)
             versions = [VERSIONS[name] for name in NAMES]

@@ -11,7 +11,7 @@ import asyncpg
 
 from projections.views import NAMES, VIEWS, View
 from streamproc.archive.sql import statements
-from streamproc.archive.store import AWAY, connection
+from streamproc.archive.store import AWAY, connection, transaction
 from streamproc.errors import JobFailed, named
 
 READER, PROJECTOR = "streamproc_reader", "streamproc_projector"
@@ -29,7 +29,7 @@ async def prepare(dsn: str) -> list[str]:
 
     applied = await upgrade(dsn)
     try:
-        async with connection(dsn, name="streamproc migrate") as db, db.transaction():
+        async with connection(dsn, name="streamproc migrate") as db, transaction(db):
             await db.execute("SELECT pg_advisory_xact_lock($1)", MIGRATE_LOCK)
             return [*applied, *(f"view {name}" for name in await make_missing(db))]
     except (*AWAY, asyncpg.PostgresError) as problem:

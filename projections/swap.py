@@ -16,6 +16,7 @@ from projections.schema import quote_ident
 from projections.views import NAMES
 from streamproc.archive.blockers import holders
 from streamproc.archive.sql import statements
+from streamproc.archive.store import transaction
 from streamproc.errors import JobFailed
 
 LOCK_WAIT_MS = 400
@@ -49,7 +50,7 @@ async def swap(
     holding = ""
     for _ in range(TRIES_MAX):
         try:
-            async with db.transaction():
+            async with transaction(db):
                 await db.execute(f"SET LOCAL lock_timeout = '{HEADS_WAIT_MS}ms'")
                 rows = await db.fetch(_SQL["lock_heads"])
                 await catch_up({row["partition"]: row["seq"] for row in rows})

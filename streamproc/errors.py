@@ -14,6 +14,9 @@ import errno
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Errors of the system that mean that a file cannot be written; no connection has them."""
 
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""Errors by which a file system that has no hard links, such as FAT, refuses one."""
+
 WHEN_LOST = (
     "stop the workers and the projector (`up` as a whole), so that nothing more is decided on what is left, and run"
     " `streamproc recover`, which rebuilds Redis from the archive"
@@ -70,6 +73,8 @@ _IN_WORDS = {
     "CannotConnectNowError": "it starts or stops",
     "LockNotAvailableError": "another session holds a lock",
     "DiskFullError": "its disk is full",
+    "PostgresIOError": "its disk fails, and its own log says where",
+    "UndefinedFileError": "a file of its own is gone, and its own log says which",
 }
 """Errors of Postgres whose name does not say enough."""
 

@@ -7,6 +7,7 @@ operator configured is used; only what is missing is started here.
 
 import asyncio
 import secrets
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ SANDBOX_KEY_ID = "rzp_test_sandbox"
 SANDBOX_ACCOUNT_NUMBER = "7878780080316316"
 SANDBOX_ACCOUNT_ID = "acc_Sandbox0000001"  # must never change: the account decides the partition
 SANDBOX_NTFY_TOPIC = "streamproc"
+DEMO_POLICIES = Path(__file__).parents[1] / "ops" / "demo" / "policies.yaml"
+"""Installed with us."""
 PROGRAM = (sys.executable, "-m", "streamproc")
 DEMO_PROGRAM = (sys.executable, "-m", "ops.demo")
 
@@ -345,7 +348,14 @@ def _run_file(settings: Settings, made: Mapping[str, str]) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def _as_typed(path: Path) -> str:
+    """A path as one types it in this directory."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
 def _say_banner(running: Settings, *, sandbox: bool) -> None:
+    program = _as_typed(Path(sys.executable).with_name("streamproc"))
     api = f"http://{_authority(running.host, running.port)}"
     lines = ["", f"  streamproc is up at {api}", f"    webhooks   {api}/webhooks/razorpay"]
     if sandbox:
@@ -356,10 +366,10 @@ def _say_banner(running: Settings, *, sandbox: bool) -> None:
         f"    data       {Path(running.data_dir).absolute()}",
         "",
         "  Try, in another terminal in this directory:",
-        "    .venv/bin/streamproc policy apply ops/demo/policies.yaml",
+        f"    {program} policy apply {_as_typed(DEMO_POLICIES)}",
         f"    curl {api}/readyz",
-        "    .venv/bin/streamproc hold list",
-        "    .venv/bin/streamproc explain PAYOUT",
+        f"    {program} hold list",
+        f"    {program} explain PAYOUT",
         "",
         "  Ctrl-C drains and stops; the data stays.",
         "",

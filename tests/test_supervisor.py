@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -151,6 +152,19 @@ async def test_roles_start_after_sandbox_and_schema_and_stop_producers_first(tmp
     assert sorted(stopped[:2]) == ["poller", "serve"]
     assert stopped[2:] == ["worker", "worker", "projector", "sandbox"]
     assert not any(alive(pid) for pid in up.pids())
+
+
+async def test_what_it_says_one_may_try_is_there_also_where_there_is_no_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(processes.__file__).parents[1]))
+    monkeypatch.chdir(tmp_path)
+    async with made_up(tmp_path) as up:
+        await up.start()
+        await up.ready()
+        [apply] = [shlex.split(line) for line in up.text().splitlines() if " policy apply " in line]
+    assert os.access(apply[0], os.X_OK)
+    assert "demo-approvals:" in Path(apply[-1]).read_text()
 
 
 async def test_output_of_a_role_carries_its_name(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from streamproc.domain.policy_changes import Differ
+from streamproc.domain.policy_changes import Contended, Differ
 from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain, Unprocessable
 from streamproc.ingress.problems import PROBLEM_JSON, problem_body
 
@@ -54,15 +54,20 @@ async def answered(handling: Awaitable[Response]) -> Response:
         return await handling
     except Refusal as refusal:
         return refusal.response()
-    except Differ as found:  # its text says what to do; the log itself is sound
+    except (Contended, Differ) as found:  # its text says what to do; the log itself is sound
         _log.warning("a request was not answered: %s", found)
         return problem(503, str(found), {"retry-after": str(RETRY_AFTER_S)})
     except (LogUnavailable, LogBroken, TryAgain, JobFailed, Unprocessable, TimeoutError) as trouble:
         # Unprocessable: a later version wrote it, and only that version's `serve` can read it.
         _log.warning("a request was not answered: %s", str(trouble) or type(trouble).__name__)
         what = "the archive" if isinstance(trouble, TryAgain) else "the log"
-        return problem(
-            503,
-            f"{what} cannot be asked now; ask again, with the same Idempotency-Key where there was one",
-            {"retry-after": str(RETRY_AFTER_S)},
-        )
+        return away(what).response()
+
+
+def away(what: str) -> Refusal:
+    """503: `what` cannot be asked."""
+    return Refusal(
+        503,
+        f"{what} cannot be asked now; ask again, with the same Idempotency-Key where there was one",
+        {"retry-after": str(RETRY_AFTER_S)},
+    )

@@ -13,9 +13,10 @@ from typing import Literal, NoReturn, Protocol, TypeAlias
 
 from starlette.requests import Request
 
-from streamproc.api.answers import Refusal
+from streamproc.api.answers import Refusal, away
 from streamproc.api.operations import Operation
 from streamproc.domain.tokens import SECRET, Token, digest_of
+from streamproc.errors import LogUnavailable
 from streamproc.ingress.body import bearer
 from streamproc.ingress.refusals import ThrottledWarning
 
@@ -64,9 +65,13 @@ class Doorkeeper:
         self._refusals = refusals
         self._per_min = per_min
         self._unknown = ThrottledWarning(_log, "requests with a token that nobody knows")
+        self._unasked = ThrottledWarning(
+            _log, "requests not answered, since their token could not be looked up"
+        )
 
     async def admitted(self, request: Request, operation: Operation) -> Token:
-        """The request's token, if it may do this. Raises Refusal: 401, 403, 429."""
+        """The request's token, if it may do this. Raises Refusal: 401, 403, 429, and 503 where it cannot be looked up:
+        anybody can ask, so that is logged seldom."""
         assert operation.action is not None
         token = await self.good(request, operation)
         if self._per_min:
@@ -99,8 +104,12 @@ class Doorkeeper:
     async def _known(self, request: Request) -> Token | None:
         secret, token = bearer(request.scope), None
         if SECRET.fullmatch(secret):
-            async with asyncio.timeout(LOOK_S_MAX):
-                token = await self._tokens.token(digest_of(secret))
+            try:
+                async with asyncio.timeout(LOOK_S_MAX):
+                    token = await self._tokens.token(digest_of(secret))
+            except (LogUnavailable, TimeoutError) as trouble:
+                self._unasked.count(str(trouble) or type(trouble).__name__)
+                raise away("the log") from trouble
         if token is None and "authorization" in request.headers:
             self._unknown.count()
         return token

@@ -166,7 +166,8 @@ def responses_of(operation: Operation) -> dict[int, Says]:
             "The token asked too often", headers={"Retry-After": "Seconds until the next request is taken"}
         ),
         503: Says(
-            "Too many ask, or the log or the archive cannot be asked now; ask again, with the same Idempotency-Key",
+            "Too many ask or change the same, or log or archive cannot be asked now; ask again, with the same"
+            " Idempotency-Key",
             headers={"Retry-After": "Seconds"},
         ),
     }

@@ -29,6 +29,10 @@ MIGRATE_LOCK = 0x53505F4D
 CONNECT_TIMEOUT_S = 10.0
 LOCKED = "canceling statement due to lock timeout"
 """Postgres's words, which SQLAlchemy's error has too."""
+NO_SCHEMA = "no schema has been selected"
+"""The same, where no schema of the search_path is there for the user."""
+SCHEMA_HIDDEN = "the user of STREAMPROC_POSTGRES_DSN may not use the schema of our tables"
+SCHEMA_TODO = "GRANT USAGE, CREATE ON SCHEMA public TO that user, or correct its search_path"
 LOCK_WAIT_S = 60
 """How long an upgrade waits for another one, or for a table that a reader holds."""
 STATEMENT_TIMEOUT_S = 600
@@ -62,6 +66,8 @@ async def _run(dsn: str, work: Callable[[Connection], T]) -> T:
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as problem:
         cause = problem.orig if isinstance(problem, DBAPIError) else problem
         what = named(cause)
+        if NO_SCHEMA in what:
+            what = f"{SCHEMA_HIDDEN}; {SCHEMA_TODO}"
         if LOCKED in what:
             what += f" after {LOCK_WAIT_S} s; what holds locks: {await _holders(dsn)}"
         raise JobFailed(f"Postgres: {what}") from problem

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from streamproc.archive.note import PublicKey, Signer, Trusted, new_seed
-from streamproc.errors import ConfigError, InputError
+from streamproc.errors import NO_LINKS, ConfigError, InputError
 
 KEY_FILE = "checkpoint.key"
 """In DATA_DIR, where STREAMPROC_SIGNING_KEY is not set."""
@@ -40,15 +40,28 @@ def make_key(path: Path) -> Signer:
             file.flush()
             os.fsync(file.fileno())
         try:
-            path.hardlink_to(fresh)  # unlike a rename it replaces nothing
+            _name(fresh, path)
         finally:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
         sync_directory(path.parent)
     except FileExistsError as problem:
         raise InputError(f"{path} is there already, and a key is never overwritten") from problem
     except OSError as problem:
         raise InputError(f"{path} cannot be written: {problem.strerror}") from problem
     return Signer.of_text(seed)
+
+
+def _name(fresh: Path, path: Path) -> None:
+    """Give a file its name. Raises FileExistsError if anything has it, also if it comes just now."""
+    try:
+        path.hardlink_to(fresh)  # unlike a rename it replaces nothing
+    except OSError as problem:
+        if problem.errno not in NO_LINKS:
+            raise
+        # The name is taken by an empty file, which only its maker replaces. A crash before that leaves it, for a
+        # person to remove: it holds no key, and is said so.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        fresh.replace(path)
 
 
 def read_or_make(path: Path) -> tuple[Signer, bool]:

@@ -49,6 +49,7 @@ AWAY = (
     asyncpg.InternalClientError,  # a statement sent just after the server said goodbye to an idle connection
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,  # its disk fails, or a file of its own is gone
     asyncpg.OperatorInterventionError,  # shut down, starting up, statement cancelled by its timeout
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
@@ -192,9 +193,9 @@ async def take_lock(
     return True
 
 
-async def end_if_frozen(db: Statements, idle_ms: int | None = None) -> None:
-    """From here on the server ends this session, and its locks, if it is idle for `idle_ms`, or FROZEN_MS."""
-    await db.execute(_SQL["end_if_idle"], str(FROZEN_MS if idle_ms is None else idle_ms))
+async def end_if_frozen(db: Statements) -> None:
+    """From here on the server ends this session, and its lock, if it is idle for FROZEN_MS."""
+    await db.execute(_SQL["end_if_idle"], str(FROZEN_MS))
 
 
 async def give_lock_back(db: Statements, partition: int, *, lock: int) -> None:

@@ -303,9 +303,10 @@ def _read_done(payout_id: str, body: bytes) -> tuple[BankPayout | None, str]:
 
 def _refusal(what: str, answer: Answer) -> tuple[str, str]:
     """Code and description of the bank's own refusal. Raises OutcomeUnknown if it may not be one: 408 and 425 do not
-    say what was done, and an error without the bank's envelope is that of a proxy."""
+    say what was done, and an error without the bank's envelope is that of a proxy. A 401 is about our token, whoever
+    says it."""
     code, problem = _read_error(answer.body)
-    from_between = problem in _NO_ENVELOPE and answer.status not in _KEYS_REFUSED
+    from_between = problem in _NO_ENVELOPE and answer.status != 401
     if answer.status in _SAY_NOTHING or from_between:
         raise OutcomeUnknown(f"{what}: {answer.status} in a form that is not the bank's, {problem}")
     return code, problem

@@ -51,6 +51,10 @@ class Differ(JobFailed):
     """The partitions have different policies for a scope: a change was interrupted, and has to be made again."""
 
 
+class Contended(JobFailed):
+    """Others kept changing the same meanwhile. Nothing is wrong, and asking again can help."""
+
+
 class Overtaken(JobFailed):
     """Another change went first. Whoever loosens must know of it before asking again, so that no program does it."""
 

@@ -47,11 +47,11 @@ class ThrottledWarning:
         self._unlogged = 0
         self._logged_at = -math.inf
 
-    def count(self) -> None:
-        """Count one occurrence, and log the number if it is time."""
+    def count(self, why: str = "") -> None:
+        """Count one occurrence, and log the number if it is time, with the reason of this one if it has any."""
         self._unlogged += 1
         if self._clock() - self._logged_at >= INTERVAL_S:
-            self._logger.warning("%s: %d", self._what, self._unlogged)
+            self._logger.warning("%s: %d%s", self._what, self._unlogged, why and f", the last: {why}")
             self._unlogged, self._logged_at = 0, self._clock()
 
 

@@ -7,10 +7,10 @@ from msgspec import Struct
 
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import ScopeState
+from streamproc.domain.policy_changes import Contended
 from streamproc.domain.policy_events import Channel, Loosening, ScopeChange
 from streamproc.domain.policy_loosening import loosened, two_people
 from streamproc.domain.proposals import Proposal
-from streamproc.errors import JobFailed
 from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
@@ -61,8 +61,8 @@ async def make(
     """Put a change in force on every partition; or, where it loosens and the policies want two people, propose it.
 
     The whole change waits then, also what of it tightens. One that `freezes` goes before others that are not done.
-    Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy, JobFailed
-    where others keep changing policies at the same time.
+    Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy,
+    Contended where others keep changing policies at the same time.
     """
     async with turn(site, freezes=freezes) as mine:
         seen = await preview(site, plan)
@@ -93,7 +93,7 @@ async def _make_on(site: Site, partition: int, plan: Plan, mine: Turn, *, by: st
                 return Applied(partition, None, [])
             continue
         if _guarded(scopes) and loosened(scopes, changes):
-            raise JobFailed(
+            raise Contended(
                 f"partition {partition}: policies changed meanwhile, and this change now needs a second person;"
                 " run it again to propose it"
             )
@@ -101,6 +101,6 @@ async def _make_on(site: Site, partition: int, plan: Plan, mine: Turn, *, by: st
         entry = await put_in_force(site.client, names, rev, changes, actor=by)
         if entry is not None:
             return Applied(partition, entry, changes)
-    raise JobFailed(
+    raise Contended(
         f"partition {partition}: others changed policies {CHANGES_MAX} times meanwhile; run it again"
     )

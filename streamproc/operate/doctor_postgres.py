@@ -8,7 +8,7 @@ from projections.schema import missing_in
 from streamproc.archive.blockers import blocking
 from streamproc.archive.gauges import views_behind
 from streamproc.archive.lookup import refuses_writes, room
-from streamproc.archive.migrate import current, newest
+from streamproc.archive.migrate import SCHEMA_HIDDEN, SCHEMA_TODO, current, newest
 from streamproc.archive.pool import asked, opened_pool
 from streamproc.archive.store import refusals_as_job_failed
 from streamproc.operate.connections import need_of, too_few
@@ -70,11 +70,18 @@ async def examine_postgres(settings: Settings) -> list[Check]:
     at, wanted = await current(dsn), newest()
     async with opened_pool(dsn) as pool:
         checks = [await _writable(pool), await _connections(settings, pool), *await _blocked(pool)]
+        if at is None and await _sees_no_schema(pool):
+            return [*checks, Check("schema", "bad", SCHEMA_HIDDEN, SCHEMA_TODO)]
         if at != wanted:
             detail = f"at {at or 'nothing'}, the newest is {wanted}"
             return [*checks, Check("schema", "bad", detail, "run `streamproc migrate`")]
         schema = Check("schema", "ok", f"at {at}, the newest")
         return [*checks, schema, await _views(pool), *await checkpoint_checks(settings)]
+
+
+async def _sees_no_schema(pool: Any) -> bool:
+    async with asked(pool) as db:
+        return await db.fetchval("SELECT current_schema()") is None
 
 
 async def _writable(pool: Any) -> Check:

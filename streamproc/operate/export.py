@@ -4,7 +4,6 @@ A file is written under a temporary name beside its place and named when it is w
 """
 
 import csv
-import errno
 import json
 import os
 import secrets
@@ -20,7 +19,7 @@ from streamproc.archive.read import AuditFilter, AuditRow
 from streamproc.archive.signing_key import sync_directory
 from streamproc.archive.store import errors_as_job_failed, snapshot
 from streamproc.domain.shown import iso
-from streamproc.errors import NO_ROOM, InputError, JobFailed
+from streamproc.errors import NO_LINKS, NO_ROOM, InputError, JobFailed
 from streamproc.operate.audit_list import line_json
 from streamproc.operate.moments import us_of
 
@@ -34,9 +33,6 @@ ROW_GROUP = 20_000
 """Lines of one row group of Parquet, some 5 MB, which a reader loads at once and the writer holds in memory."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """First characters that make a spreadsheet take a cell for a formula. Agents and vendors choose some of these texts."""
-
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
-"""Errors by which a file system that has no hard links, such as FAT, refuses one."""
 
 OnLines = Callable[[int], None]
 

@@ -16,7 +16,7 @@ from projections.rebuild import (
     target_at_time,
 )
 from projections.schema import quote_ident, shown_columns
-from streamproc.archive.store import connection, errors_as_job_failed
+from streamproc.archive.store import connection, errors_as_job_failed, transaction
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate.moments import iso_moment, ms_of
@@ -83,6 +83,6 @@ async def rows_of(place: asyncpg.Connection, view: str) -> AsyncGenerator[dict[s
     """The view's rows in the order of its key, as JSON has them: amounts in paise, times ISO 8601 in UTC with µs."""
     shown = ", ".join((await shown_columns(place, view, with_bytes=False)).values())
     query = f"SELECT to_jsonb(v)::text AS row FROM (SELECT {shown} FROM {quote_ident(view)} ORDER BY 1, 2, 3) AS v"  # noqa: S608  # our own names
-    async with place.transaction():
+    async with transaction(place):
         async for row in place.cursor(query, prefetch=ROWS_AT_ONCE):
             yield json.loads(row["row"])

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from streamproc.domain.budget import US
 from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConfirmed, ProposalWithdrawn
-from streamproc.domain.policy_changes import ScopeState
+from streamproc.domain.policy_changes import Contended, ScopeState
 from streamproc.domain.policy_events import Channel, Loosening, ScopeChange
 from streamproc.domain.proposals import (
     EXPIRES_S,
@@ -97,7 +97,7 @@ async def propose(
             raise Refused(f"{many} proposals wait, the limit is {PROPOSALS_MAX}: confirm or withdraw some")
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return proposals_after({}, [event])[name]
-    raise JobFailed(f"others changed proposals {CHANGES_MAX} times meanwhile; nothing is recorded, try again")
+    raise Contended(f"others changed proposals {CHANGES_MAX} times meanwhile; nothing is recorded, try again")
 
 
 async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confirmed:
@@ -131,7 +131,7 @@ async def _confirm(site: Site, name: str, mine: Turn, *, by: str, channel: Chann
         event = ProposalConfirmed(at=at, proposal=name, by=by, channel=channel, base=base)
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return await _put_in_force(site, proposals_after(proposals, [event])[name], mine)
-    raise JobFailed(
+    raise Contended(
         f"others changed proposals {CHANGES_MAX} times meanwhile; {name} is not confirmed, try again"
     )
 
@@ -176,7 +176,7 @@ async def _put_on(site: Site, partition: int, proposal: Proposal, mine: Turn) ->
         entry = await put_in_force(site.client, names, rev, changes, actor=proposal.confirmed_by)
         if entry is not None:
             return Applied(partition, entry, changes)
-    raise JobFailed(
+    raise Contended(
         f"partition {partition}: others changed policies {CHANGES_MAX} times meanwhile; run it again"
     )
 
@@ -216,7 +216,7 @@ async def withdraw(site: Site, name: str, *, by: str, why: str) -> Proposal:
         event = ProposalWithdrawn(at=at, proposal=name, by=by, why=why)
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return proposals_after(proposals, [event])[name]
-    raise JobFailed(
+    raise Contended(
         f"others changed proposals {CHANGES_MAX} times meanwhile; {name} is not withdrawn, try again"
     )
 

@@ -41,7 +41,7 @@ from projections.swap import swap
 from projections.views import NAMES, VIEWS, View
 from streamproc import processes
 from streamproc.archive.disowned import disowned_in
-from streamproc.archive.store import connection, errors_as_job_failed, snapshot
+from streamproc.archive.store import connection, errors_as_job_failed, snapshot, transaction
 from streamproc.errors import JobFailed, LogBroken, StreamprocError
 
 JOBS_MAX = 64
@@ -252,7 +252,7 @@ async def _compared(
         async with snapshot(dsn, name="streamproc replay") as live:
             at = await compare.positions(live, present)
             await _bring_to(dsn, db, place, at)
-            async with place.transaction():
+            async with transaction(place):
                 found = [await _compare_one(live if view in present else None, place, view) for view in views]
             return found, at
     if present:

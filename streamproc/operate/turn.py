@@ -9,8 +9,8 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from streamproc.domain.policy_changes import Overtaken
-from streamproc.errors import JobFailed, LogUnavailable
+from streamproc.domain.policy_changes import Contended, Overtaken
+from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.names import Names
 from streamproc.log.policies import still_in_force
@@ -70,7 +70,7 @@ class Turn:
 @asynccontextmanager
 async def turn(site: Site, *, freezes: bool = False) -> AsyncIterator[Turn]:
     """A turn, waited for up to WAIT_S; a freeze takes it from any other change after FREEZE_WAIT_S, so that one that
-    died or does not end holds no freeze up. Raises JobFailed if others have it all that time, and LogUnavailable."""
+    died or does not end holds no freeze up. Raises Contended if others have it all that time, and LogUnavailable."""
     mine = Turn(site, (_FREEZE if freezes else _CHANGE) + secrets.token_hex(8))
     began = asyncio.get_running_loop().time()
     gives_way = ""
@@ -78,7 +78,7 @@ async def turn(site: Site, *, freezes: bool = False) -> AsyncIterator[Turn]:
         while not await mine.take(gives_way=gives_way):
             waited = asyncio.get_running_loop().time() - began
             if waited > WAIT_S:
-                raise JobFailed(
+                raise Contended(
                     f"others have been changing policies for {WAIT_S:g} s; nothing was changed, run it again"
                 )
             gives_way = _CHANGE if freezes and waited >= FREEZE_WAIT_S else ""

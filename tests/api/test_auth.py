@@ -14,7 +14,7 @@ from streamproc.api.asgi import create_app
 from streamproc.app import operations_of
 from streamproc.domain.events import AccessRefused
 from streamproc.domain.tokens import Token
-from streamproc.errors import InputError
+from streamproc.errors import InputError, LogUnavailable
 from streamproc.ingress.body import BODY_READ_S_MAX
 from streamproc.ingress.refusals import Refusals
 from streamproc.operate import tokens
@@ -101,6 +101,30 @@ async def test_a_token_that_is_revoked_while_the_body_is_held_back_opens_nothing
 
 def test_a_look_at_a_token_is_good_for_less_time_than_a_body_may_take() -> None:
     assert routing.TOKEN_GOOD_S < BODY_READ_S_MAX
+
+
+class AwayGateway(SiteGateway):
+    """Its Redis is away."""
+
+    async def token(self, digest: str) -> Token | None:
+        raise LogUnavailable("Redis is away")
+
+
+async def test_while_redis_is_away_anybody_can_ask_and_few_lines_are_logged(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        Engine(redis_url) as engine,
+        serving(engine.producer, AwayGateway(redis_url, 1, None)) as http,
+    ):
+        made_up = {"authorization": f"Bearer spt_{'x' * 43}"}
+        answers = [await http.get("/v1/payouts/spi_x", headers=made_up) for _ in range(5)]
+    assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(503, "5")] * 5
+    assert "the log cannot be asked now" in problem(answers[0])["detail"]
+    logged = [line for line in caplog.messages if "Redis is away" in line]
+    assert logged == [
+        "requests not answered, since their token could not be looked up: 1, the last: Redis is away"
+    ]
 
 
 class BusyGateway(SiteGateway):

@@ -14,7 +14,7 @@ from streamproc.domain.budget import windows_of
 from streamproc.domain.events import AccessRefused, PolicyChanged, PolicyProposed, ProposalConfirmed
 from streamproc.domain.policy import Policy, ScopeLimits
 from streamproc.domain.policy_changes import Differ
-from streamproc.operate import policies, proposals
+from streamproc.operate import changes, policies, proposals
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.turn import Turn
 from tests.api.served import Api, problem, serving
@@ -144,6 +144,17 @@ async def test_where_a_change_was_broken_off_between_partitions_it_says_so(
     answer = await ask(api, admin, "GET", "policies/rival")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert problem(answer)["detail"] == "partitions 0 and 1 have other policies for agent:rival"
+
+
+async def test_where_others_keep_changing_policies_it_says_so_and_not_that_the_log_is_away(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = await api.token("admin", "admin")
+    with monkeypatch.context() as others:
+        others.setattr(changes, "CHANGES_MAX", 0)  # so that each try is one too many
+        answer = await ask(api, admin, "PATCH", "policies/bot", {"daily_limit": 7})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "others changed policies 0 times meanwhile; run it again" in problem(answer)["detail"]
 
 
 async def test_every_wrong_field_is_named_and_nothing_is_changed(api: Api) -> None:

@@ -49,6 +49,15 @@ async def test_a_postgres_that_is_not_there_is_one_clear_error():
         await upgrade("postgresql://nobody@127.0.0.1:1/none")
 
 
+async def test_a_user_who_may_use_no_schema_is_told_which_grant_it_lacks(postgres: str):
+    await upgrade(postgres)
+    hidden = f"{postgres}{'&' if '?' in postgres else '?'}search_path=nowhere"
+    with pytest.raises(
+        JobFailed, match="may not use the schema of our tables; GRANT USAGE, CREATE ON SCHEMA"
+    ):
+        await upgrade(hidden)
+
+
 async def test_who_keeps_an_upgrade_waiting_for_a_lock_is_named(
     postgres: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,6 +1,8 @@
 """The file of checkpoints: what a crash cut off is told from what somebody damaged."""
 
 import asyncio
+import errno
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -113,6 +115,18 @@ async def test_a_place_that_cannot_be_written_is_to_be_tried_again(tmp_path: Pat
 # ---- the key's file ----
 
 
+@pytest.fixture(params=[0, errno.EPERM, errno.EOPNOTSUPP], ids=["links", "FAT", "SMB"])
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hard links, or without."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    if request.param:
+        monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("file_system")
 def test_a_key_is_made_once_for_this_user_alone_and_never_overwritten(path: Path) -> None:
     made, fresh = read_or_make(path)
     again, not_fresh = read_or_make(path)

@@ -9,12 +9,19 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from projections.heads import open_heads
+from projections.runner import Runner
+from projections.schema import prepare
+from projections.swap import swap
+from projections.views import NAMES
 from streamproc import embedded
 from streamproc.archive import pool as pools
 from streamproc.archive.pool import asked, opened_pool
-from streamproc.archive.store import connection, snapshot
+from streamproc.archive.rows import RowAbout
+from streamproc.archive.store import connection, snapshot, transaction
 from streamproc.embedded import Store
 from streamproc.errors import TryAgain
+from streamproc.operate.past import rows_of
 from streamproc.operate.recover_state import rows_in_parts
 from tests.bank import free_port
 from tests.signals import frozen
@@ -61,35 +68,80 @@ async def test_a_question_that_takes_too_long_is_tried_again(
             await one(pool)
 
 
-Read: TypeAlias = Callable[[str, asyncio.Event], Awaitable[None]]
+Read: TypeAlias = Callable[[str, str], Awaitable[None]]
+SLOW = "SELECT pg_sleep(3600)"
 
 
-async def in_a_snapshot(url: str, reads: asyncio.Event) -> None:
-    async with snapshot(url, name="test") as db:
-        reads.set()
-        await db.execute("SELECT pg_sleep(3600)")
+async def in_a_snapshot(url: str, name: str) -> None:
+    async with snapshot(url, name=name) as db:
+        await db.execute(SLOW)
 
 
-async def in_parts(url: str, reads: asyncio.Event) -> None:
+async def in_parts(url: str, name: str) -> None:
     """As a recovery reads."""
-    async with connection(url, name="test") as db:
+    async with connection(url, name=name) as db:
         slow = "SELECT n, pg_sleep(3600 * (n - 1)) FROM generate_series(1, 2) AS n"
         async for _ in rows_in_parts(db, slow, at_once=1):
-            reads.set()
+            pass
 
 
-@pytest.mark.parametrize("read", [in_a_snapshot, in_parts])
+async def in_rows_as_of(url: str, name: str) -> None:
+    """As `replay --as-of` shows what it built."""
+    async with connection(url, name=name, job=True) as db:
+        await db.execute("CREATE TEMP VIEW slow AS SELECT 1 AS a, 2 AS b, pg_sleep(3600)::text AS c")
+        async for _ in rows_of(db, "slow"):
+            pass
+
+
+async def in_a_swap(url: str, name: str) -> None:
+    await prepare(url)
+    async with connection(url, name=name, job=True) as db:
+
+        async def slow(_: dict[int, int]) -> None:
+            await db.execute(SLOW)
+
+        await swap(db, "public", "public_shadow", NAMES, slow)
+
+
+async def in_a_fold(url: str, name: str) -> None:
+    """As a replay brings views to where others are."""
+    await prepare(url)
+    async with connection(url, name=name, job=True) as db, connection(url, name="other") as other:
+        runner = Runner(db, 0, await open_heads(db, 0))
+        async with transaction(other):
+            await other.execute("LOCK TABLE view_heads")
+            await runner.fold([RowAbout(1, "1-0", b"[]", b"{}", None)])
+
+
+async def is_slow(url: str, name: str) -> None:
+    """Wait until the session of this name sleeps, or waits for a lock."""
+    async with asyncio.timeout(DEADLINE_S), connection(url, name="looking") as db:
+        slow = (
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1"
+            " AND wait_event_type IN ('Timeout', 'Lock'))"
+        )
+        while not await db.fetchval(slow, name):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("read", [in_a_snapshot, in_parts, in_rows_as_of, in_a_swap, in_a_fold])
 async def test_a_job_that_is_broken_off_does_not_wait_for_a_postgres_that_hangs(
     store: Store, read: Read
 ) -> None:
-    reads = asyncio.Event()
-    reading = asyncio.create_task(read(store.url, reads))
-    await asyncio.wait_for(reads.wait(), DEADLINE_S)
+    reading = asyncio.ensure_future(read(store.url, read.__name__))
+    await is_slow(store.url, read.__name__)
     with frozen(store.process.pid):
         reading.cancel()
         done, _ = await asyncio.wait({reading}, timeout=DEADLINE_S)
     assert done == {reading}
     assert reading.cancelled()
+    async with connection(
+        store.url, name="ending"
+    ) as db:  # Postgres may not have noticed yet that the job is gone
+        await db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            read.__name__,
+        )
 
 
 async def test_a_pool_is_closed_whether_or_not_postgres_hears_the_goodbye(

@@ -142,20 +142,32 @@ async def test_without_a_reason_the_code_is_the_errors(no_reason: object) -> Non
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"<html>Not Found</html>",
-        [],
-        {},
-        {"error": None},
-        {"error": "x"},
         refusal(None),
+        refusal(7),  # type: ignore[arg-type]
         refusal(code=None, reason=None),
+        {"error": {}},
     ],
 )
-async def test_any_body_of_a_4xx_is_a_refusal(body: object) -> None:
-    answer = await answer_to(always(403, body))
-    assert (answer.outcome, answer.http_status, answer.payout) == ("refused", 403, None)
+@pytest.mark.parametrize("status", [400, 403])
+async def test_a_4xx_in_the_banks_envelope_is_a_refusal_whatever_is_in_it(status: int, body: object) -> None:
+    answer = await answer_to(always(status, body))
+    assert (answer.outcome, answer.http_status, answer.payout) == ("refused", status, None)
     assert answer.problem
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>Request blocked</html>", [], {}, {"error": None}, {"error": "x"}]
+)
+async def test_a_403_that_is_not_the_banks_own_leaves_a_command_to_be_tried_again(body: object) -> None:
+    """It is a proxy's page. As a refusal it would end the command, and a queued payout is paid by itself."""
+    async with bank(always(403, body)) as (client, _):
+        for command in (client.approve(PAYOUT, "x"), client.reject(PAYOUT, "x"), client.cancel(PAYOUT)):
+            with pytest.raises(OutcomeUnknown, match="403 in a form that is not the bank's"):
+                await command
+        with pytest.raises(
+            TryAgain, match="refuses our keys with 403"
+        ):  # nothing was done: it is created later
+            await client.create(b"{}", "sp-key")
 
 
 @pytest.mark.parametrize(

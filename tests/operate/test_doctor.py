@@ -482,6 +482,16 @@ async def test_where_the_signing_key_is_and_who_may_read_it_is_said(
     assert (await examined(env))["signing key"].status == "bad"
 
 
+async def test_a_schema_that_the_user_may_not_use_is_not_taken_for_none(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    hidden = f"{postgres}{'&' if '?' in postgres else '?'}search_path=nowhere"
+    schema = (await examined(environment(redis_url, hidden, bank)))["schema"]
+    assert (schema.status, "may not use the schema of our tables" in schema.detail) == ("bad", True)
+    assert schema.todo.startswith("GRANT USAGE")
+
+
 async def test_a_schema_that_was_never_made_a_missing_group_and_another_partition_count_are_bad(
     redis_url: str, postgres: str, bank: Sandbox
 ):

@@ -13,7 +13,7 @@ from projections.loop import project, run_projector
 from projections.notary import Terms, keep_checkpoints
 from projections.schema import prepare
 from streamproc import app
-from streamproc.archive import checkpoint
+from streamproc.archive import checkpoint, store
 from streamproc.archive.attest import Maker
 from streamproc.archive.chain import link_hash
 from streamproc.archive.load import archive, make_ranges
@@ -197,35 +197,6 @@ async def test_a_partition_that_ends_leaves_its_checkpoints_to_another_process(
         assert await fetch(dsn, held) == [(1,)]
         ends[1].set()
         await tasks[1]
-
-
-async def test_a_maker_that_is_frozen_leaves_its_partition_to_another_process(
-    dsn: str, log: ListedLog, file: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Its machine answers for it, so that it would keep the lock, and nothing more would be signed."""
-    monkeypatch.setattr(notary, "MAKER_IDLE_MS", 500)
-    await archive_only(dsn, log)
-    frozen, thawed = asyncio.Event(), asyncio.Event()
-
-    class Freezing(NotesFile):
-        async def put(self, note: str) -> None:
-            frozen.set()
-            await thawed.wait()
-
-    def maker(place: NotesFile, ended: asyncio.Event) -> "asyncio.Task[None]":
-        shared = Shared(dsn, name="streamproc checkpoints")
-        return asyncio.create_task(keep_checkpoints(0, shared, terms(place, entries=35), ended))
-
-    ends = [asyncio.Event(), asyncio.Event()]
-    tasks = [maker(Freezing(file), ends[0])]
-    await frozen.wait()
-    tasks.append(maker(NotesFile(file), ends[1]))
-    await has(dsn, 35)
-    ends[0].set()
-    thawed.set()
-    ends[1].set()
-    await asyncio.gather(*tasks)
-    assert in_file(file) == [(0, 35)]
 
 
 async def test_a_new_key_goes_on_where_the_old_one_stopped(dsn: str, log: ListedLog, file: Path):
@@ -489,6 +460,59 @@ async def test_a_second_maker_of_a_partition_is_a_contradiction_and_no_second_hi
     await first.make(10)
     with pytest.raises(LogBroken, match="a checkpoint of 10 entries already that was not made here"):
         await second.make(10)
+
+
+class SlowFile(NotesFile):
+    """A file whose disk answers when it may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def put(self, note: str) -> None:
+        self.asked.set()
+        await self.answers.wait()
+        await super().put(note)
+
+
+async def test_a_notary_that_is_frozen_loses_the_lock_and_another_one_signs(
+    dsn: str, log: ListedLog, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "FROZEN_MS", 500)
+    # So the first one asks nothing while it waits, as if it were frozen.
+    monkeypatch.setattr(notary, "ALIVE_S", NEVER_S)
+    await archive_only(dsn, log)
+    frozen, ended = SlowFile(file), asyncio.Event()
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as notaries:
+        notaries.create_task(keep_checkpoints(0, Shared(dsn, name="first"), terms(frozen), ended))
+        await frozen.asked.wait()
+        notaries.create_task(keep_checkpoints(0, Shared(dsn, name="second"), terms(file), ended))
+        await has(dsn, 10, 20, 30)
+        frozen.answers.set()
+        ended.set()
+    await all_is_good(dsn, file)
+
+
+async def test_a_notary_that_is_busy_for_long_is_not_taken_for_frozen(
+    dsn: str, log: ListedLog, file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "FROZEN_MS", 1_500)
+    monkeypatch.setattr(notary, "ALIVE_S", 0.05)
+    await archive_only(dsn, log)
+    slow, ended = SlowFile(file), asyncio.Event()
+    lives = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'busy'"
+        " AND clock_timestamp() - backend_start > interval '3 s'"
+    )
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as notaries:
+        notaries.create_task(keep_checkpoints(0, Shared(dsn, name="busy"), terms(slow), ended))
+        await slow.asked.wait()
+        while not await fetch(dsn, lives):
+            await asyncio.sleep(0.01)
+        slow.answers.set()
+        await has(dsn, 10, 20, 30)
+        ended.set()
+    assert in_file(file) == [(0, 10), (0, 20), (0, 30), (0, 35)]
 
 
 async def test_a_database_without_the_tables_is_said_once_and_the_archive_goes_on(

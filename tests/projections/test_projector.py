@@ -461,26 +461,32 @@ async def test_a_log_that_is_away_is_waited_for_and_said_once(
     ]
 
 
-async def test_a_disk_that_is_full_is_waited_for_and_said_once(
-    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("disk_full", "its disk is full"),
+        ("io_error", "its disk fails, and its own log says where"),
+        ("undefined_file", "a file of its own is gone, and its own log says which"),
+    ],
+)
+async def test_a_disk_that_is_full_or_fails_is_waited_for_and_said_once(
+    dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture, state: str, said: str
 ):
     await project_all(dsn, ListedLog(log.entries[:20]))
     caplog.set_level(logging.INFO, "projections.outage")
     await fetch(dsn, "CREATE SEQUENCE tries")
-    refuse = "PERFORM nextval('tries'); RAISE EXCEPTION 'no space' USING ERRCODE = 'disk_full';"
+    refuse = f"PERFORM nextval('tries'); RAISE EXCEPTION 'base/1/2: no' USING ERRCODE = '{state}';"
+    await fetch(dsn, f"CREATE FUNCTION bad_disk() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {refuse} END$$")
     await fetch(
-        dsn, f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {refuse} END$$"
-    )
-    await fetch(
-        dsn, "CREATE TRIGGER full_disk BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION full_disk()"
+        dsn, "CREATE TRIGGER bad_disk BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION bad_disk()"
     )
     async with projecting(dsn, log) as task, asyncio.timeout(DEADLINE_S):
         while not await fetch(dsn, "SELECT 1 FROM tries WHERE last_value >= 3"):
             await asyncio.sleep(0.01)
-        await fetch(dsn, "DROP TRIGGER full_disk ON events")
+        await fetch(dsn, "DROP TRIGGER bad_disk ON events")
         await archived(dsn, log.entries[-1].id, task)
     assert caplog.messages == [
-        "projector of partition 0 waits: Postgres: its disk is full",
+        f"projector of partition 0 waits: Postgres: {said}",
         "projector of partition 0: goes on",
     ]
 
