@@ -37,7 +37,6 @@ class Names:
         self.recovery = f"{self.base}:recovery"
         self.staged = f"{self.base}:staged"
         self.rescued = f"{self.base}:rescued"
-        self.watch_list = f"{self.base}:watched"
         self.terms = f"{self.base}:terms"
         self.breakers = f"{self.base}:words"
         self.untold = f"{self.base}:untold"
@@ -87,6 +86,10 @@ class Names:
     def cursor(self, producer: str) -> str:
         """How far a polling producer has read."""
         return f"{self.base}:cursor:{producer}"
+
+    def watch_list(self, account: str) -> str:
+        """The payouts of an account that its poller looks at again."""
+        return f"{self.base}:watched:{account}"
 
     def lease(self, job: str) -> str:
         """Which process does a job that one at a time does."""

@@ -1,4 +1,7 @@
-"""The payouts that a poller looks at again, each at its time: a sorted set in the account's partition."""
+"""The payouts that an account's poller looks at again, each at its time: a sorted set in the account's partition.
+
+Accounts that share a partition have a list each, since the key of one may not see the payouts of the other.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,9 +19,10 @@ class WatchList:
 
     def __init__(self, url: str, *, account: str, partitions: int) -> None:
         self._url = url
+        self._account = account
         self._names = Names(partition_of(account, partitions))
-        self._key = self._names.watch_list
-        self._mark = self._names.cursor("watch_seeded")
+        self._key = self._names.watch_list(account)
+        self._mark = self._names.cursor(f"watch_seeded:{account}")
 
     async def add(self, when: Mapping[str, int]) -> None:
         """Add payouts that are not on the list yet."""
@@ -47,13 +51,14 @@ class WatchList:
                     await pipe.execute()
 
     async def seed(self, seeds: Seeds) -> None:
-        """Add what is open in Redis already; once, and again after Redis was rebuilt. O(keys of Redis)."""
+        """Add the account's payouts that are open in Redis already; once, and again after Redis was rebuilt. O(keys of
+        Redis)."""
         async with connected(self._url) as client:
             with named_errors():
                 if await client.exists(self._mark):
                     return
             async for records in open_records(client, self._names, at_once=RECORDS_AT_ONCE):
-                when = seeds(records)
+                when = seeds([record for record in records if record.account == self._account])
                 if when:
                     with named_errors():
                         await client.zadd(self._key, dict(when), nx=True)

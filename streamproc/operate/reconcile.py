@@ -202,13 +202,17 @@ async def _in_archive(pool: Any, payout: str) -> PayoutRecord | None:
 
 
 async def _suspects_of_ours(run: _Run, listed: set[str]) -> Suspects:
-    """The payouts that are open or moved here, came in the period, and are not on the list."""
+    """The payouts of this account that are open or moved here, came in the period, and are not on the list.
+
+    Those of another account in the same partition are on that account's list, and its own run compares them.
+    """
     wanted = OPEN_STATUSES | MOVING_STATUSES
     since_us, until_us = run.done.since * 1_000_000, (run.done.until + 1) * 1_000_000
     found = Suspects()
 
     def is_ours(record: PayoutRecord) -> bool:
-        return record.bank_status in wanted and since_us <= record.received_at <= until_us
+        is_here = record.account == run.done.account and record.bank_status in wanted
+        return is_here and since_us <= record.received_at <= until_us
 
     async for records in records_where(run.client, run.names, is_ours, at_once=FETCHES_AT_ONCE):
         found |= {record.at_bank: record.payout for record in records if record.at_bank not in listed}

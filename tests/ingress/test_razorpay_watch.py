@@ -46,20 +46,23 @@ async def client(bank: Sandbox) -> AsyncIterator[Razorpay]:
 class Watch:
     """A watcher with its door and its list."""
 
-    def __init__(self, redis_url: str, redis: Redis, client: Razorpay) -> None:
+    def __init__(self, redis_url: str, redis: Redis, client: Razorpay, account: str = ACCOUNT) -> None:
         self.door = Recorder()
         self.door.now_s = int(time.time())
-        self.list = WatchList(redis_url, account=ACCOUNT, partitions=1)
-        self.watcher = Watcher(client, self.door, self.list, account=ACCOUNT)
+        self.list = WatchList(redis_url, account=account, partitions=1)
+        self.watcher = Watcher(client, self.door, self.list, account=account)
         self.redis = redis
+        self.account = account
 
     async def know(self, payout: str, status: str, *, days_ago: float = 0) -> None:
         received_at = int((self.door.now_s - days_ago * DAY_S) * 1e6)
-        record = PayoutRecord(payout=payout, account=ACCOUNT, received_at=received_at, bank_status=status)
+        record = PayoutRecord(
+            payout=payout, account=self.account, received_at=received_at, bank_status=status
+        )
         await self.redis.hset(NAMES.payout(payout), "s", encode_record(record))
 
     async def watched(self) -> set[str]:
-        return {member.decode() for member in await self.redis.zrange(NAMES.watch_list, 0, -1)}
+        return {member.decode() for member in await self.redis.zrange(NAMES.watch_list(self.account), 0, -1)}
 
     def shown(self) -> list[tuple[str, str, str]]:
         return [
@@ -129,6 +132,21 @@ async def test_one_that_the_bank_gives_no_answer_about_holds_up_nobody_and_is_lo
     watch.door.now_s += BETWEEN_S_MIN
     looked = await watch.watcher.look()
     assert (looked.looks, looked.failed) == (1, ())
+
+
+async def test_the_poller_of_one_account_leaves_those_of_another_in_its_partition_to_that_ones_poller(
+    watch: Watch, redis_url: str, client: Razorpay, bank: Sandbox
+) -> None:
+    """The key of one account may not see the payouts of the other: it would report them as unknown to the bank."""
+    other = Watch(redis_url, watch.redis, client, account="acc_2")
+    ours, theirs, listed = await bank.pay(1_000), await bank.pay(1_000), await bank.pay(1_000)
+    await watch.know(ours["id"], "pending", days_ago=1)
+    await other.know(theirs["id"], "pending", days_ago=1)
+    await watch.list.seed(seeds)
+    await other.list.seed(seeds)
+    await other.watcher.note([BankPayout(id=listed["id"], amount=1_000, currency="INR", status="pending")])
+    assert await watch.watched() == {ours["id"]}
+    assert await other.watched() == {theirs["id"], listed["id"]}
 
 
 async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(

@@ -44,6 +44,24 @@ async def found(system: System, payout: str) -> list[tuple[str, str, str]]:
     return [(m.kind, m.ours, m.theirs) for m in done.mismatches if m.payout == payout]
 
 
+async def test_payouts_of_another_account_in_the_partition_are_left_to_that_accounts_own_run(
+    system: System,
+) -> None:
+    """Its list has them. The key of this account may not see them: each would be a mismatch, and each cost a call."""
+    theirs = BankPayout(
+        id="pout_Another0000001", amount=1_000, currency="INR", status="processed", notes={"agent_id": "bot"}
+    )
+    before = await run(system)
+    async with Producer(system.redis_url, partitions=1, name="test") as producer:
+        await producer.append(
+            append_of(theirs, account="acc_Another0000001", source="webhook", now_us=producer.now_us())
+        )
+    await system.reaches(theirs.id, "bypassed")
+    done = await run(system)
+    assert theirs.id not in {mismatch.payout for mismatch in done.mismatches}
+    assert done.fetched == before.fetched
+
+
 async def test_where_all_agree_nothing_is_found_and_the_run_is_in_the_log(system: System) -> None:
     made = await system.bank.pay(250_000, notes=NOTES)
     await system.reaches(made["id"], "processed")
