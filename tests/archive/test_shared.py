@@ -52,6 +52,24 @@ async def test_a_refused_statement_leaves_the_connection_to_the_others(postgres:
         assert await turns.fetchval("SELECT pg_backend_pid()") == pid
 
 
+async def test_a_refusal_within_a_transaction_that_was_left_open_ends_the_connection(postgres: str) -> None:
+    """Whoever is next would write into it, and find it aborted."""
+    async with Shared(postgres, name="shared").joined() as turns:
+        await turns.execute("BEGIN")
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await turns.execute("SELECT * FROM nothing")
+        assert turns.lost
+
+
+async def test_a_turn_that_is_cancelled_outside_a_transaction_ends_the_connection_too(postgres: str) -> None:
+    """A statement of it may be under way still."""
+    async with Shared(postgres, name="shared").joined() as turns:
+        with pytest.raises(asyncio.CancelledError):
+            async with turns.turn():
+                raise asyncio.CancelledError
+        assert turns.lost
+
+
 async def test_what_was_given_up_half_way_is_nobody_elses(postgres: str) -> None:
     shared, began = Shared(postgres, name="shared"), asyncio.Event()
 

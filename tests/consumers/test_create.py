@@ -12,13 +12,19 @@ import consumers
 from consumers import create as creating
 from consumers.create import Debit, key_of, order_bytes
 from consumers.enact import Barrier, execution
+from consumers.verdicts import decision_of
 from consumers.vet import Reputations
-from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.bench.pure import NoCache
+from streamproc.clients.razorpay import CommandAnswer, Razorpay, open_razorpay
 from streamproc.domain import events as e
+from streamproc.domain.budget import NOTHING_ASKED
+from streamproc.domain.governance import conclude
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.payouts import PayoutRecord, decode_record, fold
+from streamproc.domain.policy import PolicyBook, build_book
 from streamproc.errors import TryAgain
 from streamproc.ingress.translate import append_of
+from streamproc.log.work import BatchContext, Work
 from streamproc.operate.recover import look, rebuild
 from streamproc.operate.recover_bank import ask_bank
 from tests.bank import Sandbox, running_sandbox, until
@@ -26,7 +32,7 @@ from tests.consumers.test_refuted import at_once
 from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
 from tests.operate.recovering import archive, recovered, settings_of
-from tests.words import ACCOUNT, Vendors, copy_of, request, requested
+from tests.words import ACCOUNT, NOW, Vendors, copy_of, request, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -590,3 +596,54 @@ async def test_a_recovery_goes_on_looking_for_an_attempt_whose_answer_was_lost_b
             return held is not None and held.state == "released"
 
         await until(free, what="the money is free")
+
+
+class Lagging:
+    """A bank whose list does not show a payout yet. It keeps what it is told to do."""
+
+    def __init__(self, facts: e.BankPayout) -> None:
+        self.facts, self.told = facts, list[str]()
+
+    async def find(self, _account_number: str, _reference: str) -> list[e.BankPayout]:
+        return []
+
+    async def fetch(self, _payout: str) -> e.BankPayout:
+        return self.facts
+
+    async def create(self, _order: bytes, _key: str) -> CommandAnswer:
+        raise AssertionError("it was created before")
+
+    async def approve(self, payout: str, _remarks: str) -> CommandAnswer:
+        self.told.append(payout)
+        self.facts = replace(self.facts, status="processing")
+        return CommandAnswer(http_status=200, outcome="done", payout=self.facts)
+
+
+async def test_an_intent_that_was_created_is_approved_and_not_created_anew_when_its_decision_comes_again() -> (
+    None
+):
+    """As a dead letter that is redriven does, by an entry of another id, so under another idempotency key."""
+    asked = requested(300, at=NOW)
+    record = fold([asked])
+    assert record is not None
+    decided = decision_of(record, None, "claimed", conclude(()), NOW)
+    made = e.BankCommandAnswered(
+        at=NOW,
+        payout=asked.payout,
+        command="create",
+        outcome="done",
+        bank_status="pending",
+        bank_payout="pout_ours",
+    )
+    bank: Any = Lagging(copy_of(asked, "pout_ours", "pending").facts)
+    work = Work(b"5-1", [decided], asked.payout, taken=True)
+    work.open(b"1", fold([asked, decided, made]), NOTHING_ASKED, keep=False)
+    book = build_book({})
+
+    async def book_now() -> PolicyBook:
+        return book
+
+    ctx: Any = BatchContext(NOW, 0, book, at_once, NoCache(), book_now, at_once)  # type: ignore[arg-type]
+    (stage,) = execution(bank, at_once, Debit("2323230000000000", ACCOUNT)).stages
+    await stage.handle([(work, decided)], ctx)
+    assert (work.problem, bank.told) == (None, ["pout_ours"])

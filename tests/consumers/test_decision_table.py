@@ -100,6 +100,18 @@ async def test_a_hold_goes_on_and_a_later_rule_can_still_reject(redis_url: str) 
     assert record.reservation is None
 
 
+async def test_a_vendor_who_is_known_to_be_a_threat_takes_no_room(redis_url: str) -> None:
+    """Nor does one who was looked up for this payout: the second is told of what the first look-up found."""
+    async with Engine(redis_url, vendors=Vendors({"malware": "threat"})) as engine:
+        await engine.apply(POLICIES)
+        for payout in ("pout_1", "pout_2"):
+            await engine.deliver(observed(payout, url="https://malware.example.net/"))
+            record = await engine.record(payout)
+            assert (record.decision, record.reason, record.reservation) == ("REJECTED", "RISK_HIGH", None)
+        assert await engine.client.keys(f"{engine.names.base}:budget:*") == []
+    assert len(engine.vendors.asked) == 1
+
+
 async def test_all_reasons_to_hold_are_kept_and_the_first_is_primary(redis_url: str) -> None:
     async with Engine(redis_url, vendors=Vendors({"unknown": "unavailable"})) as engine:
         await engine.apply(POLICIES)

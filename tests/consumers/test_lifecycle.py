@@ -1,14 +1,21 @@
 """After the decision: what the bank says settles the reservation, once, to the windows it was charged to."""
 
 import itertools
+from typing import Any
 
 import pytest
 
-from streamproc.domain.events import GovernanceBypassed, PayoutSettled
+from streamproc.domain.events import (
+    BankFeeRecorded,
+    CancelRequested,
+    GovernanceBypassed,
+    PayoutDecided,
+    PayoutSettled,
+)
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from tests.engine import Engine
-from tests.words import observed
+from tests.words import ACCOUNT, NOW, Vendors, copy_of, observed, requested
 
 POLICIES = """
 policies:
@@ -75,6 +82,64 @@ async def test_a_payout_that_moves_at_the_bank_without_approval_is_a_bypass(redi
     assert sum(isinstance(event, GovernanceBypassed) for event in story) == 1
     assert (records["pout_1"].state, records["pout_1"].decision) == ("bypassed", None)
     assert (records["pout_2"].state, records["pout_2"].decision) == ("bypassed", "HELD")
+
+
+async def test_a_foreign_payout_under_an_intents_reference_is_one_bypass_of_its_own_amount(
+    redis_url: str,
+) -> None:
+    """However often the bank shows it: each bypass alarms people."""
+    asked = requested(1_000, at=NOW)
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.append(asked.account, asked)
+        for status in ("processing", "processed"):
+            await engine.append(asked.account, copy_of(asked, "pout_foreign", status, amount=200))
+            await engine.settled()
+        bypasses = [e for e in await engine.story(asked.payout) if isinstance(e, GovernanceBypassed)]
+    assert [(bypass.bank_payout, bypass.amount) for bypass in bypasses] == [("pout_foreign", 200)]
+
+
+async def test_what_is_rejected_while_the_bank_has_it_queued_is_ended_by_the_decision_alone(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url, vendors=Vendors({"malware": "threat"})) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed(url="https://malware.example.net/", status="queued"))
+        recorded = [type(event) for event in await engine.story("pout_1")]
+    assert (recorded.count(PayoutDecided), recorded.count(CancelRequested)) == (1, 0)
+
+
+FEES = f"policies: {{bot: {{}}}}\naccounts: {{{ACCOUNT}: {{fee_fund_accounts: [fa_fees]}}}}"
+
+
+async def test_a_fee_that_the_bank_collects_is_recorded_once_and_is_no_bypass(redis_url: str) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(FEES)
+        for status in ("processing", "processed"):
+            await engine.deliver(observed(agent=None, fund_account="fa_fees", status=status))
+        recorded = [type(event) for event in await engine.story("pout_1")]
+    assert (recorded.count(BankFeeRecorded), recorded.count(GovernanceBypassed)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("what", "before"),
+    [
+        ({"fund_account": "fa_1"}, []),
+        ({"account": "acc_Other000000001"}, []),
+        ({"fund_account": "fa_fees"}, ["pending"]),  # it was rejected
+    ],
+    ids=["to a fund account that the policy does not name", "from another account", "that was decided"],
+)
+async def test_what_is_no_fee_of_the_bank_is_a_bypass(
+    redis_url: str, what: dict[str, str], before: list[str]
+) -> None:
+    payout: dict[str, Any] = {"agent": None, "fund_account": "fa_fees"} | what
+    async with Engine(redis_url) as engine:
+        await engine.apply(FEES)
+        for status in (*before, "processing"):
+            await engine.deliver(observed(**payout, status=status))
+        recorded = [type(event) for event in await engine.story("pout_1")]
+    assert (recorded.count(BankFeeRecorded), recorded.count(GovernanceBypassed)) == (0, 1)
 
 
 async def test_a_held_payout_keeps_its_reservation_until_a_reviewer_rejects_it(redis_url: str) -> None:

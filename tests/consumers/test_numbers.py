@@ -77,6 +77,23 @@ async def test_a_slot_is_recorded_if_its_payout_moved_before_its_taker_could_com
         assert numbers == [1]
 
 
+async def test_a_slot_is_recorded_if_screening_rejected_its_payout_before_its_taker_could_commit(
+    redis_url: str,
+) -> None:
+    """No rule that rejects so early looks at the slot, so the decision does not tell of it."""
+    async with Engine(redis_url, claim_idle_s=0.1) as engine:
+        await engine.apply(RATED % ", frozen: true")
+        await engine.deliver(observed("pout_1", 300))
+        await engine.stop()
+        await engine.append(ACCOUNT, observed("pout_1", 300, status="queued"))
+        await engine.client.xreadgroup("governance", "died", {engine.names.log: ">"})
+        await admitted_by_a_worker_that_died(engine, "pout_1", 300)
+        engine.start()
+        await engine.settled()
+        slots = [e for e in await engine.story("pout_1") if isinstance(e, VelocityChecked)]
+    assert [slot.number for slot in slots] == [1]
+
+
 async def test_a_rejection_for_its_rate_names_its_number_and_the_terms_it_was_asked_on(
     redis_url: str,
 ) -> None:

@@ -1,5 +1,6 @@
 """What is remembered of payouts alike comes to what looking at each as a whole comes to, or to nothing."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from consumers.fast_path import governance_fast_path
 from consumers.vet import Reputations
 from streamproc.bench.pure import NoCache
 from streamproc.domain import governance, narrowed
+from streamproc.domain.asks import charged_windows, vendor_charged
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED, QUARTER_US, US
 from streamproc.domain.events import Finding, PayoutObserved
+from streamproc.domain.identity import party_of
 from streamproc.domain.intent import intent_id
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book
@@ -306,6 +309,34 @@ async def test_what_is_asked_for_is_not_kept_for_ever(
             assert kept.rate(case) is kept.rate(case)
             assert len(kept._windows) <= 3
             assert len(kept._rates) <= 3
+
+
+OF_ITS_OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "of another agent": ({"agent": "bot"}, {"agent": "night"}),
+    "of another account": ({"agent": "bot"}, {"agent": "bot", "account": "acc_other"}),
+    "for another vendor": ({"agent": "free", "url": URLS[0]}, {"agent": "free", "url": URLS[1]}),
+    "received on the next day": ({"agent": "bot"}, {"agent": "bot", "at": NOW + 86_400 * US}),
+}
+"""Two payouts that are charged to other windows."""
+
+
+@pytest.mark.parametrize("other", OF_ITS_OWN)
+async def test_windows_are_those_of_the_payout_whatever_was_asked_before(other: str) -> None:
+    """A worker that remembered too long would charge the budget of yesterday, or somebody else's."""
+    limits = {account: {"daily_limit": 2_500} for account in (ACCOUNT, "acc_other")}
+    book = book_of(f"{POLICIES}accounts: {json.dumps(limits)}\n")
+    kept = plans.Plans(Templates(), ZONE).under(book).terms
+
+    def case(**of: Any) -> governance.Case:
+        record = fold([observed(**of)])
+        assert record is not None
+        party = party_of(record, book)
+        return governance.Case(record, party.identity, party.agent, ZONE, party.account, party.team)
+
+    first, second = (case(**of) for of in OF_ITS_OWN[other])
+    asked = [kept.windows(case) for case in (first, second, first)]
+    assert asked == [charged_windows(case, vendor_charged(case), ZONE) for case in (first, second, first)]
+    assert asked[0] != asked[1]
 
 
 async def test_agents_ask_in_turn_for_the_same_as_before(book: PolicyBook) -> None:

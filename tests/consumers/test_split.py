@@ -74,6 +74,20 @@ async def test_a_policy_that_is_removed_between_two_stages_commits_rejects_and_t
         assert await engine.client.keys(f"{engine.names.base}:budget:*") == []
 
 
+async def test_a_policy_that_is_removed_before_room_is_asked_for_hides_no_earlier_finding(
+    redis_url: str,
+) -> None:
+    stages = one_for_each_stage(consumers.governance(Reputations(Vendors(VENDORS)), zone=ZONE))
+    before = ("screening", "velocity", "reputation")
+    async with Engine(redis_url, groups=[stages[f"governance.{name}"] for name in before]) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", 200, url="https://unknown.example.net/"))
+        await remove_all_policies(engine)
+    async with Engine(redis_url, groups=list(stages.values())) as engine:
+        await engine.settled()
+        assert (await engine.record("pout_1")).reasons == ["NO_POLICY", "REPUTATION_UNAVAILABLE"]
+
+
 async def remove_all_policies(engine: Engine) -> None:
     rev, scopes = await read_scopes(engine.client, engine.names)
     nothing = parse_policy_file("policies: {}", name="none.yaml")

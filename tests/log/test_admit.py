@@ -164,6 +164,32 @@ async def test_a_slot_leaves_the_window_in_the_microsecond_in_which_it_is_as_old
     ]
 
 
+async def test_slots_outlast_their_window_by_a_day_so_that_who_comes_late_finds_them(client: Redis) -> None:
+    day_s, window_s = 86_400, 60
+    ask = Ask("p1", 1, 1_790_000_000_000_000, RateAsk("a", 2, window_s * 1_000_000, False), None)
+    await scripts.admit(client, NAMES, [ask], keep_budgets_s=1)
+    assert day_s < await client.ttl(NAMES.rate("a")) <= day_s + window_s
+
+
+async def test_slots_that_no_window_reaches_any_more_are_removed_by_the_next_that_is_taken(
+    client: Redis,
+) -> None:
+    for n in range(5):
+        ask = Ask(
+            f"p{n}", 1, 1_790_000_000_000_000 + n * 60_000_000, RateAsk("a", 2, 60_000_000, False), None
+        )
+        await scripts.admit(client, NAMES, [ask], keep_budgets_s=1)
+    assert await client.zrange(NAMES.rate("a"), 0, -1) == [b"p4"]
+
+
+async def test_a_budget_is_kept_after_its_window_and_one_that_begins_late_from_then_on(client: Redis) -> None:
+    keep_s = 600
+    windows = (Window("agent:a", "open", 500, FAR), Window("agent:a", "over", 500, 1))
+    await scripts.admit(client, NAMES, [Ask("p1", 1, 1, None, windows)], keep_budgets_s=keep_s)
+    assert await client.expiretime(NAMES.budget("agent:a", "open")) == FAR + keep_s
+    assert 0 < await client.ttl(NAMES.budget("agent:a", "over")) <= keep_s
+
+
 async def test_who_had_no_slot_and_is_not_asked_for_one_any_more_is_asked_for_room(client: Redis) -> None:
     """Its policy lost the rate limit between two passes."""
     day, none = (Window("agent:a", "d1", 500, FAR),), RateAsk("a", 0, 60_000_000, False)

@@ -254,6 +254,14 @@ async def test_what_somebody_else_acknowledged_takes_no_slot_no_room_and_no_numb
     assert not await client.exists(NAMES.payout("pout_1"))
 
 
+async def test_between_a_workers_entries_may_lie_as_many_of_others(client: Redis) -> None:
+    batch = []
+    for payout in ("pout_1", "pout_2"):
+        await pending(client)
+        batch.append(await granted(client, ask_of(payout)))
+    assert await send(client, batch) == [Fate.DONE, Fate.DONE]
+
+
 async def test_under_another_policy_nothing_is_granted(client: Redis) -> None:
     one = await granted(client, ask_of("pout_1"))
     await client.hset(NAMES.policy, "rev", "7")
@@ -284,9 +292,12 @@ async def test_without_a_slot_no_room_is_taken_and_without_room_no_slot(client: 
     assert await client.hget(NAMES.budget("agent:a", "d1"), "r") == b"500"
 
 
-async def test_a_key_of_a_wrong_type_fails_the_call_before_anything_is_written(client: Redis) -> None:
+@pytest.mark.parametrize("key", [NAMES.rate("a"), NAMES.budget("agent:a", "d1")])
+async def test_a_key_of_a_wrong_type_fails_the_call_before_anything_is_written(
+    client: Redis, key: str
+) -> None:
     batch = [await granted(client, ask_of("pout_1")), await granted(client, ask_of("pout_2", rate=None))]
-    await client.set(NAMES.rate("a"), "x")
+    await client.set(key, "x")
     before = await everything(client)
     with pytest.raises(LogBroken, match="not what it must be"):
         await send(client, list(reversed(batch)))

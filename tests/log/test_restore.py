@@ -11,12 +11,17 @@ from streamproc.domain.beneficiaries import KEPT_S
 from streamproc.domain.budget import US, Admission, BudgetAnswer, RateAnswer, Window
 from streamproc.domain.events import TimerFired
 from streamproc.domain.payouts import PayoutRecord, encode_record
+from streamproc.domain.policy import ScopeState
+from streamproc.domain.proposals import Proposal
 from streamproc.domain.record import Reservation
+from streamproc.domain.tokens import Token
 from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed, LogBroken
 from streamproc.log import restore, scripts
 from streamproc.log.connection import connected
-from streamproc.log.names import LATE, META, Names
+from streamproc.log.names import LATE, META, SHARED_PARTITION, Names
+from streamproc.log.policies import read_scopes
+from streamproc.log.proposals import read_proposals
 from streamproc.log.restore import (
     CONSUMER,
     IDS_MAX,
@@ -32,6 +37,7 @@ from streamproc.log.restore import (
 )
 from streamproc.log.scripts import RATE_BACKLOG_S
 from streamproc.log.stream import BEGUN, Entry, open_log
+from streamproc.log.tokens import read_tokens
 from tests.words import NOW
 
 numbers = st.integers(0, 2**53 - 1)
@@ -66,10 +72,38 @@ async def test_of_two_runs_the_later_one_writes_and_the_earlier_one_is_told(redi
             await first.put_in_place(keep_rescued_s=60)
         with pytest.raises(JobFailed, match="taken over"):
             await Restorer(client, Names(0), 1).put_in_place(keep_rescued_s=60)  # nothing is left to write
+        with pytest.raises(JobFailed, match="taken over"):
+            await Restorer(client, Names(0), 1).append(b"[]", b"{}")
+        assert not await client.exists(Names(0).staged)
         assert await client.keys("*seen*") == []
         await second.groups(["governance"], "", 0)
         await second.put_in_place(keep_rescued_s=60)
         assert await client.exists(Names(0).log)
+
+
+async def test_what_people_change_has_a_revision_after_a_recovery_that_nobody_read_before(
+    redis_url: str,
+) -> None:
+    """A change that was planned before it, on what is gone, would else be taken for one planned on what is restored."""
+    stamp, names = 1_790_000_000_000_000, Names(SHARED_PARTITION)
+    token = Token(name="one", scope="agent", digest="d" * 64, created_at=NOW)
+    proposal = Proposal(
+        id="prop_1", changes=[], loosens=[], by="asha", why="", channel="cli", proposed_at=NOW, expires_at=NOW
+    )
+    async with connected(redis_url) as client:
+        restorer = Restorer(client, names, stamp)
+        await restorer.set_aside()
+        await restorer.tokens([token])
+        await restorer.proposals([proposal])
+        await restorer.policies({"agent:bot": ScopeState(version=1, own={}, effective={})})
+        await restorer.flush()
+        rev = b"%d" % stamp
+        assert await read_tokens(client) == (rev, {token.name: token})
+        assert await read_proposals(client) == (rev, {proposal.id: proposal})
+        assert await read_scopes(client, names) == (
+            rev,
+            {"agent:bot": ScopeState(version=1, own={}, effective={})},
+        )
 
 
 RESERVED = Reservation(state="reserved", amount=250_000, number=7, windows=[])

@@ -10,6 +10,7 @@ from streamproc.domain.policy import parse_policy_file
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
+from streamproc.log.policies import read_scopes
 from streamproc.log.stream import open_log
 from streamproc.operate import changes, turn
 from streamproc.operate.freezes import freeze
@@ -175,6 +176,32 @@ async def test_a_freeze_goes_before_a_change_that_died_or_does_not_end(
         assert "freeze:agent:bot" in await in_force(site)
         with pytest.raises(JobFailed, match="or a freeze went first"):
             await endless.goes_on(1)
+
+
+async def test_a_freeze_lets_a_change_that_is_under_way_end_first_which_takes_milliseconds(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each freeze would leave a change of policies half done."""
+    await opened(redis_url)
+    monkeypatch.setattr(turn, "FREEZE_WAIT_S", 3_600.0)
+    monkeypatch.setattr(turn, "WAIT_S", 5 * turn.LOOK_S)
+    async with site_of(redis_url) as site, turn.turn(site) as under_way:
+        with pytest.raises(JobFailed, match="others have been changing policies"):
+            await frozen(True)(site)
+        await under_way.goes_on(1)
+
+
+async def test_who_lost_the_turn_passes_no_partition_as_it_is(redis_url: str) -> None:
+    """Somebody else may have changed the ones before it, so what the whole comes to is not known."""
+    await opened(redis_url)
+    async with site_of(redis_url) as site:
+        rev, _ = await read_scopes(site.client, Names(1))
+        async with turn.turn(site) as first:
+            assert await first.passes(1, rev)
+            await site.client.delete(Names(0).lease("policies"))  # TURN_S are over
+            async with turn.turn(site):
+                with pytest.raises(JobFailed, match="partition 1: this change came to a halt"):
+                    await first.passes(1, rev)
 
 
 @pytest.mark.parametrize(
