@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from streamproc import processes
-from streamproc.embedded import Store
+from streamproc.embedded import EndedAtStart, Store
 from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.printer import say
 from streamproc.run_file import NAME_VARIABLE
@@ -84,7 +84,7 @@ class Crew:
         self._tasks[role] = self._group.create_task(self._keep(role), name=role.name)
 
     def add_store(self, process: asyncio.subprocess.Process) -> None:
-        """Have `hurry` kill a store too, which is started and stopped elsewhere."""
+        """Have `hurry` kill a store too, which is started and stopped elsewhere, even if it is not ready yet."""
         self._stores.append(process)
 
     def give_up(self, reason: str) -> None:
@@ -237,19 +237,22 @@ async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Fu
     while True:
         try:
             async with open_(port) as store:
-                crew.add_store(store.process)
                 if first.done():
                     say(f"[up] {name} is there again")
                 else:
                     first.set_result(store)
                 how = _how(await store.process.wait())
                 why = f"{processes.why_it_ended(store.log)}; see {store.log}"
+                port = urlsplit(store.url).port  # clients know no other
+        except EndedAtStart as problem:
+            if not first.done():
+                raise
+            how, why = _how(problem.code), problem.why  # as if it had ended a little later
         except StreamprocError as problem:
             if not first.done():
                 raise
             crew.give_up(f"{name} ended and could not be started again: {problem}")
             return
-        port = urlsplit(store.url).port  # clients know no other
         now = time.monotonic()
         if crashes.crashed_too_often(now):
             crew.give_up(
