@@ -74,7 +74,8 @@ class Crew:
         self._roles: list[Role] = []
         self._stores: list[asyncio.subprocess.Process] = []
         self._tasks: dict[Role, asyncio.Task[None]] = {}
-        self._hurried = False
+        self.hurried = False
+        """Whether the operator asked twice: what ends now was killed here."""
         self.draining = False
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -120,7 +121,7 @@ class Crew:
 
     def hurry(self) -> None:
         """Kill all roles now, and the stores if they do not end soon: the operator asked twice."""
-        self._hurried = True
+        self.hurried = True
         for role in self._roles:
             if role.process is not None:
                 processes.kill(role.process)
@@ -141,7 +142,7 @@ class Crew:
             finally:
                 processes.kill(process)  # and its session, in case it left children
             await output
-            if self._hurried:
+            if self.hurried:
                 return
             if not role.stop.is_set():
                 await self._after_crash(role, process.returncode)
@@ -157,7 +158,7 @@ class Crew:
         return role.process
 
     async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
-        signum = signal.SIGKILL if self._hurried else signal.SIGTERM
+        signum = signal.SIGKILL if self.hurried else signal.SIGTERM
         within_s = KILL_AFTER_DRAIN_S + (self._left_s() if process.returncode is None else 0.0)
         if not await processes.stop(process, signum, within_s):
             say(f"[up] {name} did not end within {round(within_s, 1):g} s, and was killed")
@@ -252,6 +253,8 @@ async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Fu
             if not first.done():
                 raise
             crew.give_up(f"{name} ended and could not be started again: {problem}")
+            return
+        if crew.hurried:
             return
         now = time.monotonic()
         if crashes.crashed_too_often(now):

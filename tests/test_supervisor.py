@@ -646,6 +646,33 @@ async def test_a_store_that_ends_while_it_is_started_again_is_started_once_more(
     assert not crew.broken.done()
 
 
+async def test_a_store_that_was_killed_because_the_operator_asked_twice_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(crews, "KILL_STORES_S", 0.0)
+    async with asyncio.TaskGroup() as group:
+        crew = Crew(group, drain_s=1.0)
+        ports: list[int | None] = []
+
+        @asynccontextmanager
+        async def store(port: int | None) -> AsyncIterator[Store]:
+            ports.append(port)
+            if port is not None:
+                raise ConfigError("it was started again")
+            process = await processes.start(
+                ["sleep", "3600"], env={"PATH": os.defpath}, on_parent_death=signal.SIGKILL, output=DEVNULL
+            )
+            crew.add_store(process)
+            yield Store("redis://127.0.0.1:7/0", process, Path(os.devnull))
+
+        async with kept(crew, "Valkey", store):
+            [keeper] = asyncio.all_tasks() - {asyncio.current_task()}
+            crew.hurry()
+            await asyncio.wait_for(asyncio.wait([keeper]), DEADLINE_S)
+    assert ports == [None]
+
+
 def store_of(up: int, program: str) -> int:
     """The process of a store: that child of `up`."""
     children = [int(pid) for pid in Path(f"/proc/{up}/task/{up}/children").read_text().split()]

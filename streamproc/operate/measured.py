@@ -76,9 +76,9 @@ async def _sent_away(
         if is_pushed():
             exporter: Exporter | None = None
             with _unless_refused("metrics"):
-                from streamproc.telemetry.otlp_metrics import Exporter  # heavy, and seldom wanted
+                from streamproc.telemetry import otlp_metrics  # heavy, and seldom wanted
 
-                exporter = Exporter(role, name)
+                exporter = otlp_metrics.Exporter(role, name)
             if exporter is not None:
                 await numbers.enter_async_context(_pushed(settings, role, name, meters, exporter))
         yield tracer
