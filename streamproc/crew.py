@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from streamproc import processes
-from streamproc.embedded import Store
+from streamproc.embedded import EndedAtStart, Store
 from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.printer import say
 from streamproc.run_file import NAME_VARIABLE
@@ -74,7 +74,8 @@ class Crew:
         self._roles: list[Role] = []
         self._stores: list[asyncio.subprocess.Process] = []
         self._tasks: dict[Role, asyncio.Task[None]] = {}
-        self._hurried = False
+        self.hurried = False
+        """Whether the operator asked twice: what ends now was killed here."""
         self.draining = False
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -84,7 +85,7 @@ class Crew:
         self._tasks[role] = self._group.create_task(self._keep(role), name=role.name)
 
     def add_store(self, process: asyncio.subprocess.Process) -> None:
-        """Have `hurry` kill a store too, which is started and stopped elsewhere."""
+        """Have `hurry` kill a store too, which is started and stopped elsewhere, even if it is not ready yet."""
         self._stores.append(process)
 
     def give_up(self, reason: str) -> None:
@@ -120,7 +121,7 @@ class Crew:
 
     def hurry(self) -> None:
         """Kill all roles now, and the stores if they do not end soon: the operator asked twice."""
-        self._hurried = True
+        self.hurried = True
         for role in self._roles:
             if role.process is not None:
                 processes.kill(role.process)
@@ -141,7 +142,7 @@ class Crew:
             finally:
                 processes.kill(process)  # and its session, in case it left children
             await output
-            if self._hurried:
+            if self.hurried:
                 return
             if not role.stop.is_set():
                 await self._after_crash(role, process.returncode)
@@ -157,7 +158,7 @@ class Crew:
         return role.process
 
     async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
-        signum = signal.SIGKILL if self._hurried else signal.SIGTERM
+        signum = signal.SIGKILL if self.hurried else signal.SIGTERM
         within_s = KILL_AFTER_DRAIN_S + (self._left_s() if process.returncode is None else 0.0)
         if not await processes.stop(process, signum, within_s):
             say(f"[up] {name} did not end within {round(within_s, 1):g} s, and was killed")
@@ -237,19 +238,24 @@ async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Fu
     while True:
         try:
             async with open_(port) as store:
-                crew.add_store(store.process)
                 if first.done():
                     say(f"[up] {name} is there again")
                 else:
                     first.set_result(store)
                 how = _how(await store.process.wait())
                 why = f"{processes.why_it_ended(store.log)}; see {store.log}"
+                port = urlsplit(store.url).port  # clients know no other
+        except EndedAtStart as problem:
+            if not first.done():
+                raise
+            how, why = _how(problem.code), problem.why  # as if it had ended a little later
         except StreamprocError as problem:
             if not first.done():
                 raise
             crew.give_up(f"{name} ended and could not be started again: {problem}")
             return
-        port = urlsplit(store.url).port  # clients know no other
+        if crew.hurried:
+            return
         now = time.monotonic()
         if crashes.crashed_too_often(now):
             crew.give_up(

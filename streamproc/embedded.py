@@ -51,6 +51,22 @@ class InUse(ConfigError):
     """Another process holds the data directory."""
 
 
+class EndedAtStart(JobFailed):
+    """A server ended before it was ready: with which exit code, and what it said last."""
+
+    def __init__(self, name: str, code: int, why: str) -> None:
+        super().__init__(f"{name} ended while starting: {why}")
+        self.code, self.why = code, why
+
+
+OnStart = Callable[[asyncio.subprocess.Process], None]
+"""Is given a server's process as soon as there is one; it is ready later, or never."""
+
+
+def _unheard(_process: asyncio.subprocess.Process) -> None:
+    """The callback of a server whose process nobody asks for before it is ready."""
+
+
 class Store(NamedTuple):
     """A running server: its URL (with the password), its process, its log file."""
 
@@ -63,7 +79,9 @@ class Store(NamedTuple):
 
 
 @asynccontextmanager
-async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[Store]:
+async def valkey(
+    data_dir: Path, *, port: int | None = None, on_start: OnStart = _unheard
+) -> AsyncIterator[Store]:
     """Run Valkey with its data in *data_dir*/valkey; every write is on disk before it is answered.
 
     Raises ConfigError if another server uses the directory or the port, or a file there is not what it must be;
@@ -90,6 +108,7 @@ async def valkey(data_dir: Path, *, port: int | None = None) -> AsyncIterator[St
                 output=output.fileno(),
                 keep_fds=[lock],
             )
+        on_start(process)
         store = Store(f"redis://:{password}@127.0.0.1:{port}/0", process, said)
         try:
             await _until_ready("Valkey", store, lambda: _valkey_answers(port, password))
@@ -185,7 +204,12 @@ async def _valkey_answers(port: int, password: str) -> bool:
 
 @asynccontextmanager
 async def postgres(
-    data_dir: Path, *, port: int | None = None, durable: bool = True, connections: int = CONNECTIONS_MIN
+    data_dir: Path,
+    *,
+    port: int | None = None,
+    durable: bool = True,
+    connections: int = CONNECTIONS_MIN,
+    on_start: OnStart = _unheard,
 ) -> AsyncIterator[Store]:
     """Run Postgres 18 with its cluster in *data_dir*/postgres, made at the first start with a database `streamproc`.
 
@@ -219,6 +243,7 @@ async def postgres(
                 account=place.account,
                 keep_fds=[lock],
             )
+        on_start(process)
         store = Store(f"postgresql://{DATABASE}:{password}@127.0.0.1:{port}/{DATABASE}", process, said)
         try:
             await _until_ready("Postgres", store, lambda: _postgres_answers(place, port))
@@ -324,9 +349,8 @@ async def _until_ready(name: str, store: Store, answers: Callable[[], Awaitable[
         async with asyncio.timeout(START_WAIT_S):
             while not await answers():
                 if store.process.returncode is not None:
-                    raise JobFailed(
-                        f"{name} ended while starting: {processes.why_it_ended(store.log)}; see {store.log}"
-                    )
+                    why = f"{processes.why_it_ended(store.log)}; see {store.log}"
+                    raise EndedAtStart(name, store.process.returncode, why)
                 await asyncio.sleep(POLL_S)
     except TimeoutError as problem:
         raise JobFailed(f"{name} did not answer within {START_WAIT_S:g} s; see {store.log}") from problem

@@ -190,22 +190,24 @@ async def _drain(crew: Crew, settings: Settings) -> None:
 async def _stores(stack: AsyncExitStack, crew: Crew, settings: Settings) -> dict[str, str]:
     made: dict[str, str] = {}
     if not settings.redis_url:
-        store = await stack.enter_async_context(kept(crew, "Valkey", partial(_valkey, settings)))
+        store = await stack.enter_async_context(kept(crew, "Valkey", partial(_valkey, crew, settings)))
         made[f"{PREFIX}REDIS_URL"] = store.url
     if not settings.postgres_dsn:
-        store = await stack.enter_async_context(kept(crew, "Postgres", partial(_postgres, settings)))
+        store = await stack.enter_async_context(kept(crew, "Postgres", partial(_postgres, crew, settings)))
         made[f"{PREFIX}POSTGRES_DSN"] = store.url
     return made
 
 
-def _valkey(settings: Settings, port: int | None) -> AbstractAsyncContextManager[Store]:
-    return embedded.valkey(settings.data_dir, port=port)
+def _valkey(crew: Crew, settings: Settings, port: int | None) -> AbstractAsyncContextManager[Store]:
+    return embedded.valkey(settings.data_dir, port=port, on_start=crew.add_store)
 
 
-def _postgres(settings: Settings, port: int | None) -> AbstractAsyncContextManager[Store]:
+def _postgres(crew: Crew, settings: Settings, port: int | None) -> AbstractAsyncContextManager[Store]:
     from streamproc.operate.connections import max_connections
 
-    return embedded.postgres(settings.data_dir, port=port, connections=max_connections(settings))
+    return embedded.postgres(
+        settings.data_dir, port=port, connections=max_connections(settings), on_start=crew.add_store
+    )
 
 
 def _sandbox_overlay(settings: Settings) -> dict[str, str]:

@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from streamproc import crew as crews
 from streamproc import processes
 from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, Crew, Role, kept
-from streamproc.embedded import Store
+from streamproc.embedded import EndedAtStart, Store
 from streamproc.errors import ConfigError
 from streamproc.log.names import META
 from streamproc.run_file import discover
@@ -388,6 +389,26 @@ async def test_a_second_ctrl_c_does_not_wait_for_a_store_that_is_frozen(tmp_path
     assert not alive(valkey)
 
 
+@pytest.mark.embedded
+async def test_a_second_ctrl_c_does_not_wait_for_a_store_that_is_frozen_while_it_starts(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "data" / "valkey" / "appendonlydir"
+    log.mkdir(parents=True)
+    os.mkfifo(log / "appendonly.aof.manifest")  # Valkey waits until somebody writes to it
+    said = log.parent / "valkey.log"
+    async with made_up(tmp_path, REDIS_URL="") as up:
+        await up.start()
+        await until(lambda: said.exists() and "Server initialized" in said.read_text())
+        valkey = store_of(up.process.pid, "valkey-server")
+        os.kill(valkey, signal.SIGSTOP)
+        up.process.send_signal(signal.SIGINT)
+        await until(lambda: "[up] stopping" in up.text())
+        up.process.send_signal(signal.SIGINT)
+        assert await up.ended() == 0
+    assert not alive(valkey)
+
+
 def test_a_full_disk_is_refused_before_anything_is_started(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "streamproc", "up"],
@@ -606,6 +627,64 @@ async def test_a_store_that_cannot_be_started_again_stops_everything(problem: Ex
         async with kept(crew, "Valkey", store):
             reason = await asyncio.wait_for(crew.broken, DEADLINE_S)
     assert (ports, reason) == ([None, 7], said)
+
+
+async def test_a_store_that_ends_while_it_is_started_again_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.01)
+    async with asyncio.TaskGroup() as group:
+        crew = Crew(group, drain_s=1.0)
+        ports: list[int | None] = []
+        back = asyncio.Event()
+
+        @asynccontextmanager
+        async def store(port: int | None) -> AsyncIterator[Store]:
+            ports.append(port)
+            if len(ports) in (2, 3):
+                raise EndedAtStart("Valkey", -signal.SIGKILL, "out of memory")
+            if len(ports) == 4:
+                back.set()
+            program = ["true"] if port is None else ["sleep", "3600"]
+            process = await processes.start(
+                program, env={"PATH": os.defpath}, on_parent_death=signal.SIGKILL, output=DEVNULL
+            )
+            try:
+                yield Store("redis://127.0.0.1:7/0", process, Path(os.devnull))
+            finally:
+                processes.kill(process)
+
+        async with kept(crew, "Valkey", store):
+            await asyncio.wait_for(back.wait(), DEADLINE_S)
+    assert ports == [None, 7, 7, 7]
+    assert not crew.broken.done()
+
+
+async def test_a_store_that_was_killed_because_the_operator_asked_twice_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(crews, "KILL_STORES_S", 0.0)
+    async with asyncio.TaskGroup() as group:
+        crew = Crew(group, drain_s=1.0)
+        ports: list[int | None] = []
+
+        @asynccontextmanager
+        async def store(port: int | None) -> AsyncIterator[Store]:
+            ports.append(port)
+            if port is not None:
+                raise ConfigError("it was started again")
+            process = await processes.start(
+                ["sleep", "3600"], env={"PATH": os.defpath}, on_parent_death=signal.SIGKILL, output=DEVNULL
+            )
+            crew.add_store(process)
+            yield Store("redis://127.0.0.1:7/0", process, Path(os.devnull))
+
+        async with kept(crew, "Valkey", store):
+            [keeper] = asyncio.all_tasks() - {asyncio.current_task()}
+            crew.hurry()
+            await asyncio.wait_for(asyncio.wait([keeper]), DEADLINE_S)
+    assert ports == [None]
 
 
 def store_of(up: int, program: str) -> int:

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -28,6 +29,9 @@ from streamproc.telemetry.looplag import watch_loop
 from streamproc.telemetry.metrics import Meters
 from streamproc.telemetry.push import interval_s, is_pushed, pushing
 from streamproc.telemetry.spans import Tracer, is_wanted
+
+if TYPE_CHECKING:
+    from streamproc.telemetry.otlp_metrics import Exporter
 
 log = logging.getLogger(__name__)
 
@@ -65,24 +69,38 @@ async def _sent_away(
     spans, numbers = AsyncExitStack(), AsyncExitStack()
     try:
         if is_wanted():
-            from streamproc.telemetry.otlp_traces import tracing  # heavy, and seldom wanted
+            with _unless_refused("traces"):
+                from streamproc.telemetry.otlp_traces import tracing  # heavy, and seldom wanted
 
-            try:
                 tracer = await spans.enter_async_context(tracing(role))
-            except ValueError as problem:  # the SDK's own, such as a queue that is smaller than its batches
-                log.error("no traces are sent, since an OTEL_* variable is wrong: %s", problem)
         if is_pushed():
-            await numbers.enter_async_context(_pushed(settings, role, name, meters))
+            exporter: Exporter | None = None
+            with _unless_refused("metrics"):
+                from streamproc.telemetry import otlp_metrics  # heavy, and seldom wanted
+
+                exporter = otlp_metrics.Exporter(role, name)
+            if exporter is not None:
+                await numbers.enter_async_context(_pushed(settings, role, name, meters, exporter))
         yield tracer
     finally:
         await asyncio.gather(spans.aclose(), numbers.aclose())
 
 
-@asynccontextmanager
-async def _pushed(settings: Settings, role: str, name: str, meters: Meters) -> AsyncIterator[None]:
-    """Send by OTLP what this process counts, and as `serve` what the stores say."""
-    from streamproc.telemetry.otlp_metrics import Exporter  # heavy, and seldom wanted
+@contextmanager
+def _unless_refused(what: str) -> Iterator[None]:
+    """Go on without traces or metrics where the SDK refuses a variable, such as a queue that is smaller than its
+    batches. Some it reads while it is imported."""
+    try:
+        yield
+    except ValueError as problem:
+        log.error("no %s are sent, since an OTEL_* variable is wrong: %s", what, problem)
 
+
+@asynccontextmanager
+async def _pushed(
+    settings: Settings, role: str, name: str, meters: Meters, exporter: "Exporter"
+) -> AsyncIterator[None]:
+    """Send by OTLP what this process counts, and as `serve` what the stores say."""
     async with AsyncExitStack() as stack:
         dsn = settings.postgres_dsn.reveal() if role == "serve" else ""
         pool = await stack.enter_async_context(opened_pool(dsn)) if dsn else None
@@ -91,7 +109,6 @@ async def _pushed(settings: Settings, role: str, name: str, meters: Meters) -> A
             site = await site_page(settings, pool, consumers.GROUPS) if role == "serve" else []
             return [*site, *named(snapshot(meters.registry), name)]
 
-        exporter = Exporter(role, name)
         await stack.enter_async_context(pushing(page, exporter.send, exporter.close, interval_s()))
         yield
 

@@ -1,6 +1,9 @@
 """What is sent away never holds up the end of a process for long."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -113,3 +116,29 @@ async def test_a_wrong_variable_of_the_sdk_takes_the_traces_away_and_not_the_rol
         assert watch.meters() is meters
         assert watch.tracer() is None
     assert "no traces are sent, since an OTEL_* variable is wrong: max_export_batch_size" in caplog.text
+
+
+ROLE = """
+import asyncio, pathlib, sys
+from streamproc.operate.measured import measured
+from streamproc.settings import Settings
+
+async def role():
+    async with measured(Settings(data_dir=pathlib.Path(sys.argv[1])), "worker"):
+        print("it runs", flush=True)
+
+asyncio.run(role())
+"""
+
+
+def test_a_wrong_variable_that_the_sdk_reads_while_it_is_imported_takes_no_role_away_either(
+    told_to: int, tmp_path: Path
+) -> None:
+    wrong = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "-5"}
+    role = subprocess.run(  # a process of its own: here the SDK is imported already
+        [sys.executable, "-c", ROLE, tmp_path],
+        env={**os.environ, **wrong}, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert (role.returncode, role.stdout) == (0, "it runs\n"), role.stderr
+    for what in ("traces", "metrics"):
+        assert f"no {what} are sent, since an OTEL_* variable is wrong" in role.stderr
