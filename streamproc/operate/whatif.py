@@ -38,8 +38,8 @@ effect."""
 
 
 @dataclass
-class Progress:
-    """Archive rows read, of how many."""
+class WhatIfProgress:
+    """How far a what-if is: `done` of `total` archived entries are read, `judged` payouts are judged again."""
 
     done: int = 0
     total: int = 0
@@ -54,7 +54,7 @@ class Answer(Struct, frozen=True):
     positions: dict[int, int]
 
 
-OnProgress = Callable[[Progress], None]
+OnWhatIfProgress = Callable[[WhatIfProgress], None]
 
 
 async def whatif(
@@ -64,7 +64,7 @@ async def whatif(
     since: datetime,
     prune: bool = False,
     assume: Assumptions,
-    on_progress: OnProgress = lambda _: None,
+    on_progress: OnWhatIfProgress = lambda _: None,
 ) -> Answer:
     """Judge every decision since `since` again: under `file` put over what was in force, or under that alone (None).
 
@@ -78,7 +78,7 @@ async def whatif(
                 raise JobFailed("the archive is empty: there is nothing to judge again")
             warm_ms = (us_of(since) - WARM_UP_S * US) // 1_000
             starts = [await target_at_time(db, end.partition, warm_ms) for end in ends]
-            progress = Progress(
+            progress = WhatIfProgress(
                 total=sum(end.seq - start.seq for start, end in zip(starts, ends, strict=True))
             )
             found = Comparison()
@@ -147,8 +147,8 @@ async def _retry(
     retrial: Retrial,
     start: Target,
     end: Target,
-    progress: Progress,
-    on_progress: OnProgress,
+    progress: WhatIfProgress,
+    on_progress: OnWhatIfProgress,
 ) -> Comparison:
     """One partition."""
     judged = progress.judged
