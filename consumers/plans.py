@@ -20,7 +20,7 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import ANYTHING, REACH, about_the_url, rules_under
 from streamproc.domain.payouts import evolve
 from streamproc.domain.policy import AgentPolicy, PolicyBook
-from streamproc.log.templates import Fate, Offer, Template, Told
+from streamproc.log.templates import Fate, Offer, RecordAndEvents, Template
 
 PLANS_MAX = 4_096
 """Plans under one book of policies, for each consumer, some 1.6 kB each. When full, all are dropped."""
@@ -110,13 +110,13 @@ class BookPlans:
         ):
             return None
 
-        def told(fate: Fate) -> Told:
-            return _approval(plan, event, now_us).told(fate)
+        def outputs(fate: Fate) -> RecordAndEvents:
+            return _approval(plan, event, now_us).outputs(fate)
 
         like = plan.approval
         ask = Ask(payout, facts.amount, at, like.rate, like.windows)
         values = (plan.url, plan.fund_account, json_of(facts.reference_id).decode(), *plan.when)
-        return Offer(ask, now_us, plan.template, plan.common, values, like.record.agent, told)
+        return Offer(ask, now_us, plan.template, plan.common, values, like.record.agent, outputs)
 
 
 def _alike(approval: Approval) -> tuple[object, ...]:

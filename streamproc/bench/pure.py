@@ -180,7 +180,7 @@ class _Pure:
         for works in self._batches():
             offers = grants.offers_of(self._group, works, self._ctx(ledger))
             grants.written_out(NAMES, self._group.name, [Grant(work.entry, offer) for work, offer in offers])
-            rejected = [offer.told(Fate.DONE)[0].reason for _, offer in offers if not offer.asks]
+            rejected = [offer.outputs(Fate.DONE)[0].reason for _, offer in offers if not offer.asks]
             outcomes.update(rejected)
             outcomes[POLICY_OK] += len(offers) - len(rejected)
         return outcomes

@@ -95,7 +95,7 @@ class Delivery:
     keys: Sequence[str]
     e: bytes
     m: bytes
-    told: bool = False
+    keys_derived: bool = False
     """Whether `e` and `m` imply the keys. Else they are put into `m`: the archive alone must be enough to know them."""
 
 
@@ -171,7 +171,11 @@ async def append_once(
     args: list[Any] = [SEEN_TTL_S]
     for delivery in deliveries:
         keys += [names.seen(key) for key in delivery.keys]
-        args += [len(delivery.keys), delivery.e, delivery.m if delivery.told else _with_keys(delivery)]
+        args += [
+            len(delivery.keys),
+            delivery.e,
+            delivery.m if delivery.keys_derived else _with_keys(delivery),
+        ]
     reply = await _append_once(client, keys, args)
     return [(reply[i].decode(), reply[i + 1] == 1) for i in range(0, len(reply), 2)]
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from streamproc.domain.deliveries import told_keys
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import Event
 from streamproc.domain.wire import encode_events
@@ -51,10 +51,10 @@ class Append(Struct, frozen=True):
 
     def delivery(self, m: bytes) -> scripts.Delivery:
         """What is sent, with the entry's metadata `m`."""
-        if self.keys != told_keys(self.events, self.body):
+        if self.keys != derived_keys(self.events, self.body):
             return scripts.Delivery(self.keys, encode_events(self.events), m)
         m = m[:-1] + b',"body":"' + self.body.encode() + b'"}' if self.body else m
-        return scripts.Delivery(self.keys, encode_events(self.events), m, told=True)
+        return scripts.Delivery(self.keys, encode_events(self.events), m, keys_derived=True)
 
 
 class Appended(Struct, frozen=True):
@@ -300,7 +300,7 @@ class Producer:
         try:
             if self.clock.is_stale():
                 await self.clock.sync(client)
-            batch = _told_now(batch, self.clock.steps)
+            batch = _timed_by_this_clock(batch, self.clock.steps)
             if not batch:
                 return client
             begun_ns = time.time_ns()
@@ -330,7 +330,7 @@ class Producer:
         return connect(self._url, home=names.log)
 
 
-def _told_now(batch: list[_Waiting], steps: int) -> list[_Waiting]:
+def _timed_by_this_clock(batch: list[_Waiting], steps: int) -> list[_Waiting]:
     """Those whose times are by the clock as it is known now. What came a day ahead would be charged to that day,
     and keep an agent's slots until then."""
     old = [waiting for waiting in batch if waiting.steps != steps]

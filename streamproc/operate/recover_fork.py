@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from consumers.inputs import INPUTS
 from streamproc.archive.load import not_archived, rows_after
-from streamproc.domain.deliveries import told_keys
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import (
     BankCommandAnswered,
@@ -134,7 +134,7 @@ class _Fork:
         self.tokens = tokens_after(self.tokens, events)
         self.proposals = proposals_after(self.proposals, events)
         self._observed.update(payout_of(event) for event in events if type(event) in ASKED)
-        return await self._append(entry.e, entry, meta, meta.keys or told_keys(events, meta.body))
+        return await self._append(entry.e, entry, meta, meta.keys or derived_keys(events, meta.body))
 
     async def _facts(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
         """Keep, of what a group wrote, the facts from outside."""

@@ -7,7 +7,7 @@ from consumers.inputs import INPUTS, is_answered
 from projections.rebuild import target_at_time
 from streamproc.archive.load import rows_after
 from streamproc.archive.rows import Row
-from streamproc.domain.deliveries import told_keys
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import (
     BudgetReserved,
@@ -96,7 +96,7 @@ class _Scan:
         expires_s = entry_ms // MS + SEEN_TTL_S
         if meta.cause or meta.by in INPUTS or expires_s * MS <= self._sources.now_ms:
             return
-        for key in meta.keys or told_keys(decode_events(row.e), meta.body):
+        for key in meta.keys or derived_keys(decode_events(row.e), meta.body):
             await self._to.seen(key, row.id, expires_s)
             self._counts.seen += 1
 
