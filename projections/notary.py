@@ -21,7 +21,7 @@ from projections.outage import Outage, heed_cancellation
 from streamproc.archive.attest import Maker
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.outside import Outside
-from streamproc.archive.shared import Shared, Turns
+from streamproc.archive.shared import Shared, SharedConnection
 from streamproc.archive.store import AWAY, CHECKPOINT_LOCK, give_lock_back, take_lock
 from streamproc.errors import ConfigError, LogBroken, TryAgain, named
 from streamproc.waiting import set_within
@@ -78,7 +78,7 @@ async def keep_checkpoints(partition: int, shared: Shared, terms: Terms, ended: 
 
 
 @asynccontextmanager
-async def _one_maker(db: Turns, partition: int, ended: asyncio.Event) -> AsyncIterator[bool]:
+async def _one_maker(db: SharedConnection, partition: int, ended: asyncio.Event) -> AsyncIterator[bool]:
     """Be the partition's one maker of checkpoints; False if ended before.
 
     The connection outlives this partition's notary, so the lock is given back: another process may have the partition
