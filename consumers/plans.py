@@ -27,7 +27,7 @@ PLANS_MAX = 4_096
 
 
 class Plan(NamedTuple):
-    """What the approvals of payouts that are alike have in common."""
+    """What the approvals of payouts that are alike have in common, so that the next one needs no look at the rules."""
 
     approval: Approval
     """That of the last one that was looked at as a whole."""
@@ -53,7 +53,7 @@ class Plans:
         self._books: WeakKeyDictionary[PolicyBook, BookPlans] = WeakKeyDictionary()
 
     def under(self, book: PolicyBook) -> "BookPlans":
-        """The plans under these policies; dropped with the book."""
+        """The plans made under these policies. They end with the book: a new revision begins without plans."""
         known = self._books.get(book)
         if known is None:
             known = self._books[book] = BookPlans(self._templates, self._zone)
@@ -61,7 +61,7 @@ class Plans:
 
 
 class BookPlans:
-    """The plans under one book of policies."""
+    """The plans made under one revision of the policies, by what their payouts have in common."""
 
     def __init__(self, templates: Templates, zone: str) -> None:
         self._templates = templates

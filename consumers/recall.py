@@ -80,7 +80,7 @@ def by_execution(work: Work) -> bool:
 
 
 def young_s_of(retention_s: float) -> float:
-    """The age (s) up to which a payout has surely not left Redis."""
+    """The age (s) below which no payout's record has expired from Redis, by `STREAMPROC_RETENTION` in seconds."""
     return min(YOUNG_S_MAX, retention_s / 2)
 
 
@@ -94,5 +94,5 @@ def may_be_forgotten(work: Work, event: object, now_us: int, young_s: float) -> 
 
 
 def gone_before(now_us: int, young_s: float) -> float:
-    """Payouts made before this time (Unix s) may have left Redis."""
+    """The time (Unix s) before which a payout must have been made for its record to have expired from Redis."""
     return now_us / 1_000_000 - young_s

@@ -49,7 +49,7 @@ class Feed:
         self._more = asyncio.Event()
 
     def put(self, rows: Sequence[ArchivedEntry]) -> None:
-        """Hand over rows that are committed, in order."""
+        """Hand over rows that the archive has committed, in order; beyond `rows_max` the oldest are dropped."""
         self._rows.extend(rows)
         self._more.set()
 
@@ -77,7 +77,7 @@ class Feed:
             return
 
     async def wait(self, timeout_s: float) -> None:
-        """Return when there is something new, or after `timeout_s`."""
+        """Return when rows were put since the last wait, or after `timeout_s` seconds."""
         try:
             # Not wait_for: in Python 3.11 that loses a cancellation that comes together with the event.
             async with asyncio.timeout(timeout_s):

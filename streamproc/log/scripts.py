@@ -74,7 +74,7 @@ class Keys:
         self._index = {key: i for i, key in enumerate(fixed, 1)}
 
     def index(self, key: str) -> int:
-        """The index of `key`, added if it is new."""
+        """The 1-based index of `key` in KEYS; a new key is added at the end."""
         known = self._index.get(key)
         if known is None:
             self.list.append(key)
@@ -312,7 +312,7 @@ def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
 
 
 async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:
-    """Append the timers that are due; their number."""
+    """Append an entry for each timer that is due, `limit` at most; returns how many were appended."""
     return int(await _due(client, [names.log, names.timers], [limit]))
 
 
@@ -330,13 +330,13 @@ async def defer(
 
 
 async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:
-    """Claim deferred entries that are due."""
+    """Claim for `consumer` the deferred entries whose next attempt is due, `limit` at most."""
     args = [group, consumer, limit]
     return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
 
 
 async def pass_own(client: Redis, names: Names, group: str) -> int:
-    """Move the group past its own outputs, as far as they come next; their number."""
+    """Move the group's position past its own outputs, as far as they come next in the log; returns how many."""
     return int(await _pass(client, [names.log, names.own(group)], [group]))
 
 

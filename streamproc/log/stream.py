@@ -199,11 +199,11 @@ class Clock:
         return has_slept or now - self._synced_at > CLOCK_SYNC_S
 
     def doubt(self) -> None:
-        """Ask before the next use: another server may be Redis now."""
+        """Treat the clock as unknown, since another server may be Redis now: `sync` comes before its next use."""
         self._synced_at = float("-inf")
 
     async def sync(self, client: Redis) -> None:
-        """Ask Redis."""
+        """Ask Redis for its time, and keep how far it is from our clocks. Raises LogUnavailable."""
         asked_ns = time.monotonic_ns()
         with named_errors():
             seconds, micros = await client.time()
@@ -331,8 +331,10 @@ class Producer:
 
 
 def _timed_by_this_clock(batch: list[_Waiting], steps: int) -> list[_Waiting]:
-    """Those whose times are by the clock as it is known now. What came a day ahead would be charged to that day,
-    and keep an agent's slots until then."""
+    """The deliveries whose times are by the clock as it is known now; the others are refused, to be delivered again.
+
+    What came a day ahead would be charged to that day, and keep an agent's slots until then.
+    """
     old = [waiting for waiting in batch if waiting.steps != steps]
     _refuse(old, LogUnavailable("Redis's clock is another one than was thought; deliver again"))
     return [waiting for waiting in batch if waiting.steps == steps] if old else batch

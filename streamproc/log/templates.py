@@ -66,7 +66,7 @@ class Text(Struct, frozen=True):
 
     @classmethod
     def of(cls, text: str) -> "Text":
-        """Split a text with marks for its blanks."""
+        """Split a text at its blanks, which are numbers between two MARKs (see `blank`)."""
         before, *rest = text.split(MARK)
         pieces: list[str | int] = [before]
         blanks: list[int] = []
@@ -76,13 +76,13 @@ class Text(Struct, frozen=True):
         return cls(pieces, blanks)
 
     def at(self, at: int) -> list[str | int]:
-        """The pieces with the time `at` (µs) put in."""
+        """The pieces, with the time of the decision (µs) in place of AT."""
         when = str(at)
         return [piece.replace(AT, when) if type(piece) is str else piece for piece in self.pieces]
 
 
 class Template(Struct, frozen=True):
-    """The record and the events of an outcome, with blanks."""
+    """The JSON of the record and of the events that one outcome writes, with blanks for what is a payout's own."""
 
     record: Text
     e: Text
@@ -94,7 +94,7 @@ class Template(Struct, frozen=True):
 
 
 def template_with(record: str, e: str, *, ends: bool = False) -> Template:
-    """A template of a record's and an entry's text with marks."""
+    """The template of a record's JSON and an entry's events `e`, both with MARKs and AT in them."""
     return Template(Text.of(record), Text.of(e), ends=ends)
 
 
@@ -211,7 +211,7 @@ class WindowTexts(NamedTuple):
 
 @lru_cache(maxsize=WINDOWS_MAX)
 def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
-    """The texts of these windows."""
+    """The JSON of a reservation and of a rejection by each of the windows, split where the script puts amounts."""
     before, *rest = _room_text(windows).removeprefix(_NUMBER).split(_USE)
     pieces = ['"number":', before]
     for after in rest:

@@ -105,7 +105,10 @@ class _Fork:
         self._observed: set[str] = set()
 
     async def take(self, entry: Entry) -> bool:
-        """Append what is to be kept of an entry; False if nothing is."""
+        """Append to the new log what is kept of an entry of the old one; False where nothing is.
+
+        Raises JobFailed for an entry that only a later version can read.
+        """
         try:
             meta, events = read_entry(entry.e, entry.m)
         except Newer as problem:  # until that is done the old log stays aside, and the partition closed
