@@ -1,7 +1,7 @@
 """What is recorded of a payout that only the counters can still reject, and the templates that such payouts share.
 
 A template is made from a real record and its events, with marks in place of the payout's values. So one function
-(`Approval.told`) says what is recorded, and a template is used only after it gave what that says of a real payout.
+(`Approval.outputs`) says what is recorded, and a template is used only after it gave what that says of a real payout.
 
 From here to the script it is three things in turn, and each module knows only its own:
 
@@ -42,8 +42,8 @@ from streamproc.log.templates import (
     VALUES,
     Fate,
     Offer,
+    RecordAndEvents,
     Template,
-    Told,
     as_filled,
     blank,
     no_room_of,
@@ -82,9 +82,11 @@ class Approval(Struct, frozen=True):
     findings: tuple[Finding, ...] = ()
     """What the rules found: the reasons to hold it."""
 
-    def told(self, fate: Fate = Fate.DONE) -> Told:
-        """The record and the events that the stages would write, with 0 for what only the counters know; of a
-        rejection for want of room, by the first window."""
+    def outputs(self, fate: Fate = Fate.DONE) -> RecordAndEvents:
+        """The payout's record afterwards and the events that the stages would write, if the counters' answer is `fate`.
+
+        What only the counters know is 0; of a rejection for want of room, the window is the first one.
+        """
         record, at = self.record, self.at
         screened = PayoutScreened(
             at=at,
@@ -126,7 +128,7 @@ class Approval(Struct, frozen=True):
         seen = replace(record, beneficiary=self.record.beneficiary)
         return replace(self, record=seen, at=at)
 
-    def _rejected(self, table: str, answer: Admission, *before: Event) -> Told:
+    def _rejected(self, table: str, answer: Admission, *before: Event) -> RecordAndEvents:
         """The rejection by the one rule of `table`, which looks at the counters' answer."""
         case = Case(self.record, self.identity, self.agent, admission=answer)
         verdict = conclude(find(RULES[table], case))
@@ -218,7 +220,7 @@ class Templates:
         if known.template is None:
             return _alone(ask, approval)
         values = _values(record, reputation)
-        return Offer(ask, approval.at, known.template, known.common, values, record.agent, approval.told)
+        return Offer(ask, approval.at, known.template, known.common, values, record.agent, approval.outputs)
 
     def _meet(self, shape: tuple[object, ...], approval: Approval, ask: Ask) -> "_Known":
         """Find or make the template for the first payout of this shape that an agent has; none, unless it gives exactly
@@ -233,7 +235,7 @@ class Templates:
             template = self._templates[template_key] = _template_of(_marked(approval))
         common = _common(approval)
         values, agent = _values(approval.record, approval.reputation), approval.record.agent
-        offer = Offer(ask, approval.at, template, common, values, agent, approval.told)
+        offer = Offer(ask, approval.at, template, common, values, agent, approval.outputs)
         fits = all(_texts(approval, fate) == as_filled(one, offer) for fate, one in _templates_in(template))
         if not fits:
             log.error(
@@ -246,7 +248,7 @@ class Templates:
 
 def _alone(ask: Ask, approval: Approval) -> Offer:
     """An offer with a template of its own; without a slot or room the chain decides it."""
-    record, out = approval.told()
+    record, out = approval.outputs()
     until = record.hold_expires_at
     timers = hold_timers(record.payout, record.decided_at, until) if record.state == "held" else ()
     return offer_of(ask, approval.at, record, out, timers)
@@ -327,7 +329,7 @@ def _repeated(text: str) -> str:
 
 
 def _texts(approval: Approval, fate: Fate) -> tuple[str, str]:
-    record, out = approval.told(fate)
+    record, out = approval.outputs(fate)
     return encode_record(record).decode(), encode_events(out).decode()
 
 

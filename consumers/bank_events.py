@@ -11,7 +11,7 @@ from streamproc.log.work import BatchContext, Work
 
 
 def record_sighting(work: Work, ctx: BatchContext, facts: BankPayout) -> None:
-    """The bank shows this payout."""
+    """Record that execution asked the bank about the work's payout, and how the bank shows it."""
     account = work.known().account
     work.emit(PayoutObserved(at=ctx.now_us, payout=work.payout, account=account, source="fetch", facts=facts))
 
@@ -29,8 +29,11 @@ def record_answer(
     caused_by: str = "",
     bank_payout: str = "",
 ) -> None:
-    """A command came to this. `bank_status`: how the payout stands after it; `bank_payout`: its id there, where that is
-    not known from the record."""
+    """Record what came of a command to the bank.
+
+    `bank_status`: the payout's status at the bank after it. `bank_payout`: its id there, where the record does not have
+    it.
+    """
     work.emit(
         BankCommandAnswered(
             at=ctx.now_us,

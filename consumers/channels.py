@@ -77,11 +77,11 @@ class Channels(Struct, frozen=True, kw_only=True):
 
     @property
     def any(self) -> bool:
-        """Whether anybody can be told at all."""
+        """Whether a channel is configured, so that people can be told at all."""
         return self.slack is not None or self.ntfy is not None
 
     def link(self, payout: str) -> str:
-        """Where people see a payout, or empty."""
+        """The URL in our API where people see a payout; empty without `public_url` or a payout."""
         return f"{self.public_url}/v1/payouts/{quote(payout, safe='')}" if self.public_url and payout else ""
 
 
@@ -132,7 +132,7 @@ async def hold_message(
 
 
 def alert_message(channels: Channels, alarm: Alarm) -> Message:
-    """One alert."""
+    """The message for one alert: its reason, amount, and a link to the payout if it is about one."""
     facts = list(alarm.facts)
     if alarm.amount:
         facts.insert(1, ("amount", amount_text(alarm.amount, "")))
@@ -141,7 +141,7 @@ def alert_message(channels: Channels, alarm: Alarm) -> Message:
 
 
 def notice_message(channels: Channels, notice: Notice) -> Message:
-    """An alert or a digest; ntfy is tried first."""
+    """The message for an alert or a digest. ntfy is tried first, then Slack, as far as they are configured."""
     room, topic = channels.slack, channels.ntfy
     ways: dict[Channel, Send] = {}
     if topic is not None:

@@ -14,9 +14,9 @@ from typing import Protocol
 from msgspec import Struct
 
 from consumers.bank_events import record_answer, record_sighting
+from consumers.concurrency import run_bounded
 from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
 from consumers.recall import Archived, forgotten
-from consumers.turns import in_turns
 from consumers.verdicts import stopped
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
@@ -85,8 +85,8 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
             for work, event in items
             if isinstance(event, PayoutDecided | CancelRequested)
         ]
-        await in_turns(
-            jobs, at_once=CONCURRENT_MAX, start_s=PASS_S, pass_s=PASS_S, turn="its turn at the bank"
+        await run_bounded(
+            jobs, at_once=CONCURRENT_MAX, start_s=PASS_S, pass_s=PASS_S, waits_for="its turn at the bank"
         )
 
     stage = Stage(name="enact", consumes=frozenset({PayoutDecided, CancelRequested}), handle=enact)

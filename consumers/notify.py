@@ -20,8 +20,8 @@ from consumers.channels import (
     hold_message,
     show_progress,
 )
+from consumers.concurrency import run_bounded
 from consumers.inputs import NOTIFICATION
-from consumers.turns import in_turns
 from streamproc.domain.alerts import ALERTED, Alarm, alarm_of
 from streamproc.domain.budget import US
 from streamproc.domain.events import (
@@ -105,8 +105,8 @@ class Notifier:
         # Alerts first: an agent may have any number of payouts held, of which Slack takes one a second.
         ordered = sorted(works.items(), key=lambda item: item[0] not in now)
         jobs = [(work, partial(self._one, work, events, now.get(work, []), ctx)) for work, events in ordered]
-        await in_turns(
-            jobs, at_once=CONCURRENT_MAX, start_s=START_S, pass_s=PASS_S, turn="its turn to be told"
+        await run_bounded(
+            jobs, at_once=CONCURRENT_MAX, start_s=START_S, pass_s=PASS_S, waits_for="its turn to be told"
         )
 
     async def _first_alarms(
@@ -219,7 +219,7 @@ class Notifier:
             if not record.told:
                 await self.note_untold(ctx.partition, [(record.payout, record.decided_at)])
             if self.channels.any:
-                await self._put_off(work, ctx, kind, problem, record.payout)
+                await self._defer(work, ctx, kind, problem, record.payout)
             return
         _emit_sent(work, ctx, kind, *sent, shown_in=shown_in)
 
@@ -283,9 +283,9 @@ class Notifier:
             if ctx.now_us - written_us > old_s * US:
                 self._given_up(work, ctx, kind, str(problem))
             else:
-                await self._put_off(work, ctx, kind, problem, subject)
+                await self._defer(work, ctx, kind, problem, subject)
 
-    async def _put_off(
+    async def _defer(
         self, work: Work, ctx: BatchContext, kind: NoticeKind, problem: Undeliverable, subject: str
     ) -> None:
         event = NotificationFailed(at=ctx.now_us, payout=work.payout, kind=kind, problem=str(problem))

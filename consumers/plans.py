@@ -20,14 +20,14 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import ANYTHING, REACH, about_the_url, rules_under
 from streamproc.domain.payouts import evolve
 from streamproc.domain.policy import AgentPolicy, PolicyBook
-from streamproc.log.templates import Fate, Offer, Template, Told
+from streamproc.log.templates import Fate, Offer, RecordAndEvents, Template
 
 PLANS_MAX = 4_096
 """Plans under one book of policies, for each consumer, some 1.6 kB each. When full, all are dropped."""
 
 
 class Plan(NamedTuple):
-    """What the approvals of payouts that are alike have in common."""
+    """What the approvals of payouts that are alike have in common, so that the next one needs no look at the rules."""
 
     approval: Approval
     """That of the last one that was looked at as a whole."""
@@ -53,7 +53,7 @@ class Plans:
         self._books: WeakKeyDictionary[PolicyBook, BookPlans] = WeakKeyDictionary()
 
     def under(self, book: PolicyBook) -> "BookPlans":
-        """The plans under these policies; dropped with the book."""
+        """The plans made under these policies. They end with the book: a new revision begins without plans."""
         known = self._books.get(book)
         if known is None:
             known = self._books[book] = BookPlans(self._templates, self._zone)
@@ -61,7 +61,7 @@ class Plans:
 
 
 class BookPlans:
-    """The plans under one book of policies."""
+    """The plans made under one revision of the policies, by what their payouts have in common."""
 
     def __init__(self, templates: Templates, zone: str) -> None:
         self._templates = templates
@@ -110,13 +110,13 @@ class BookPlans:
         ):
             return None
 
-        def told(fate: Fate) -> Told:
-            return _approval(plan, event, now_us).told(fate)
+        def outputs(fate: Fate) -> RecordAndEvents:
+            return _approval(plan, event, now_us).outputs(fate)
 
         like = plan.approval
         ask = Ask(payout, facts.amount, at, like.rate, like.windows)
         values = (plan.url, plan.fund_account, json_of(facts.reference_id).decode(), *plan.when)
-        return Offer(ask, now_us, plan.template, plan.common, values, like.record.agent, told)
+        return Offer(ask, now_us, plan.template, plan.common, values, like.record.agent, outputs)
 
 
 def _alike(approval: Approval) -> tuple[object, ...]:

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
+from consumers.concurrency import run_bounded
 from consumers.inputs import EXECUTION
-from consumers.turns import in_turns
 from streamproc.domain.events import BankCommandAnswered, PayoutObserved, PayoutStopped
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold, is_terminal
@@ -48,8 +48,8 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
 
         old = {work: None for work, event in items if may_be_forgotten(work, event, ctx.now_us, young_s)}
         jobs = [(work, partial(look_up, work)) for work in old]
-        await in_turns(
-            jobs, at_once=AT_ONCE_MAX, start_s=PASS_S, pass_s=PASS_S, turn="its turn at the archive"
+        await run_bounded(
+            jobs, at_once=AT_ONCE_MAX, start_s=PASS_S, pass_s=PASS_S, waits_for="its turn at the archive"
         )
 
     return Stage(
@@ -80,7 +80,7 @@ def by_execution(work: Work) -> bool:
 
 
 def young_s_of(retention_s: float) -> float:
-    """The age (s) up to which a payout has surely not left Redis."""
+    """The age (s) below which no payout's record has expired from Redis, by `STREAMPROC_RETENTION` in seconds."""
     return min(YOUNG_S_MAX, retention_s / 2)
 
 
@@ -94,5 +94,5 @@ def may_be_forgotten(work: Work, event: object, now_us: int, young_s: float) -> 
 
 
 def gone_before(now_us: int, young_s: float) -> float:
-    """Payouts made before this time (Unix s) may have left Redis."""
+    """The time (Unix s) before which a payout must have been made for its record to have expired from Redis."""
     return now_us / 1_000_000 - young_s

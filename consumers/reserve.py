@@ -30,7 +30,7 @@ class Terms:
         self._windows: dict[tuple[str, str, str, int], tuple[Window, ...]] = {}
 
     def rate(self, case: Case) -> RateAsk | None:
-        """The rate slot to take; None where the policy has no limit."""
+        """The rate limit that a slot must be asked of; None where the policy has no limit. Cached by agent."""
         agent = case.payout.agent
         if agent in self._rates:
             return self._rates[agent]

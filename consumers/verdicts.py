@@ -104,7 +104,7 @@ def record_slot(
 
 
 def slot(payout: str, at: int, answer: RateAnswer | None, findings: Sequence[Finding]) -> VelocityChecked:
-    """The event for a rate slot."""
+    """The event that a rate slot was asked for at `at` (µs); with `answer` None the policy has no rate limit."""
     return VelocityChecked(
         at=at,
         payout=payout,

@@ -43,7 +43,10 @@ class Reputations:
         return remembered if remembered is not None and remembered.fresh_until > now_us else None
 
     async def of(self, texts: Iterable[str], cache: Cache, now_us: int) -> dict[str, Reputation]:
-        """The reputation of every URL, by the URL as it was written."""
+        """The reputations of URLs, keyed by the URL as written; texts that are no URL have none.
+
+        Memory is asked first, then Redis, then Safe Browsing, whose failure is a reputation too.
+        """
         hrefs = {text: url.href for text in texts if (url := vendor_of(text)) is not None}
         known = {href: r for href in set(hrefs.values()) if (r := self._fresh(href, now_us)) is not None}
         wanted = sorted(set(hrefs.values()) - known.keys())

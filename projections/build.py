@@ -52,7 +52,7 @@ class Builder:
         self._takers = {
             kind: [part.take for part in self._parts if kind in part.reads] for kind in EVENT_KINDS
         }
-        self._told = frozenset[type[Fact]]().union(*(v.reads for v in views if v.reads is not CHANGING))
+        self._reads = frozenset[type[Fact]]().union(*(v.reads for v in views if v.reads is not CHANGING))
         self.mark = mark
         self.seen: list[Step] | None = None
         """If a list, `fold` appends all steps to it, also those that no view reads."""
@@ -112,7 +112,7 @@ class Builder:
                 )
             events += len(entry.events)
         takers = self._takers
-        steps = steps_of(self._partition, decoded, known, now, self._told if self.seen is None else ALL)
+        steps = steps_of(self._partition, decoded, known, now, self._reads if self.seen is None else ALL)
         if self.seen is not None:
             self.seen += steps
         for step in steps:

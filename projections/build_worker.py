@@ -17,8 +17,8 @@ from projections.heads import Moved
 from projections.rebuild import SEGMENT_ROWS, Slice, build_slice
 from projections.views import BY_NAME, NAMES
 from streamproc.archive.store import AWAY
-from streamproc.collector import collect_seldom
 from streamproc.errors import StreamprocError, named
+from streamproc.gc_tuning import tune_for_one_job
 
 
 class Order(Struct, frozen=True):
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 async def _build(order: Order, report: Callable[[int, int], None]) -> None:
-    collect_seldom()
+    tune_for_one_job()
     views = [BY_NAME[name] for name in order.views]
     await build_slice(
         order.dsn, order.schema, order.share, report, segment_rows=order.segment_rows, views=views

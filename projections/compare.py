@@ -54,7 +54,7 @@ class Shapes(Struct, frozen=True):
 
 
 async def shapes(live: asyncpg.Connection, rebuilt: asyncpg.Connection, view: str) -> Shapes:
-    """A view's shapes in the two places."""
+    """The versions and the columns that a view has live and rebuilt."""
     before, after = [await _columns(db, view) for db in (live, rebuilt)]
     live_version, version = [await db.fetchval(_SQL["version"], view) or 0 for db in (live, rebuilt)]
     return Shapes(

@@ -110,12 +110,12 @@ def steps_of(
     entries: Sequence[Decoded],
     records: Mapping[str, PayoutRecord | None],
     now: dict[str, PayoutRecord | None] | None = None,
-    told: frozenset[type[e.Fact]] = ALL,
+    reads: frozenset[type[e.Fact]] = ALL,
 ) -> list[Step]:
     """The steps of `entries` in order, starting from the payouts' `records`, which are not changed.
 
     `now` has the records after earlier entries, and after this call those after these entries. A step that changes no
-    record is left out if its event is not in `told`. Raises LogBroken, naming the event, if it cannot follow what is
+    record is left out if its event is not in `reads`. Raises LogBroken, naming the event, if it cannot follow what is
     known of its payout.
     """
     now = {} if now is None else now
@@ -131,7 +131,7 @@ def steps_of(
                 and (after := _approved_at_sight(record, events)) is not None
             ):
                 for event in events[:DECISION]:
-                    if type(event) in told:
+                    if type(event) in reads:
                         steps.append(Step(partition, seq, entry, place, by, owner, event, record, record))
                     place += 1
                 steps.append(Step(partition, seq, entry, place, by, owner, events[place], record, after))
@@ -141,7 +141,7 @@ def steps_of(
                 # `entry.set_aside` may name no payout; then it is about none.
                 if owner and type(event) in OF_PAYOUT and event.payout:  # type: ignore[union-attr]
                     before, record = record, evolve(record, event)
-                    if record is not before or type(event) in told:
+                    if record is not before or type(event) in reads:
                         steps.append(Step(partition, seq, entry, place, by, owner, event, before, record))
                 else:
                     after = evolve(None, event)

@@ -31,7 +31,7 @@ class Mark(Protocol):
 
     @property
     def seq(self) -> int:
-        """The last row that was folded."""
+        """The number in the archive of the last row that was folded."""
         ...
 
     async def move(self, db: asyncpg.Connection, rows: Sequence[Row], upto: int) -> None:
@@ -39,7 +39,7 @@ class Mark(Protocol):
         ...
 
     def moved(self, rows: Sequence[Row], upto: int) -> None:
-        """Called when the transaction is committed."""
+        """Take the new position into memory, once the transaction that wrote it is committed."""
         ...
 
 
@@ -53,7 +53,7 @@ class ViewHeads:
         self.entry = entry
 
     async def move(self, db: asyncpg.Connection, rows: Sequence[Row], upto: int) -> None:
-        """Compare and set. Raises LogBroken unless `rows` follow the position."""
+        """Move the position to `upto`. Raises Moved where it was moved by others, LogBroken unless `rows` follow it."""
         last = rows[-1]
         if rows[0].seq != self.seq + 1:
             raise LogBroken(f"partition {self._partition}: row {rows[0].seq} does not follow {self.seq}")

@@ -13,7 +13,7 @@ from projections.runner import BATCH_MAX, Runner
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.load import rows_after
 from streamproc.archive.rows import ArchivedEntry, RowAbout
-from streamproc.archive.shared import Shared, Turns
+from streamproc.archive.shared import Shared, SharedConnection
 from streamproc.archive.store import AWAY
 from streamproc.errors import ConfigError, LogBroken, named
 from streamproc.waiting import set_within
@@ -49,7 +49,7 @@ class Feed:
         self._more = asyncio.Event()
 
     def put(self, rows: Sequence[ArchivedEntry]) -> None:
-        """Hand over rows that are committed, in order."""
+        """Hand over rows that the archive has committed, in order; beyond `rows_max` the oldest are dropped."""
         self._rows.extend(rows)
         self._more.set()
 
@@ -77,7 +77,7 @@ class Feed:
             return
 
     async def wait(self, timeout_s: float) -> None:
-        """Return when there is something new, or after `timeout_s`."""
+        """Return when rows were put since the last wait, or after `timeout_s` seconds."""
         try:
             # Not wait_for: in Python 3.11 that loses a cancellation that comes together with the event.
             async with asyncio.timeout(timeout_s):
@@ -97,13 +97,13 @@ async def keep_views(partition: int, dsn: str, shared: Shared, feed: Feed, stopp
     while not stopping.is_set():
         heed_cancellation()
         try:
-            async with shared.joined() as turns:
-                async with turns.turn() as db:
+            async with shared.joined() as connection:
+                async with connection.exclusive() as db:
                     await write_lazily(db)
                     runner = Runner(db, partition, await open_heads(db, partition), disowned=disowned)
                 feed.forget()  # it may be of a primary that is gone, and the new one's archive without it
                 _log_retry(partition, reported)
-                await _follow(runner, turns, partition, feed, stopping, outage)
+                await _follow(runner, connection, partition, feed, stopping, outage)
         except Moved as moved:
             log.info("%s; going on from where they are", moved)
         except AWAY as problem:
@@ -124,7 +124,7 @@ def _log_retry(partition: int, reported: str) -> None:
 
 async def _follow(
     runner: Runner,
-    turns: Turns,
+    connection: SharedConnection,
     partition: int,
     feed: Feed,
     stopping: asyncio.Event,
@@ -134,7 +134,7 @@ async def _follow(
     while not stopping.is_set():
         at, begun_s = runner.mark.seq, clock()
         rows: Sequence[RowAbout] = feed.take(at, BATCH_MAX)
-        async with turns.turn() as db:
+        async with connection.exclusive() as db:
             rows = rows or await rows_after(db, partition, at, BATCH_MAX)
             if rows:
                 await runner.fold(rows)
@@ -145,5 +145,5 @@ async def _follow(
             gather_s = GATHER_S if len(rows) < MUCH else GATHER_MUCH_S
             await feed.gather(GATHERED_MAX, begun_s + gather_s)
     if rows := feed.take(runner.mark.seq, BATCH_MAX):  # gathered when `stopping` came
-        async with turns.turn():
+        async with connection.exclusive():
             await runner.fold(rows)

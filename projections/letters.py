@@ -18,7 +18,7 @@ COLUMNS = ("partition", "seq", "place", "group_name", "entry_id", "action")
 
 
 def rows_of(steps: Iterable[Step]) -> list[tuple[object, ...]]:
-    """The rows that the steps add, in the order of COLUMNS."""
+    """One row for each dead letter, and one for each closing of a letter, in the order of COLUMNS."""
     rows: list[tuple[object, ...]] = []
     for step in steps:
         event = step.event

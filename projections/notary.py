@@ -21,7 +21,7 @@ from projections.outage import Outage, heed_cancellation
 from streamproc.archive.attest import Maker
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.outside import Outside
-from streamproc.archive.shared import Shared, Turns
+from streamproc.archive.shared import Shared, SharedConnection
 from streamproc.archive.store import (
     AWAY,
     CHECKPOINT_LOCK,
@@ -90,7 +90,7 @@ async def keep_checkpoints(partition: int, shared: Shared, terms: Terms, ended: 
 
 
 @asynccontextmanager
-async def _one_maker(db: Turns, partition: int, ended: asyncio.Event) -> AsyncIterator[bool]:
+async def _one_maker(db: SharedConnection, partition: int, ended: asyncio.Event) -> AsyncIterator[bool]:
     """Be the partition's one maker of checkpoints; False if ended before.
 
     The connection outlives this partition's notary, so the lock is given back: another process may have the partition
@@ -112,7 +112,7 @@ async def _one_maker(db: Turns, partition: int, ended: asyncio.Event) -> AsyncIt
                 await give_lock_back(db, partition, lock=CHECKPOINT_LOCK)
 
 
-async def _show_life(db: Turns, over: asyncio.Event) -> None:
+async def _show_life(db: SharedConnection, over: asyncio.Event) -> None:
     """Ask something at intervals until `over`, or the connection is lost, which whoever works on it will notice."""
     with suppress(*AWAY):
         while not await set_within(over, ALIVE_S):

@@ -43,7 +43,7 @@ _SQL = statements("projections", "rebuild.sql")
 
 
 class Target(Struct, frozen=True):
-    """The entry up to which a partition is built."""
+    """The last entry that is built of a partition: its number in the archive and its id in the log."""
 
     partition: int
     seq: int
@@ -119,7 +119,7 @@ async def resumable(db: asyncpg.Connection, schema: str, ends: Sequence[Target])
 
 
 async def slices_of(db: asyncpg.Connection) -> list[Slice]:
-    """The plan of the place that `db` is in."""
+    """The shares that the rebuild in the current schema of `db` is divided into, with how far each one is."""
     return [Slice(*row) for row in await db.fetch(_SQL["slices"])]
 
 
@@ -129,14 +129,14 @@ async def drop_place(db: asyncpg.Connection, schema: str) -> None:
 
 
 class _Share:
-    """The mark of one builder."""
+    """How far one builder is, kept in its share's row of the plan (a `Mark`)."""
 
     def __init__(self, share: Slice) -> None:
         self._share = share
         self.seq = share.done_seq
 
     async def move(self, db: asyncpg.Connection, rows: Sequence[Row], upto: int) -> None:
-        """Compare and set."""
+        """Move the share to `upto`. Raises Moved if it is not where we left it: another replay builds it too."""
         status = await db.execute(_SQL["move"], self._share.partition, self._share.slice, self.seq, upto)
         if status != "UPDATE 1":
             raise Moved(

@@ -38,10 +38,10 @@ from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.checkpoint_post import open_checkpoint_post
 from streamproc.clients.safe_browsing import open_safe_browsing
-from streamproc.collector import look_less_often
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.drain import requests_s
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
+from streamproc.gc_tuning import tune_for_batches
 from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Asgi
 from streamproc.ingress.refusals import Refusals
@@ -122,7 +122,7 @@ async def run_worker(
         tells = consumers.NOTIFICATION in names
         channels = opened_channels(settings, stack, breakers) if tells else Channels()
         groups = [await _group(name, settings, stack, breakers, channels) for name in names]
-        look_less_often()
+        tune_for_batches()
         async with asyncio.TaskGroup() as tasks:
             if tells:
                 tasks.create_task(people_until(settings, channels, stopping), name="people")
@@ -265,7 +265,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
             return
         sockets = stack.enter_context(bound(settings.host, settings.port, PREFIX))
         app = await stack.enter_async_context(opened_api(settings, meters))
-        look_less_often()
+        tune_for_batches()
         server = server_of(app, host=settings.host, port=settings.port, drain_s=requests_s(settings.drain_s))
         await serve_until(stopping, server, sockets)
 
@@ -297,7 +297,7 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
             return
         breakers: dict[str, Breaker] = {}
         _show_breakers(meters, breakers)
-        look_less_often()
+        tune_for_batches()
         await poll_until(settings, _me(), breakers, stopping)
 
 
@@ -306,7 +306,7 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
     if not await opened(settings, stopping):
         return
     await refuse_too_few(settings)
-    look_less_often()
+    tune_for_batches()
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "projector"))
         await run_projector(

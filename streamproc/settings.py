@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
+from streamproc.domain.duration import exact_duration_s
 from streamproc.domain.plain import is_text
 from streamproc.errors import ConfigError
 from streamproc.secret import Secret as Secret
@@ -120,9 +121,6 @@ def _without_password(url: str) -> str:
 
 # --- one parser per kind of value: returns the value, or raises ValueError that says what is allowed ---
 
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|s|m|h|d)?")
-_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-
 
 def _text(raw: str) -> str:
     return raw
@@ -143,8 +141,8 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 def _duration(low_s: float) -> Callable[[str], float]:
     def parse(raw: str) -> float:
-        found = _DURATION.fullmatch(raw)
-        if not found or (seconds := float(found[1]) * _SECONDS[found[2] or ""]) < low_s:
+        seconds = exact_duration_s(raw)
+        if seconds is None or seconds < low_s:
             raise ValueError(f"must be a duration such as 10s, 5m, 24h or 30d, at least {low_s:g} s")
         return seconds
 

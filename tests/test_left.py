@@ -9,7 +9,7 @@ import signal
 import pytest
 import uvicorn
 
-from streamproc import collector
+from streamproc import gc_tuning
 from streamproc.cli.logline import log_to_stderr
 from tests import left
 from tests.deadline import DEADLINE_S
@@ -43,7 +43,7 @@ def test_a_logger_that_is_new_is_left_as_if_nobody_had_set_it() -> None:
 def test_garbage_is_collected_as_before_after_a_role_and_after_a_builder() -> None:
     before = gc.get_threshold()
     with left.collector_put_back():
-        collector.look_less_often()
+        gc_tuning.tune_for_batches()
         assert gc.get_threshold() != before
         gc.disable()
     assert (gc.isenabled(), gc.get_threshold()) == (True, before)

@@ -51,7 +51,7 @@ class Noted(Protocol):
     def note(
         self, *, channel: Literal["slack", "api"], subject: str, what: str, problem: str, payout: str = ""
     ) -> None:
-        """Somebody was refused."""
+        """Record that `subject` (a token or an account in Slack) was refused `what`, and why (`problem`)."""
         ...
 
 

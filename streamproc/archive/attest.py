@@ -78,7 +78,7 @@ class Maker:
 
     @property
     def origin(self) -> str:
-        """Whose checkpoints these are."""
+        """The first line of its checkpoints: which archive and partition they are about."""
         return f"streamproc/{self._archive}/{self._partition}"
 
     async def _check_ground(self) -> None:
@@ -101,7 +101,7 @@ class Maker:
             )
 
     async def head(self) -> Head:
-        """The archive's end now."""
+        """The last archived entry of the partition, as it is now."""
         return await read_head(self._db, self._partition)
 
     async def waited_s(self) -> float:

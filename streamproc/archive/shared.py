@@ -14,12 +14,12 @@ import asyncpg
 from streamproc.archive.store import AWAY, connection
 
 
-class Turns:
+class SharedConnection:
     """A connection, used by one task at a time, first come, first served. Once lost it stays lost: join anew."""
 
     def __init__(self, db: asyncpg.Connection) -> None:
         self._db = db
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     @property
     def lost(self) -> bool:
@@ -27,9 +27,9 @@ class Turns:
         return bool(self._db.is_closed())
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[asyncpg.Connection]:
+    async def exclusive(self) -> AsyncIterator[asyncpg.Connection]:
         """The connection to ourselves. Raises ConnectionResetError, which is one of AWAY, if it was lost."""
-        async with self._turn:
+        async with self._lock:
             if self.lost:
                 raise ConnectionResetError("the shared connection was lost")
             try:
@@ -41,20 +41,20 @@ class Turns:
                 raise
 
     async def fetch(self, query: str, *values: object) -> list[Any]:
-        """As asyncpg's, in a turn of its own; so are the following."""
-        async with self.turn() as db:
+        """As asyncpg's, with the connection to ourselves; so are the following."""
+        async with self.exclusive() as db:
             return list(await db.fetch(query, *values))
 
     async def fetchrow(self, query: str, *values: object) -> Any:
-        async with self.turn() as db:
+        async with self.exclusive() as db:
             return await db.fetchrow(query, *values)
 
     async def fetchval(self, query: str, *values: object) -> Any:
-        async with self.turn() as db:
+        async with self.exclusive() as db:
             return await db.fetchval(query, *values)
 
     async def execute(self, query: str, *values: object) -> str:
-        async with self.turn() as db:
+        async with self.exclusive() as db:
             return str(await db.execute(query, *values))
 
 
@@ -74,17 +74,17 @@ class Shared:
         self._now: _Open | None = None
 
     @asynccontextmanager
-    async def joined(self) -> AsyncIterator[Turns]:
+    async def joined(self) -> AsyncIterator[SharedConnection]:
         """The connection, opened unless another task has it open. Raises what connecting raises."""
         async with self._joining:
-            if self._now is None or self._now.turns.lost:
+            if self._now is None or self._now.connection.lost:
                 stack = AsyncExitStack()
                 db = await stack.enter_async_context(connection(self._dsn, name=self._name))
-                self._now = _Open(Turns(db), stack)
+                self._now = _Open(SharedConnection(db), stack)
             here = self._now
             here.users += 1
         try:
-            yield here.turns
+            yield here.connection
         finally:
             here.users -= 1
             if not here.users:
@@ -96,7 +96,7 @@ class Shared:
 class _Open:
     """An open connection, what closes it, and how many use it."""
 
-    def __init__(self, turns: Turns, stack: AsyncExitStack) -> None:
-        self.turns = turns
+    def __init__(self, connection: SharedConnection, stack: AsyncExitStack) -> None:
+        self.connection = connection
         self.stack = stack
         self.users = 0

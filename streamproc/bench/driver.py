@@ -29,11 +29,11 @@ from streamproc.bench.arguments import given
 from streamproc.bench.site import VIEWS_AT
 from streamproc.bench.ticker import ticking
 from streamproc.bench.webhooks import Webhooks, request
-from streamproc.collector import look_less_often
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PayoutDecided, PayoutObserved
 from streamproc.domain.wire import tag_of
 from streamproc.errors import JobFailed, StreamprocError
+from streamproc.gc_tuning import tune_for_batches
 from streamproc.log.stream import LogView, Producer
 
 S_NS = 1_000_000_000
@@ -204,7 +204,7 @@ async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
         begin_us = time.time_ns() // 1000
         events = [job.observed(n, begin_us + n * interval_ns // 1000, job.PAYEES) for n in range(payouts)]
         drive = await _opened(stack, url, events)
-        look_less_often()
+        tune_for_batches()
         first_ns = time.monotonic_ns() + int(LEAD_S * S_NS)
         due_ns = [first_ns + n * interval_ns for n in range(payouts)]
 
@@ -235,7 +235,7 @@ async def flood(url: str, dsn: str, payouts: int, port: int = 0) -> Flooded:
         drive = await _opened(stack, url, events, port)
         db = await asyncpg.connect(dsn)
         stack.push_async_callback(db.close)
-        look_less_often()
+        tune_for_batches()
         used_s, machine_s, shown = time.process_time(), cost.machine_cpu_s(), 0
         began_ns = time.monotonic_ns()
 

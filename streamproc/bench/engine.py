@@ -21,12 +21,12 @@ from projections.loop import run_projector
 from streamproc.bench import job
 from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete
-from streamproc.collector import look_less_often
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PayoutDecided
 from streamproc.domain.governance import Reputation
 from streamproc.domain.policy import parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events
+from streamproc.gc_tuning import tune_for_batches
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
 from streamproc.log.cache import Cache
@@ -92,7 +92,7 @@ async def worker(url: str, consumers_count: int) -> None:
     group = consumers.governance(reputations, zone=job.ZONE)
     workers = [Consumer(url, 0, group, name=f"bench-{n}", limits=Limits()) for n in range(consumers_count)]
     stopping = asyncio.Event()
-    look_less_often()  # as `app.run_worker` does
+    tune_for_batches()  # as `app.run_worker` does
 
     async def work() -> None:  # `gather` alone would start its tasks before `go`
         await asyncio.gather(*(consumer.run(stopping) for consumer in workers))

@@ -23,7 +23,6 @@ import consumers
 from consumers.vet import Reputations
 from streamproc.bench import cost, job
 from streamproc.bench.rig import Announce
-from streamproc.collector import look_less_often
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import Admission, Ask, Ledger
 from streamproc.domain.events import Event, PayoutDecided
@@ -31,6 +30,7 @@ from streamproc.domain.governance import Case, Reputation, decide
 from streamproc.domain.payouts import encode_record
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events, encode_events, payout_of
+from streamproc.gc_tuning import tune_for_batches
 from streamproc.log import grants
 from streamproc.log.cache import Cache
 from streamproc.log.grants import Grant
@@ -84,7 +84,7 @@ async def measure(payouts: int, rounds: int, *, announce: Announce) -> Measured:
     reputations = Reputations(_clean(at_us))
     await reputations.of(job.vendor_urls(), NoCache(), at_us)
     pure = _Pure(consumers.governance(reputations, zone=job.ZONE), _book(at_us), payouts, at_us)
-    look_less_often()
+    tune_for_batches()
     for number in range(rounds + 1):
         announce("warm-up" if number == 0 else f"round {number} of {rounds}")
         runs += [run for run in await pure.round(number) if number > 0]
@@ -180,7 +180,7 @@ class _Pure:
         for works in self._batches():
             offers = grants.offers_of(self._group, works, self._ctx(ledger))
             grants.written_out(NAMES, self._group.name, [Grant(work.entry, offer) for work, offer in offers])
-            rejected = [offer.told(Fate.DONE)[0].reason for _, offer in offers if not offer.asks]
+            rejected = [offer.outputs(Fate.DONE)[0].reason for _, offer in offers if not offer.asks]
             outcomes.update(rejected)
             outcomes[POLICY_OK] += len(offers) - len(rejected)
         return outcomes

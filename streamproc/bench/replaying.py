@@ -32,7 +32,7 @@ from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import LogView
-from streamproc.operate.replay import Progress, Result, replay
+from streamproc.operate.replay import JobProgress, Result, replay
 
 NAIVE_EVENTS = 2_000
 """Events that the naive projector folds, in about two seconds."""
@@ -191,7 +191,7 @@ class _Bench:
             await db.close()
         ready_at, spent = 0.0, dict[str, float]()
 
-        def note_end_of_build(progress: Progress) -> None:
+        def note_end_of_build(progress: JobProgress) -> None:
             nonlocal ready_at, spent
             if progress.stage == "comparing" and not ready_at:
                 ready_at, spent = time.monotonic(), self._spent(usage, log.events)

@@ -103,7 +103,7 @@ async def measure(
                 for number in range(1, rounds + 1):
                     for stand in stands:
                         announce(f"{axis} {stand.value:,}: round {number} of {rounds}")
-                        runs.append(await stand.turn(number, payouts))
+                        runs.append(await stand.run(number, payouts))
                 versions |= stands[0].versions
     return Measured(payouts, rounds, versions, runs)
 
@@ -158,7 +158,7 @@ class _Stand:
         self._accounts = accounts(place.partitions)
         self._payouts = plain(place.agents)
 
-    async def turn(self, number: int, payouts: int) -> Run:
+    async def run(self, number: int, payouts: int) -> Run:
         """Start workers, let them share the payouts, and measure."""
         async with AsyncExitStack() as stack:
             roles = await self._at.workers(stack, self._place.workers, CONCURRENCY)

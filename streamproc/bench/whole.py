@@ -26,10 +26,10 @@ from streamproc.bench import engine, job
 from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete, overlapping
 from streamproc.bench.floor import BLOCK_MS
-from streamproc.collector import look_less_often
 from streamproc.domain.beneficiaries import NOTED, RENEW_S, Noted, Pair, look, to_note, with_name
 from streamproc.domain.budget import US
 from streamproc.errors import JobFailed
+from streamproc.gc_tuning import tune_for_batches
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 
@@ -299,7 +299,7 @@ async def main(url: str) -> None:
         reader = await stack.enter_async_context(connected(url, blocking=True))
         client = await stack.enter_async_context(connected(url))
         worker = Worker(reader, client, await client.script_load(script()))
-        look_less_often()
+        tune_for_batches()
         await compete(worker.run())
 
 

@@ -82,7 +82,7 @@ def create(
     from streamproc.operate import tokens
     from streamproc.operate.site import opened
 
-    expires_s = tokens.seconds_of(expires)
+    expires_s = tokens.validity_s(expires)
     kind = cast("TokenScope", scope)
     if kind == "agent":
         account = account or settings.razorpay_account_id

@@ -80,7 +80,7 @@ def whatif(
     from streamproc.cli.progress import ProgressDisplay
     from streamproc.domain.whatif.judge import Assumptions
     from streamproc.operate.moments import moment
-    from streamproc.operate.whatif import Progress
+    from streamproc.operate.whatif import WhatIfProgress
     from streamproc.operate.whatif import whatif as job
 
     parsed = None if file is None else read_policy_file(file)
@@ -90,7 +90,7 @@ def whatif(
     assume = Assumptions(settings.timezone, unknown_reputation, new_holds)  # type: ignore[arg-type]  # click's choices
     with ProgressDisplay("whatif", "payouts") as display:
 
-        def hear(progress: Progress) -> None:
+        def hear(progress: WhatIfProgress) -> None:
             display.show("judging", progress.done, progress.total, progress.judged)
 
         answer = output.run(

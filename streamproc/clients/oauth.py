@@ -49,8 +49,8 @@ class Vault(Protocol):
 
     async def load(self) -> bytes | None: ...
     async def save(self, sealed: bytes) -> None: ...
-    def turn(self) -> AbstractAsyncContextManager[bool]:
-        """Lets one process at a time renew; False: another one has the turn."""
+    def lease(self) -> AbstractAsyncContextManager[bool]:
+        """Lets one process at a time renew; False: another one has the lease."""
         ...
 
 
@@ -128,7 +128,7 @@ class TokenKeeper:
         self._has_looked = True
         if self._unsaved is None and self._is_good(self._pair, refused):
             return
-        async with self._vault.turn() as is_ours:
+        async with self._vault.lease() as is_ours:
             if not is_ours:
                 raise TryAgain("another process is getting a new token from the bank", after_s=1.0)
             self._pair = self._open(await self._vault.load())

@@ -1,7 +1,7 @@
 """Idempotency keys of deliveries, so that each counts once. Pure.
 
 Nearly all of them follow from what is delivered; then its entry does not repeat them, and a recovery derives them again
-(`told_keys`). So a key's form must never change: in another form it would be another key.
+(`derived_keys`). So a key's form must never change: in another form it would be another key.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def malformed_key(payout: str, problem: str) -> str:
     return f"bad:{payout}:{_hash(problem)}"
 
 
-def told_keys(events: Sequence[Event], digest: str = "") -> tuple[str, ...]:
+def derived_keys(events: Sequence[Event], digest: str = "") -> tuple[str, ...]:
     """The keys that follow from a delivery's events, and from its body's digest if that is known.
 
     They are the keys of an entry whose metadata names none.

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from msgspec import Struct
 
 from streamproc.domain.domains import parse_rule
+from streamproc.domain.duration import duration_s
 from streamproc.domain.money import AMOUNT_MAX_PAISE
 from streamproc.domain.policy_report import Path, Report, shown, unknown
 
@@ -38,9 +39,7 @@ _PATHS_BEGIN, _PATHS_END = ("proposals",), ("history", "budget")
 _NO_STEP = frozenset({"", ".", ".."})
 """Parts of a path that clients and proxies remove."""
 _FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
-_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": DAY_S}
-_DURATION = re.compile(r"(\d{1,9})([smhd]?)")
-_HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
+_HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -179,10 +178,8 @@ def _one_of(*words: str) -> Reader:
 
 def _seconds(least: int, most: int) -> Reader:
     def read(value: object) -> int:
-        seconds = None if isinstance(value, bool) else value
-        if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
-            seconds = int(match[1]) * _UNIT_S[match[2]]
-        if not isinstance(seconds, int):
+        seconds = duration_s(value, bare=True) if isinstance(value, str) else value
+        if not isinstance(seconds, int) or isinstance(seconds, bool):
             raise ValueError(f"must be whole seconds or like 90s, 15m, 24h, 7d, not {shown(value)}")
         if not least <= seconds <= most:
             raise ValueError(f"must be {least} to {most} seconds, not {shown(seconds)}")

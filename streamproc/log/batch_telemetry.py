@@ -163,7 +163,7 @@ class BatchTelemetry:
                 template_key = (id(offer.template), fate)
                 known = alike.get(template_key)
                 if known is None:
-                    _, out = offer.told(fate)
+                    _, out = offer.outputs(fate)
                     decision = next(event for event in out if type(event) is e.PayoutDecided)
                     known = alike[template_key] = (decision, [])
                 decision, offers = known
@@ -234,7 +234,7 @@ def _works_of(batch: _Unrecorded) -> list[Work]:
     """The works of a fast-path batch, as the chain would have left them. The counters' numbers are 0, which telemetry
     does not use."""
     for work, offer, fate in batch.granted:
-        work.record, out = offer.told(fate)
+        work.record, out = offer.outputs(fate)
         work.out = list(out)
     return [work for work, *_ in batch.granted]
 

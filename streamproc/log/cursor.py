@@ -70,13 +70,13 @@ class PollCursor:
             with named_errors():
                 await client.set(self._key, position)
 
-    async def tell(self, state: PollState) -> None:
+    async def save_state(self, state: PollState) -> None:
         """Save the poller's state."""
         async with connected(self._url) as client:
             with named_errors():
                 await client.set(self._state, msgspec.json.encode(state))
 
-    async def told(self) -> PollState | None:
+    async def state(self) -> PollState | None:
         """The poller's state; None where no pass has ever ended."""
         async with connected(self._url) as client:
             with named_errors():

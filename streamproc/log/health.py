@@ -153,11 +153,11 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
     return max(0, now_ms - id_key(entry)[0])
 
 
-PUT_OFF_LATE_S = 30.0
+DEFERRED_LATE_S = 30.0
 """How long a group's oldest entry may wait while entries are put off. A retry or two takes seconds."""
 
 
-class PutOff(NamedTuple):
+class Deferred(NamedTuple):
     """Entries of a group that wait for their next attempt, in all partitions, and the age (ms) of the oldest entry
     that such a partition's group has not handled; 0 if none is put off."""
 
@@ -165,7 +165,7 @@ class PutOff(NamedTuple):
     oldest_ms: int
 
 
-async def put_off(client: Redis, partitions: int, group: str) -> PutOff:
+async def deferred(client: Redis, partitions: int, group: str) -> Deferred:
     """What a group has put off: a few round trips, however many partitions."""
     every = [Names(partition) for partition in range(partitions)]
     with named_errors():
@@ -175,14 +175,14 @@ async def put_off(client: Redis, partitions: int, group: str) -> PutOff:
             counts = [int(count) for count in await pipe.execute()]
         waiting = [names for names, count in zip(every, counts, strict=True) if count]
         if not waiting:
-            return PutOff(0, 0)
+            return Deferred(0, 0)
         async with client.pipeline(transaction=False) as pipe:
             for names in waiting:  # whose group is there, since it has put something off
                 pipe.xpending(names.log, group)
             firsts = [found["min"] for found in await pipe.execute() if found["pending"]]
         now_ms = await clock_us(client) // 1000
     oldest_ms = min((id_key(text_of(first))[0] for first in firsts), default=now_ms)
-    return PutOff(sum(counts), max(0, now_ms - oldest_ms))
+    return Deferred(sum(counts), max(0, now_ms - oldest_ms))
 
 
 class PartitionSize(NamedTuple):

@@ -137,10 +137,10 @@ class Cluster:
                 continue
             finally:
                 await client.aclose()
-            ranges = [(int(row[0]), int(row[1]), _told(row[2], asked)) for row in rows]
+            ranges = [(int(row[0]), int(row[1]), _reported_address(row[2], asked)) for row in rows]
             if ranges:
                 self._ranges, self._moved = ranges, {}
-                self._known = tuple({_told(node, asked) for row in rows for node in row[2:]})
+                self._known = tuple({_reported_address(node, asked) for row in rows for node in row[2:]})
                 return
         raise RedisConnectionError("no node of the cluster says who has which slots")
 
@@ -159,7 +159,7 @@ def _address(text: str) -> Address:
     return Address(host, int(port))
 
 
-def _told(node: Sequence[Any], by: Address) -> Address:
+def _reported_address(node: Sequence[Any], by: Address) -> Address:
     """A node's address as told by another one; a node that does not know its own address is where it was asked."""
     host = node[0].decode() if node[0] else ""
     return Address(host if host not in ("", "?") else by.host, int(node[1]))

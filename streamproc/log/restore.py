@@ -178,7 +178,7 @@ class Restorer:
     async def payout(
         self, record: PayoutRecord, admission: Admission, *, expires_at_s: int | None = None
     ) -> None:
-        """A payout's hash, as commit.lua and admit.lua leave it."""
+        """Write a payout's hash as commit.lua and admit.lua leave it, to expire at `expires_at_s` (Unix s) or never."""
         key = self.names.payout(record.payout)
         fields: list[Any] = ["v", self.stamp, "s", encode_record(record)]
         if admission.rate is not None or admission.budget is not None:
@@ -192,7 +192,7 @@ class Restorer:
             await self._put("EXPIREAT", key, expires_at_s)
 
     async def budget(self, scope: str, window: str, reserved: int, committed: int, expires_at_s: int) -> None:
-        """Reserved and committed paise of a window."""
+        """Write what is reserved and committed in a budget window, in paise."""
         key = self.names.budget(scope, window)
         await self._put("HSET", key, "r", reserved, "c", committed)
         await self._put("EXPIREAT", key, expires_at_s)
@@ -222,7 +222,7 @@ class Restorer:
         await self._put("EXPIREAT", key, expires_at_s)
 
     async def seen(self, key: str, entry: str, expires_at_s: int) -> None:
-        """The key of a delivery that is in the log."""
+        """Write that a delivery with this idempotency key is in the log, as `entry`."""
         await self._put("SET", self.names.seen(key), entry, "EXAT", expires_at_s)
 
     async def timer(self, timer: TimerFired) -> None:

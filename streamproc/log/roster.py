@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Look(Struct, frozen=True):
-    """What is known of the consumers that were asked for."""
+    """Which of the consumers that were asked for are connected, and since when the others are not."""
 
     here: frozenset[str]
     """Connected now, or when all were listed last."""
@@ -42,7 +42,7 @@ class Look(Struct, frozen=True):
 
 
 class Roster:
-    """What a process knows of one server's connections."""
+    """The connections to one Redis server by their names, as this process saw them last."""
 
     def __init__(self) -> None:
         self._ids: dict[str, list[str]] = {}

@@ -74,7 +74,7 @@ class Keys:
         self._index = {key: i for i, key in enumerate(fixed, 1)}
 
     def index(self, key: str) -> int:
-        """The index of `key`, added if it is new."""
+        """The 1-based index of `key` in KEYS; a new key is added at the end."""
         known = self._index.get(key)
         if known is None:
             self.list.append(key)
@@ -95,7 +95,7 @@ class Delivery:
     keys: Sequence[str]
     e: bytes
     m: bytes
-    told: bool = False
+    keys_derived: bool = False
     """Whether `e` and `m` imply the keys. Else they are put into `m`: the archive alone must be enough to know them."""
 
 
@@ -171,7 +171,11 @@ async def append_once(
     args: list[Any] = [SEEN_TTL_S]
     for delivery in deliveries:
         keys += [names.seen(key) for key in delivery.keys]
-        args += [len(delivery.keys), delivery.e, delivery.m if delivery.told else _with_keys(delivery)]
+        args += [
+            len(delivery.keys),
+            delivery.e,
+            delivery.m if delivery.keys_derived else _with_keys(delivery),
+        ]
     reply = await _append_once(client, keys, args)
     return [(reply[i].decode(), reply[i + 1] == 1) for i in range(0, len(reply), 2)]
 
@@ -308,7 +312,7 @@ def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
 
 
 async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:
-    """Append the timers that are due; their number."""
+    """Append an entry for each timer that is due, `limit` at most; returns how many were appended."""
     return int(await _due(client, [names.log, names.timers], [limit]))
 
 
@@ -326,13 +330,13 @@ async def defer(
 
 
 async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:
-    """Claim deferred entries that are due."""
+    """Claim for `consumer` the deferred entries whose next attempt is due, `limit` at most."""
     args = [group, consumer, limit]
     return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
 
 
 async def pass_own(client: Redis, names: Names, group: str) -> int:
-    """Move the group past its own outputs, as far as they come next; their number."""
+    """Move the group's position past its own outputs, as far as they come next in the log; returns how many."""
     return int(await _pass(client, [names.log, names.own(group)], [group]))
 
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from streamproc.domain.deliveries import told_keys
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import Event
 from streamproc.domain.wire import encode_events
@@ -51,10 +51,10 @@ class Append(Struct, frozen=True):
 
     def delivery(self, m: bytes) -> scripts.Delivery:
         """What is sent, with the entry's metadata `m`."""
-        if self.keys != told_keys(self.events, self.body):
+        if self.keys != derived_keys(self.events, self.body):
             return scripts.Delivery(self.keys, encode_events(self.events), m)
         m = m[:-1] + b',"body":"' + self.body.encode() + b'"}' if self.body else m
-        return scripts.Delivery(self.keys, encode_events(self.events), m, told=True)
+        return scripts.Delivery(self.keys, encode_events(self.events), m, keys_derived=True)
 
 
 class Appended(Struct, frozen=True):
@@ -199,11 +199,11 @@ class Clock:
         return has_slept or now - self._synced_at > CLOCK_SYNC_S
 
     def doubt(self) -> None:
-        """Ask before the next use: another server may be Redis now."""
+        """Treat the clock as unknown, since another server may be Redis now: `sync` comes before its next use."""
         self._synced_at = float("-inf")
 
     async def sync(self, client: Redis) -> None:
-        """Ask Redis."""
+        """Ask Redis for its time, and keep how far it is from our clocks. Raises LogUnavailable."""
         asked_ns = time.monotonic_ns()
         with named_errors():
             seconds, micros = await client.time()
@@ -300,7 +300,7 @@ class Producer:
         try:
             if self.clock.is_stale():
                 await self.clock.sync(client)
-            batch = _told_now(batch, self.clock.steps)
+            batch = _timed_by_this_clock(batch, self.clock.steps)
             if not batch:
                 return client
             begun_ns = time.time_ns()
@@ -330,9 +330,11 @@ class Producer:
         return connect(self._url, home=names.log)
 
 
-def _told_now(batch: list[_Waiting], steps: int) -> list[_Waiting]:
-    """Those whose times are by the clock as it is known now. What came a day ahead would be charged to that day,
-    and keep an agent's slots until then."""
+def _timed_by_this_clock(batch: list[_Waiting], steps: int) -> list[_Waiting]:
+    """The deliveries whose times are by the clock as it is known now; the others are refused, to be delivered again.
+
+    What came a day ahead would be charged to that day, and keep an agent's slots until then.
+    """
     old = [waiting for waiting in batch if waiting.steps != steps]
     _refuse(old, LogUnavailable("Redis's clock is another one than was thought; deliver again"))
     return [waiting for waiting in batch if waiting.steps == steps] if old else batch

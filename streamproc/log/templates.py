@@ -66,7 +66,7 @@ class Text(Struct, frozen=True):
 
     @classmethod
     def of(cls, text: str) -> "Text":
-        """Split a text with marks for its blanks."""
+        """Split a text at its blanks, which are numbers between two MARKs (see `blank`)."""
         before, *rest = text.split(MARK)
         pieces: list[str | int] = [before]
         blanks: list[int] = []
@@ -76,13 +76,13 @@ class Text(Struct, frozen=True):
         return cls(pieces, blanks)
 
     def at(self, at: int) -> list[str | int]:
-        """The pieces with the time `at` (µs) put in."""
+        """The pieces, with the time of the decision (µs) in place of AT."""
         when = str(at)
         return [piece.replace(AT, when) if type(piece) is str else piece for piece in self.pieces]
 
 
 class Template(Struct, frozen=True):
-    """The record and the events of an outcome, with blanks."""
+    """The JSON of the record and of the events that one outcome writes, with blanks for what is a payout's own."""
 
     record: Text
     e: Text
@@ -94,11 +94,12 @@ class Template(Struct, frozen=True):
 
 
 def template_with(record: str, e: str, *, ends: bool = False) -> Template:
-    """A template of a record's and an entry's text with marks."""
+    """The template of a record's JSON and an entry's events `e`, both with MARKs and AT in them."""
     return Template(Text.of(record), Text.of(e), ends=ends)
 
 
-Told = tuple[PayoutRecord, Sequence[Event]]
+RecordAndEvents = tuple[PayoutRecord, Sequence[Event]]
+"""A payout's record after a decision, and the events of the decision's entry."""
 
 
 class Offer(Struct, eq=False):
@@ -114,7 +115,7 @@ class Offer(Struct, eq=False):
     values: Sequence[str]
     """Fill those from VALUES on."""
     agent: str
-    told: Callable[[Fate], Told]
+    outputs: Callable[[Fate], RecordAndEvents]
     """The record and the events of a fate, for telemetry and tests, with 0 for what only the counters know."""
     noted: Sequence[Event] = ()
     """Those of the events that the registry of beneficiaries takes in."""
@@ -150,7 +151,7 @@ def template_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
     The patterns replaced here contain a quoted name with its colon. Within a JSON string a quote is escaped, so a
     pattern is never found in a value.
     """
-    room = _told_room(ask.windows or ())
+    room = _room_text(ask.windows or ())
     e = _replaced(e, room, blank(ROOM))
     return _replaced(record, room, blank(ROOM)), _with_slot(ask, e)
 
@@ -167,7 +168,7 @@ def no_room_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
     """As `template_of`, of the texts of a rejection because the first window has no room."""
     assert ask.windows
     amount = f',"amount":{ask.amount},"number":'
-    lack, blanks = f"{_told_lack(ask.windows[0])}{amount}0", f"{blank(LACK)}{amount}{blank(NUMBER)}"
+    lack, blanks = f"{_lack_text(ask.windows[0])}{amount}0", f"{blank(LACK)}{amount}{blank(NUMBER)}"
     return _replaced(record, lack, blanks), _with_slot(ask, _replaced(e, lack, blanks))
 
 
@@ -183,12 +184,12 @@ def _replaced(text: str, mark: str, blanks: str) -> str:
     return before + blanks + after
 
 
-def _told_room(windows: tuple[Window, ...]) -> str:
+def _room_text(windows: tuple[Window, ...]) -> str:
     """A reservation's number and windows, with 0 for what only the script knows."""
     return f'{_NUMBER},"windows":' + _encode(uses(windows, ((0, 0),) * len(windows))).decode()
 
 
-def _told_lack(window: Window) -> str:
+def _lack_text(window: Window) -> str:
     return f"{_lack_of(window)}0,{_USE}"
 
 
@@ -210,8 +211,8 @@ class WindowTexts(NamedTuple):
 
 @lru_cache(maxsize=WINDOWS_MAX)
 def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
-    """The texts of these windows."""
-    before, *rest = _told_room(windows).removeprefix(_NUMBER).split(_USE)
+    """The JSON of a reservation and of a rejection by each of the windows, split where the script puts amounts."""
+    before, *rest = _room_text(windows).removeprefix(_NUMBER).split(_USE)
     pieces = ['"number":', before]
     for after in rest:
         pieces[-1] += '"reserved":'
@@ -226,7 +227,7 @@ def as_filled(template: Template, offer: Offer) -> tuple[str, str]:
     windows = ask.windows or ()
     row = ("", "", ask.payout, str(ask.amount), str(ask.received_at), *offer.values)
     room = "0".join(texts_of(windows).room)
-    computed = ("0", "0", room, _told_lack(windows[0]) if windows else "", *offer.common)
+    computed = ("0", "0", room, _lack_text(windows[0]) if windows else "", *offer.common)
 
     def filled(text: Text) -> str:
         pieces = text.at(offer.at)

@@ -7,8 +7,8 @@ from streamproc.log import scripts
 from streamproc.log.connection import connected, named_errors
 from streamproc.log.names import SHARED_PARTITION, Names
 
-TURN_S = 20.0
-"""Lease of a turn: longer than an outside call takes. If a process dies in its turn, the next one has its turn after
+LEASE_S = 20.0
+"""How long a lease lasts: longer than an outside call takes. If a process dies holding it, the next one gets it after
 this."""
 
 
@@ -34,11 +34,11 @@ class Vault:
                 await client.set(self._key, sealed)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[bool]:
-        """A turn to change it, for one process at a time; False: another process has it."""
+    async def lease(self) -> AsyncIterator[bool]:
+        """The lease on changing it, for one process at a time; False: another process has it."""
         job = f"vault:{self._name}"
         async with connected(self._url) as client:
-            term, _ = await scripts.lease(client, self._names, job, self._owner, lasts_s=TURN_S)
+            term, _ = await scripts.lease(client, self._names, job, self._owner, lasts_s=LEASE_S)
         try:
             yield term > 0
         finally:

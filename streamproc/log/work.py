@@ -99,7 +99,7 @@ class Work(Struct, eq=False):
         self.record = evolve(self.record, event)
 
     def later(self, timer: TimerFired) -> None:
-        """Append `timer` when its `at` has come."""
+        """Set a timer with this entry's commit; it comes back as an entry of the log when its `at` (µs) has come."""
         self.timers.append(timer)
 
     def fail(self, problem: Exception) -> None:
@@ -108,7 +108,10 @@ class Work(Struct, eq=False):
         self.problem = problem
 
     def keep_s(self, retention_s: float) -> int:
-        """How long Redis is to keep the record: see Handover."""
+        """Seconds until the record expires from Redis after this commit, if the payout is over: `retention_s`.
+
+        FOR_GOOD: it was to expire and must not any more. 0: nothing changes.
+        """
         if is_terminal(self.known()):
             return int(retention_s)
         return FOR_GOOD if self.loaded is not None and is_terminal(self.loaded) else 0

@@ -14,9 +14,9 @@ from streamproc.domain.proposals import Proposal
 from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
+from streamproc.operate.change_lease import ChangeLease, change_lease
 from streamproc.operate.proposals import Applied, propose, withdraw_overtaken
 from streamproc.operate.site import Site
-from streamproc.operate.turn import Turn, turn
 
 Scopes: TypeAlias = Mapping[str, ScopeState]
 Plan: TypeAlias = Callable[[int, Scopes, int], list[PolicyChanged]]
@@ -64,7 +64,7 @@ async def make(
     Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy,
     Contended where others keep changing policies at the same time.
     """
-    async with turn(site, freezes=freezes) as mine:
+    async with change_lease(site, freezes=freezes) as mine:
         seen = await preview(site, plan)
         if seen.waits:
             return await propose(site, _wanted(seen), seen.loosens, by=by, why=why, channel=channel)
@@ -83,7 +83,7 @@ def _wanted(seen: Preview) -> list[ScopeChange]:
     return list(wanted.values())
 
 
-async def _make_on(site: Site, partition: int, plan: Plan, mine: Turn, *, by: str) -> Applied:
+async def _make_on(site: Site, partition: int, plan: Plan, mine: ChangeLease, *, by: str) -> Applied:
     names = Names(partition)
     for _ in range(CHANGES_MAX):
         rev, scopes = await read_scopes(site.client, names)

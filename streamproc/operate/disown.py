@@ -69,7 +69,7 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
 
 
 def recorded(event: EntryDisowned) -> tuple[bytes, bytes]:
-    """Fields `e` and `m` of the entry with the record."""
+    """The fields `e` (events) and `m` (metadata) of the entry that states that another one is not ours."""
     return encode_events([event]), msgspec.json.encode({"by": "operator", "actor": event.by})
 
 

@@ -19,10 +19,10 @@ from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.health import (
-    PUT_OFF_LATE_S,
+    DEFERRED_LATE_S,
+    deferred,
     full,
     group_rows,
-    put_off,
     replica_count,
     server_settings,
     without_limit,
@@ -35,7 +35,7 @@ from streamproc.operate.doctor_log import dead_letters, examine_log
 from streamproc.operate.doctor_people import examine_people
 from streamproc.operate.doctor_postgres import examine_postgres, postgres_todo
 from streamproc.operate.polling import poller_view
-from streamproc.operate.readiness import put_off_text
+from streamproc.operate.readiness import deferred_text
 from streamproc.settings import Settings
 
 CHECK_WAIT_S = 15.0
@@ -58,7 +58,7 @@ async def examine(settings: Settings) -> list[Check]:
         _guarded("poller", settings, _poller),
         _guarded("reconciliation", settings, _reconciliation),
         _guarded("breakers", settings, _breakers),
-        _guarded("payouts", settings, _put_off),
+        _guarded("payouts", settings, _deferred),
         _guarded("safe browsing", settings, _safe_browsing),
         _guarded("notifications", settings, examine_people),
     ]
@@ -85,7 +85,7 @@ def _away(name: str, detail: str, problem: Exception) -> list[Check]:
     return [Check(name, "bad", detail, todo)] if todo else []
 
 
-_PUT_OFF_TODO = "the other lines, and the workers' log, say what for; they go on when it is there again"
+_DEFERRED_TODO = "the other lines, and the workers' log, say what for; they go on when it is there again"
 _TODO = {
     "redis": "start Redis, or correct STREAMPROC_REDIS_URL",
     "bank": "check STREAMPROC_RAZORPAY_KEY_ID, _KEY_SECRET, _ACCOUNT_NUMBER and _BASE_URL",
@@ -261,16 +261,16 @@ async def _breakers(settings: Settings) -> list[Check]:
     return [Check("breakers", "ok", f"{found.reported} reported, none open")] if found.reported else []
 
 
-async def _put_off(settings: Settings) -> list[Check]:
+async def _deferred(settings: Settings) -> list[Check]:
     """Decisions that wait to be told to the bank; no line while Redis is away, which has a line of its own."""
     if not settings.redis_url:
         return []
     async with connected(settings.redis_url) as client:
-        found = await put_off(client, settings.partitions, consumers.EXECUTION)
+        found = await deferred(client, settings.partitions, consumers.EXECUTION)
     if not found.entries:
         return [Check("payouts", "ok", "no decision was put off that the bank is to be told of")]
-    late = found.oldest_ms > PUT_OFF_LATE_S * 1000
-    return [Check("payouts", "bad" if late else "note", put_off_text(found), _PUT_OFF_TODO)]
+    late = found.oldest_ms > DEFERRED_LATE_S * 1000
+    return [Check("payouts", "bad" if late else "note", deferred_text(found), _DEFERRED_TODO)]
 
 
 async def _safe_browsing(settings: Settings) -> list[Check]:

@@ -113,7 +113,7 @@ def line_text(line: Line) -> str:
     except Unprocessable as problem:
         return f"{head}  cannot be read: {problem}"
     payouts = dict.fromkeys(payout for payout in map(payout_of, events) if payout)
-    return f"{head}  {' '.join(payouts) or '-'}  {', '.join(map(_told, events))}"
+    return f"{head}  {' '.join(payouts) or '-'}  {', '.join(map(_event_text, events))}"
 
 
 def _meta(entry: Entry) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _meta(entry: Entry) -> dict[str, Any]:
         return {}
 
 
-def _told(event: Any) -> str:
+def _event_text(event: Any) -> str:
     """An event's type, with its most important word."""
     details = (getattr(event, name, "") for name in ("decision", "reason", "outcome", "settlement", "scope"))
     status = event.facts.status if hasattr(event, "facts") else ""

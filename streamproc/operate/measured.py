@@ -21,7 +21,7 @@ from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_problem
 from streamproc.log.stream import Clock
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.gauges import site_page
-from streamproc.operate.replay import OnProgress, Progress, Result
+from streamproc.operate.replay import JobProgress, OnProgress, Result
 from streamproc.settings import PREFIX, Settings
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import DIRECTORY, Page, answering, exposed, gather, named, snapshot
@@ -121,7 +121,7 @@ async def replay_with_metrics(
         return await job(on_progress)
     meters = Meters(CollectorRegistry())
 
-    def hear(progress: Progress) -> None:
+    def hear(progress: JobProgress) -> None:
         meters.replay_done.labels("replay").set(progress.done)
         meters.replay_wanted.labels("replay").set(progress.total)
         on_progress(progress)

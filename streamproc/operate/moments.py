@@ -1,13 +1,11 @@
 """Times: those that people type (ISO 8601, or a time ago), and datetimes as whole numbers since 1970."""
 
-import re
 from datetime import UTC, datetime, timedelta
 
+from streamproc.domain.duration import duration_s
 from streamproc.errors import InputError
 
-_AGO = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def iso_moment(text: str) -> datetime | None:
@@ -23,9 +21,9 @@ def moment(option: str, text: str, now: datetime | None = None) -> datetime:
     """A time: ISO 8601 (UTC if it names no zone), or a time ago such as 90m, 24h or 30d. Raises InputError for
     anything else."""
     at = iso_moment(text)
-    if found := _AGO.fullmatch(text):
+    if (ago_s := duration_s(text)) is not None:
         try:
-            at = (now or datetime.now(UTC)) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+            at = (now or datetime.now(UTC)) - timedelta(seconds=ago_s)
         except OverflowError:
             raise InputError(f"{option} {text!r} is before the year 1") from None
     if at is None:

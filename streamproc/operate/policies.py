@@ -47,7 +47,7 @@ async def apply(site: Site, file: PolicyFile, *, prune: bool, by: str, why: str)
 
 
 def of_file(file: PolicyFile, *, prune: bool, by: str, why: str) -> Plan:
-    """What a policy file changes."""
+    """The plan that puts a policy file in force; `prune` also removes the agents, accounts and teams that it lacks."""
     return lambda _, scopes, at: plan_changes(scopes, file, prune=prune, at=at, by=by, why=why)
 
 

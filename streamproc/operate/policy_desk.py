@@ -90,7 +90,7 @@ class PolicyDesk:
             made = await make(site, plan, by=by, why=why, channel="api")
         if isinstance(made, Proposal):
             return Made(proposal=proposals.proposal_json(made, made.proposed_at))
-        return _told(made)
+        return _made(made)
 
     async def history(self, name: str, *, of_agent: bool) -> tuple[list[dict[str, Any]], str] | None:
         """The changes of an agent or a scope, the oldest first, and what may be missing; None: there are none."""
@@ -110,7 +110,7 @@ class PolicyDesk:
         """Put it in force, as its second person. Raises NotThere, SamePerson, Refused, InputError."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             done = await proposals.confirm(site, proposal, by=by, channel="api")
-        return _told(done.applied, done.left)
+        return _made(done.applied, done.left)
 
     async def withdraw(self, proposal: str, *, by: str, why: str) -> dict[str, Any]:
         """End it. Raises NotThere, Refused."""
@@ -160,7 +160,7 @@ class PolicyDesk:
         return any(token.account == account for token in known.values())
 
 
-def _told(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:
+def _made(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:
     """The changes of one partition for all: they differ only where a crash had left one behind."""
     changes = next((one.changes for one in applied if one.changes), [])
     first = applied[0].changes

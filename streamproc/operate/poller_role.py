@@ -119,7 +119,7 @@ def _teller(cursor: PollCursor, lease: Lease) -> Tell:
         nonlocal failing_since, good_at
         watch.polled(good=not failures)
         now_s = int(time.time())
-        if not good_at and (before := await cursor.told()) is not None:
+        if not good_at and (before := await cursor.state()) is not None:
             good_at = before.good_at
         failing_since = 0 if not failures else failing_since or now_s
         good_at = now_s if not failures else good_at
@@ -138,7 +138,7 @@ def _teller(cursor: PollCursor, lease: Lease) -> Tell:
             looked_at=done.looked.looks,
             unknown=done.looked.unknown,
         )
-        await cursor.tell(state)
+        await cursor.save_state(state)
 
     return tell
 

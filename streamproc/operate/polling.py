@@ -25,7 +25,7 @@ async def poller_view(settings: Settings) -> PollerView:
     cursor = PollCursor(
         settings.redis_url, account=settings.razorpay_account_id, partitions=settings.partitions
     )
-    state = await cursor.told()
+    state = await cursor.state()
     if state is None:
         return PollerView(False, False, "no poller has polled this account yet")
     return view_of(state, time.time())

@@ -34,8 +34,8 @@ from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
 from streamproc.log.proposals import change_proposal, read_proposals
+from streamproc.operate.change_lease import ChangeLease, change_lease
 from streamproc.operate.site import Site
-from streamproc.operate.turn import Turn, turn
 
 ID_BYTES = 8
 """Random bytes in an id. It is no secret: whoever may see proposals knows it."""
@@ -107,11 +107,11 @@ async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confir
     winner: a partition that has it, or was overtaken, is left alone. Raises NotThere, SamePerson, Refused; InputError
     where it no longer fits what is in force: then nothing is confirmed.
     """
-    async with turn(site) as mine:
+    async with change_lease(site) as mine:
         return await _confirm(site, name, mine, by=by, channel=channel)
 
 
-async def _confirm(site: Site, name: str, mine: Turn, *, by: str, channel: Channel) -> Confirmed:
+async def _confirm(site: Site, name: str, mine: ChangeLease, *, by: str, channel: Channel) -> Confirmed:
     for _ in range(CHANGES_MAX):
         rev, proposals = await read_proposals(site.client)
         proposal, at = _known(proposals, name), await clock_us(site.client)
@@ -136,7 +136,7 @@ async def _confirm(site: Site, name: str, mine: Turn, *, by: str, channel: Chann
     )
 
 
-async def _put_in_force(site: Site, proposal: Proposal, mine: Turn) -> Confirmed:
+async def _put_in_force(site: Site, proposal: Proposal, mine: ChangeLease) -> Confirmed:
     """On every partition; or on no further one, where somebody changed the same after it was confirmed: their change
     did not touch partitions that the confirmation had not reached, since these had what it wants."""
     lacking, left = await _look(site, proposal)
@@ -161,7 +161,7 @@ async def _look(site: Site, proposal: Proposal) -> tuple[list[int], list[str]]:
     return lacking, left
 
 
-async def _put_on(site: Site, partition: int, proposal: Proposal, mine: Turn) -> Applied:
+async def _put_on(site: Site, partition: int, proposal: Proposal, mine: ChangeLease) -> Applied:
     names = Names(partition)
     for _ in range(CHANGES_MAX):
         rev, scopes = await read_scopes(site.client, names)

@@ -14,11 +14,11 @@ from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.log.connection import connected
 from streamproc.log.health import (
     ARCHIVE_LATE_S,
-    PUT_OFF_LATE_S,
-    PutOff,
+    DEFERRED_LATE_S,
+    Deferred,
+    deferred,
     full,
     logs_gone,
-    put_off,
     server_settings,
     waiting_ms,
 )
@@ -97,11 +97,11 @@ async def _people(settings: Settings) -> Found:
 async def _payouts(settings: Settings) -> Found:
     """Whether decisions wait that the bank is to be told of, whatever they wait for: the bank, keys, the archive."""
     async with connected(settings.redis_url) as client:
-        found = await put_off(client, settings.partitions, consumers.EXECUTION)
-    return found.oldest_ms <= PUT_OFF_LATE_S * 1000, put_off_text(found)
+        found = await deferred(client, settings.partitions, consumers.EXECUTION)
+    return found.oldest_ms <= DEFERRED_LATE_S * 1000, deferred_text(found)
 
 
-def put_off_text(found: PutOff) -> str:
+def deferred_text(found: Deferred) -> str:
     """Decisions that execution has put off, as a line; empty if there are none."""
     if not found.entries:
         return ""

@@ -26,7 +26,7 @@ VIEWS_WAIT_S = 30.0
 
 
 class Seen(NamedTuple):
-    """How many windows were compared, and which ones differ."""
+    """How many budget windows were compared between Redis and the view, and a mismatch for each that differs."""
 
     windows: int
     apart: list[Mismatch]

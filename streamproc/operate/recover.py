@@ -8,7 +8,7 @@ the counter of admissions. A run may be killed anywhere; roles do not open the l
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -62,7 +62,7 @@ from streamproc.operate.recover_state import (
     restore_payouts,
     tokens_of,
 )
-from streamproc.operate.replay import Progress, built_as_of
+from streamproc.operate.replay import JobProgress, OnProgress, built_as_of
 from streamproc.settings import Settings
 
 LOCK_WAIT_S = 15.0
@@ -113,9 +113,6 @@ class Recovered:
     left: list[str] = field(default_factory=list)
     gone_after: str = ""
     """What the archive could not give back."""
-
-
-OnProgress = Callable[[Progress], None]
 
 
 async def look(settings: Settings) -> Plan:
@@ -309,7 +306,7 @@ async def _rebuild_one(
     counts, partition = Counts(sources.partition, archived=sources.head.seq), sources.partition
 
     def say(stage: str, at: int, total: int) -> None:
-        on_progress(Progress(f"partition {partition}: {stage}", total, at))
+        on_progress(JobProgress(f"partition {partition}: {stage}", total, at))
 
     def note(text: str) -> None:
         done.left.append(f"partition {partition}: {text}")

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from consumers.inputs import INPUTS
 from streamproc.archive.load import not_archived, rows_after
-from streamproc.domain.deliveries import told_keys
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import (
     BankCommandAnswered,
@@ -105,7 +105,10 @@ class _Fork:
         self._observed: set[str] = set()
 
     async def take(self, entry: Entry) -> bool:
-        """Append what is to be kept of an entry; False if nothing is."""
+        """Append to the new log what is kept of an entry of the old one; False where nothing is.
+
+        Raises JobFailed for an entry that only a later version can read.
+        """
         try:
             meta, events = read_entry(entry.e, entry.m)
         except Newer as problem:  # until that is done the old log stays aside, and the partition closed
@@ -134,7 +137,7 @@ class _Fork:
         self.tokens = tokens_after(self.tokens, events)
         self.proposals = proposals_after(self.proposals, events)
         self._observed.update(payout_of(event) for event in events if type(event) in ASKED)
-        return await self._append(entry.e, entry, meta, meta.keys or told_keys(events, meta.body))
+        return await self._append(entry.e, entry, meta, meta.keys or derived_keys(events, meta.body))
 
     async def _facts(self, entry: Entry, meta: Meta, events: list[Event]) -> bool:
         """Keep, of what a group wrote, the facts from outside."""

@@ -7,7 +7,7 @@ from consumers.inputs import INPUTS, is_answered
 from projections.rebuild import target_at_time
 from streamproc.archive.load import rows_after
 from streamproc.archive.rows import Row
-from streamproc.domain.deliveries import told_keys
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import (
     BudgetReserved,
@@ -69,13 +69,16 @@ class _Scan:
         self._rates_from_ms = sources.now_ms - RATE_SCAN_S * MS
 
     async def take(self, rows: Sequence[Row]) -> None:
-        """Take in the next entries."""
+        """Restore what follows from each of the next entries, and gather what only the whole scan can tell.
+
+        Raises Unprocessable for an entry that cannot be read, unless a person disowned it.
+        """
         checked: list[tuple[VelocityChecked, int]] = []
         for row in rows:
             entry_ms = id_key(row.id)[0]
             try:
-                told = _of_interest(row.e) is not None
-                entry = Stored(row.id, decode_meta(row.m), decode_events(row.e) if told else [])
+                is_wanted = _of_interest(row.e) is not None
+                entry = Stored(row.id, decode_meta(row.m), decode_events(row.e) if is_wanted else [])
                 await self._seen(row, entry.meta, entry_ms)
             except Unprocessable:
                 if not await self._sources.disowned.looked_for(row):
@@ -96,7 +99,7 @@ class _Scan:
         expires_s = entry_ms // MS + SEEN_TTL_S
         if meta.cause or meta.by in INPUTS or expires_s * MS <= self._sources.now_ms:
             return
-        for key in meta.keys or told_keys(decode_events(row.e), meta.body):
+        for key in meta.keys or derived_keys(decode_events(row.e), meta.body):
             await self._to.seen(key, row.id, expires_s)
             self._counts.seen += 1
 
@@ -111,7 +114,7 @@ class _Scan:
             self._rates.add(agent, event, received_at, entry_ms)
 
     async def end(self) -> None:
-        """Write what is known only after the last entry."""
+        """Restore what only the whole scan can tell: rate slots, and which entries each group has not handled."""
         for agent, slots, window_us, last_ms in self._rates.agents():
             expires_s = last_ms // MS + window_us // 1_000_000 + RATE_BACKLOG_S
             if slots and expires_s * MS > self._sources.now_ms:

@@ -45,6 +45,7 @@ from streamproc.archive.store import connection, errors_as_job_failed, snapshot,
 from streamproc.errors import JobFailed, LogBroken, StreamprocError
 
 JOBS_MAX = 64
+"""Most builders at once."""
 COMPARE_WAIT_S = 60.0
 """How long the live views may take to come to where the rebuilt ones are; longer, and they stand still."""
 COMPARE_POLL_S = 0.1
@@ -54,10 +55,10 @@ UNTOUCHED = "nothing was swapped"
 
 
 @dataclass
-class Progress:
-    """How far the build is. `done` and `total` are entries of all shares, `events` those folded by this run.
+class JobProgress:
+    """How far a rebuild or a recovery is. `done` of `total` are archived entries, over all partitions of a rebuild.
 
-    `peak_kb` is the memory of the largest builder.
+    `events`: those that this run has folded, in `seconds`. `peak_kb`: the memory of the largest builder process (kB).
     """
 
     stage: str = "planning"
@@ -101,7 +102,7 @@ class Result(Struct, frozen=True):
         return int(self.events / self.seconds) if self.seconds > 0 else 0
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[JobProgress], None]
 
 
 async def replay(
@@ -117,8 +118,8 @@ async def replay(
 
     Raises JobFailed where an entry cannot be folded, an invariant does not hold, or another replay runs.
     """
-    jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
-    progress = Progress()
+    jobs = jobs or _default_jobs()
+    progress = JobProgress()
     with errors_as_job_failed(UNTOUCHED):
         async with AsyncExitStack() as stack:
             db = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
@@ -162,12 +163,17 @@ async def replay(
 # ---- building ---------------------------------------------------------------------------
 
 
+def _default_jobs() -> int:
+    """Builders at once where nobody says how many: one for each CPU, JOBS_MAX at most."""
+    return min(JOBS_MAX, os.cpu_count() or 1)
+
+
 async def _build(
     dsn: str,
     schema: str,
     plan: Sequence[Slice],
     jobs: int,
-    progress: Progress,
+    progress: JobProgress,
     on_progress: OnProgress,
     views: Sequence[View] = VIEWS,
 ) -> None:
@@ -241,7 +247,7 @@ async def _run_builder(order: Order, hear: Callable[[Report], None]) -> None:
 
 
 async def _compared(
-    dsn: str, db: asyncpg.Connection, place: asyncpg.Connection, views: Sequence[str], progress: Progress
+    dsn: str, db: asyncpg.Connection, place: asyncpg.Connection, views: Sequence[str], progress: JobProgress
 ) -> tuple[list[ViewResult], dict[int, int]]:
     """Bring the rebuilt views to where the live ones are in one snapshot, and look at both."""
     present = [view for view in views if await db.fetchval("SELECT to_regclass($1) IS NOT NULL", view)]
@@ -307,7 +313,7 @@ async def _swap(
     home: str,
     shadow: str,
     views: Sequence[str],
-    progress: Progress,
+    progress: JobProgress,
 ) -> None:
     ahead = await _is_ahead(db, place)
     chosen = NAMES if ahead else views
@@ -371,7 +377,7 @@ async def built_as_of(
 
     There is one such place for each `purpose` at a time. `untouched` is what a failure says of the rest.
     """
-    jobs = jobs or min(JOBS_MAX, os.cpu_count() or 1)
+    jobs = jobs or _default_jobs()
     with errors_as_job_failed(untouched):
         async with connection(dsn, name=f"streamproc {purpose}", job=True) as place:
             home = str(await place.fetchval("SELECT current_schema()"))
@@ -379,7 +385,7 @@ async def built_as_of(
             await take_replay_lock(place, schema)
             try:
                 plan = await plan_build(place, schema, targets, jobs, views)
-                await _build(dsn, schema, plan, jobs, Progress(), on_progress, views)
+                await _build(dsn, schema, plan, jobs, JobProgress(), on_progress, views)
                 yield place
             finally:
                 await drop_place(place, schema)

@@ -60,7 +60,7 @@ class Site:
         return Names(partition)
 
     def chosen(self, partition: int | None) -> list[int]:
-        """The chosen partition, or all if none is chosen."""
+        """The one partition that was named, or every partition for None. Raises InputError for an unknown one."""
         if partition is None:
             return list(range(self.partitions))
         return [self.names_of(partition).partition]

@@ -1,12 +1,12 @@
 """Tokens: making, listing and revoking them. The token itself is shown once and stored nowhere."""
 
-import re
 import secrets
 from typing import Any
 
 from msgspec import Struct
 
 from streamproc.domain.budget import US
+from streamproc.domain.duration import duration_s
 from streamproc.domain.events import TokenCreated, TokenScope
 from streamproc.domain.shown import iso, iso_or_none
 from streamproc.domain.tokens import PREFIX, Token, digest_of, plan_creation, plan_revocation
@@ -20,8 +20,7 @@ TOKEN_BYTES = 32
 CHANGES_MAX = 10
 """How often a change is planned again because somebody else changed a token meanwhile."""
 EXPIRES_S_MAX = 3_650 * 86_400
-_EXPIRES = re.compile(r"([1-9][0-9]{0,5})([mhd])")
-_UNITS = {"m": 60, "h": 3_600, "d": 86_400}
+EXPIRES_UNITS = ("m", "h", "d")
 
 
 class Made(Struct, frozen=True):
@@ -31,10 +30,10 @@ class Made(Struct, frozen=True):
     event: TokenCreated
 
 
-def seconds_of(text: str) -> int:
-    """`90d`, `12h`, `30m` as seconds. Raises InputError."""
-    found = _EXPIRES.fullmatch(text)
-    seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+def validity_s(text: str) -> int:
+    """How long a token is to be valid, typed as `30m`, `12h` or `90d`, in seconds. Raises InputError for anything else,
+    and for more than EXPIRES_S_MAX."""
+    seconds = duration_s(text, EXPIRES_UNITS) or 0
     if not 0 < seconds <= EXPIRES_S_MAX:
         raise InputError(
             f"--expires {text[:40]}: give minutes, hours or days, such as 30m, 12h or 90d; 3650d at most"

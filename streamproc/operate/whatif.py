@@ -26,7 +26,7 @@ from streamproc.domain.policy import PolicyFile, plan_changes, scopes_after
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.judge import Assumptions
 from streamproc.domain.whatif.retrial import Overlay, Retrial, Scopes
-from streamproc.domain.whatif.trial import Told
+from streamproc.domain.whatif.trial import DecodedEntry
 from streamproc.domain.wire import Meta
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.operate.moments import us_of
@@ -38,8 +38,8 @@ effect."""
 
 
 @dataclass
-class Progress:
-    """Archive rows read, of how many."""
+class WhatIfProgress:
+    """How far a what-if is: `done` of `total` archived entries are read, `judged` payouts are judged again."""
 
     done: int = 0
     total: int = 0
@@ -54,7 +54,7 @@ class Answer(Struct, frozen=True):
     positions: dict[int, int]
 
 
-OnProgress = Callable[[Progress], None]
+OnWhatIfProgress = Callable[[WhatIfProgress], None]
 
 
 async def whatif(
@@ -64,7 +64,7 @@ async def whatif(
     since: datetime,
     prune: bool = False,
     assume: Assumptions,
-    on_progress: OnProgress = lambda _: None,
+    on_progress: OnWhatIfProgress = lambda _: None,
 ) -> Answer:
     """Judge every decision since `since` again: under `file` put over what was in force, or under that alone (None).
 
@@ -78,7 +78,7 @@ async def whatif(
                 raise JobFailed("the archive is empty: there is nothing to judge again")
             warm_ms = (us_of(since) - WARM_UP_S * US) // 1_000
             starts = [await target_at_time(db, end.partition, warm_ms) for end in ends]
-            progress = Progress(
+            progress = WhatIfProgress(
                 total=sum(end.seq - start.seq for start, end in zip(starts, ends, strict=True))
             )
             found = Comparison()
@@ -119,9 +119,9 @@ def _with_freezes(file: PolicyFile, scopes: Scopes) -> PolicyFile:
     )
 
 
-def told_of(row: Row, meta: Meta, events: list[Event]) -> Told:
+def decoded_entry(row: Row, meta: Meta, events: list[Event]) -> DecodedEntry:
     """A row of the archive as a retrial reads it."""
-    return Told(row.seq, row.id, meta.by, meta.cause, meta.settled or None, events)
+    return DecodedEntry(row.seq, row.id, meta.by, meta.cause, meta.settled or None, events)
 
 
 class _Archive(NamedTuple):
@@ -131,13 +131,13 @@ class _Archive(NamedTuple):
     partition: int
     disowned: Disowned
 
-    async def told(self, row: Row) -> Told:
+    async def entry(self, row: Row) -> DecodedEntry:
         """A row as a retrial reads it; without events where it cannot be read and a person disowned it.
 
         Raises JobFailed, naming the entry, for anything else that nobody knows here.
         """
         try:
-            return told_of(row, *await self.disowned.read(row))
+            return decoded_entry(row, *await self.disowned.read(row))
         except Unprocessable as problem:
             raise JobFailed(f"entry {self.partition}:{row.id} (seq {row.seq}): {problem}") from problem
 
@@ -147,20 +147,20 @@ async def _retry(
     retrial: Retrial,
     start: Target,
     end: Target,
-    progress: Progress,
-    on_progress: OnProgress,
+    progress: WhatIfProgress,
+    on_progress: OnWhatIfProgress,
 ) -> Comparison:
     """One partition."""
     judged = progress.judged
     if start.seq:
         for row in await policy_entries(archive.db, start.partition, start.seq):
-            _feed(retrial, await archive.told(row))
+            _feed(retrial, await archive.entry(row))
     after = start.seq
     while after < end.seq and (rows := await rows_after(archive.db, end.partition, after, ROWS_AT_ONCE)):
         # All of them, though not all tell something: what nobody knows here must not be passed over.
-        told = [await archive.told(row) for row in rows]
-        await _look_up(archive, retrial, told)
-        for one in told:
+        entries = [await archive.entry(row) for row in rows]
+        await _look_up(archive, retrial, entries)
+        for one in entries:
             _feed(retrial, one)
         progress.done += rows[-1].seq - after
         progress.judged = judged + retrial.found.judged.payouts
@@ -169,27 +169,29 @@ async def _retry(
     return retrial.finish()
 
 
-def _feed(retrial: Retrial, told: Told) -> None:
+def _feed(retrial: Retrial, entry: DecodedEntry) -> None:
     try:
-        retrial.feed(told)
+        retrial.feed(entry)
     except InputError as problem:
-        at = datetime.fromtimestamp(told.at_ms / 1_000).astimezone().isoformat(timespec="seconds")
+        at = datetime.fromtimestamp(entry.at_ms / 1_000).astimezone().isoformat(timespec="seconds")
         raise InputError(
             f"at {at} the file would have been refused; try a later --since\n{problem}"
         ) from problem
 
 
-async def _look_up(archive: _Archive, retrial: Retrial, told: Sequence[Told]) -> None:
+async def _look_up(archive: _Archive, retrial: Retrial, entries: Sequence[DecodedEntry]) -> None:
     """Give the retrial what these entries rest on and it does not have (any more): the payouts that decisions were
     made on, and which bypassed payouts were decided."""
-    here = {one.id for one in told}
-    wanted = [one.cause for one in told if one.cause and one.cause not in here and retrial.misses(one)]
+    here = {one.id for one in entries}
+    wanted = [one.cause for one in entries if one.cause and one.cause not in here and retrial.misses(one)]
     for start in range(0, len(wanted), ROWS_AT_ONCE):
         some = wanted[start : start + ROWS_AT_ONCE]
         for row in await entries_by_id(archive.db, archive.partition, some):
-            for event in (await archive.told(row)).events:
+            for event in (await archive.entry(row)).events:
                 if type(event) is PayoutObserved or type(event) is PayoutRequested:
                     retrial.remember(row.id, event)
-    bypassed = [event.payout for one in told for event in one.events if isinstance(event, GovernanceBypassed)]
+    bypassed = [
+        event.payout for one in entries for event in one.events if isinstance(event, GovernanceBypassed)
+    ]
     if bypassed:
         retrial.decided |= await decided_payouts(archive.db, archive.partition, bypassed)

@@ -216,7 +216,7 @@ async def gather(data_dir: Path) -> Page:
 
 
 def answering(processes: Mapping[str, bool]) -> Family:
-    """`streamproc_up` of these processes."""
+    """The metric `streamproc_up`: 1 for each process whose page came, 0 for one that hangs."""
     up = [Point("streamproc_up", {"process": name}, float(answers)) for name, answers in processes.items()]
     return Family(
         "streamproc_up", "1 for a process that says what it counted, 0 for one that hangs", "gauge", up

@@ -132,7 +132,7 @@ class Called:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.outcome = outcome_of(kind)
-        _told(self._what, self._detail, self.outcome, self._begun_ns, self._server)
+        _note_call(self._what, self._detail, self.outcome, self._begun_ns, self._server)
 
 
 def outcome_of(kind: type[BaseException]) -> str:
@@ -142,7 +142,7 @@ def outcome_of(kind: type[BaseException]) -> str:
     return "failed" if issubclass(kind, Exception) else "cancelled"
 
 
-def _told(what: str, detail: str, outcome: str, begun_ns: int, server: Server | None) -> None:
+def _note_call(what: str, detail: str, outcome: str, begun_ns: int, server: Server | None) -> None:
     if _State.meters is None:
         return
     ended_ns = time_ns()

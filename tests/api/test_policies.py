@@ -15,8 +15,8 @@ from streamproc.domain.events import AccessRefused, PolicyChanged, PolicyPropose
 from streamproc.domain.policy import Policy, ScopeLimits
 from streamproc.domain.policy_changes import Differ
 from streamproc.operate import changes, policies, proposals
+from streamproc.operate.change_lease import ChangeLease
 from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.turn import Turn
 from tests.api.served import Api, problem, serving
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
@@ -445,14 +445,14 @@ async def test_a_lifting_that_a_freeze_went_before_is_refused_and_not_called_a_m
     """A program that asks again after a 503 would lift a freeze of which nobody told its person."""
     admin = await api.token("asha", "admin")
     await ask(api, admin, "PUT", "freezes/agent:bot", {"why": "it loops"})
-    whole: Any = Turn.take
+    whole: Any = ChangeLease.take
 
-    async def takes(one: Turn, **named: Any) -> bool:
-        monkeypatch.setattr(Turn, "take", whole)
+    async def takes(one: ChangeLease, **named: Any) -> bool:
+        monkeypatch.setattr(ChangeLease, "take", whole)
         await ask(api, admin, "PUT", "freezes/agent:bot", {"why": "it still loops"})
         return bool(await whole(one, **named))
 
-    monkeypatch.setattr(Turn, "take", takes)
+    monkeypatch.setattr(ChangeLease, "take", takes)
     answer = await ask(api, admin, "DELETE", "freezes/agent:bot", why="fixed")
     assert (answer.status_code, "retry-after" in answer.headers) == (409, False)
     assert "agent:bot was frozen anew meanwhile, by asha" in problem(answer)["detail"]

@@ -34,9 +34,9 @@ async def test_who_joins_has_the_same_connection_until_the_last_has_left(postgre
 
 async def test_a_turn_is_not_disturbed_by_another_task(postgres: str) -> None:
     """asyncpg refuses a second statement while one runs."""
-    async with asyncio.timeout(DEADLINE_S), Shared(postgres, name="shared").joined() as turns:
-        async with turns.turn() as db, db.transaction():
-            waits = asyncio.create_task(turns.fetchval("SELECT pg_current_xact_id_if_assigned()"))
+    async with asyncio.timeout(DEADLINE_S), Shared(postgres, name="shared").joined() as connection:
+        async with connection.exclusive() as db, db.transaction():
+            waits = asyncio.create_task(connection.fetchval("SELECT pg_current_xact_id_if_assigned()"))
             await db.execute("CREATE TABLE made ()")
             await asyncio.sleep(0)
             assert not waits.done()
@@ -44,12 +44,12 @@ async def test_a_turn_is_not_disturbed_by_another_task(postgres: str) -> None:
 
 
 async def test_a_refused_statement_leaves_the_connection_to_the_others(postgres: str) -> None:
-    async with Shared(postgres, name="shared").joined() as turns:
-        pid = await turns.fetchval("SELECT pg_backend_pid()")
+    async with Shared(postgres, name="shared").joined() as connection:
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
         with pytest.raises(asyncpg.UndefinedTableError):
-            async with turns.turn() as db, db.transaction():
+            async with connection.exclusive() as db, db.transaction():
                 await db.execute("SELECT * FROM nothing")
-        assert await turns.fetchval("SELECT pg_backend_pid()") == pid
+        assert await connection.fetchval("SELECT pg_backend_pid()") == pid
 
 
 async def test_a_refusal_within_a_transaction_that_was_left_open_ends_the_connection(postgres: str) -> None:
@@ -74,20 +74,20 @@ async def test_what_was_given_up_half_way_is_nobody_elses(postgres: str) -> None
     shared, began = Shared(postgres, name="shared"), asyncio.Event()
 
     async def half() -> None:
-        async with shared.joined() as turns, turns.turn() as db:
+        async with shared.joined() as connection, connection.exclusive() as db:
             await db.execute("BEGIN")
             began.set()
             await asyncio.Event().wait()
 
-    async with asyncio.timeout(DEADLINE_S), shared.joined() as turns:
-        pid = await turns.fetchval("SELECT pg_backend_pid()")
+    async with asyncio.timeout(DEADLINE_S), shared.joined() as connection:
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
         task = asyncio.create_task(half())
         await began.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled()
         with pytest.raises(ConnectionResetError):
-            await turns.fetchval("SELECT 1")
+            await connection.fetchval("SELECT 1")
         async with shared.joined() as anew:
             assert await anew.fetchval("SELECT pg_backend_pid()") != pid
             assert await anew.fetchval("SELECT 1") == 1

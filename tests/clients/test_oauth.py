@@ -43,7 +43,7 @@ class Shelf:
         self.kept = sealed
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[bool]:
+    async def lease(self) -> AsyncIterator[bool]:
         yield self.is_free
 
 

@@ -16,7 +16,7 @@ from streamproc.domain.governance import NO_URL, Reputation
 from streamproc.domain.payouts import encode_record, fold
 from streamproc.domain.policy import AgentPolicy, ScopeState, build_book
 from streamproc.domain.wire import encode_events
-from streamproc.log.templates import Fate, Offer, Template, Told, as_filled
+from streamproc.log.templates import Fate, Offer, RecordAndEvents, Template, as_filled
 from tests.words import NOW, observed, policies
 
 FAR = 4_000_000_000
@@ -77,8 +77,8 @@ def written(template: Template, offer: Offer) -> tuple[bytes, bytes]:
     return record.encode(), e.encode()
 
 
-def encoded(told: Told) -> tuple[bytes, bytes]:
-    record, out = told
+def encoded(outputs: RecordAndEvents) -> tuple[bytes, bytes]:
+    record, out = outputs
     return encode_record(record), encode_events(out)
 
 
@@ -89,10 +89,10 @@ def test_a_form_that_is_filled_in_is_what_is_told_of_the_payout(given_all: list[
     for approval in given_all:
         offer = templates.offer(approval)
         template = offer.template
-        assert written(template, offer) == encoded(approval.told())
+        assert written(template, offer) == encoded(approval.outputs())
         for fate, one in ((Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)):
             if one is not None:
-                assert written(one, offer) == encoded(approval.told(fate))
+                assert written(one, offer) == encoded(approval.outputs(fate))
 
 
 def test_what_has_no_slot_is_left_to_the_chain_where_the_policy_holds_it_or_the_form_is_its_own() -> None:
@@ -157,13 +157,13 @@ def test_a_form_that_does_not_give_what_is_told_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As if something else came to depend on what is the payout's own."""
-    told = Approval.told
+    outputs = Approval.outputs
 
     def other(approval: Approval, fate: Fate = Fate.DONE) -> object:
-        record, out = told(approval, fate)
+        record, out = outputs(approval, fate)
         return replace(record, reason="long" if len(record.vendor_url) > 20 else ""), out
 
-    monkeypatch.setattr(Approval, "told", other)
+    monkeypatch.setattr(Approval, "outputs", other)
     templates = Templates()
     assert not any(templates.offer(plain(n)).values for n in range(3))
     assert "its cached template does not give the events of payout pout_0" in caplog.text
@@ -187,4 +187,4 @@ def test_a_payout_that_differs_in_more_than_its_values_is_written_as_it_is(other
     second = replace(first, record=replace(first.record, **other))
     for one in (first, second, first):
         offer = templates.offer(one)
-        assert written(offer.template, offer) == encoded(one.told())
+        assert written(offer.template, offer) == encoded(one.outputs())

@@ -134,7 +134,7 @@ def everything(offer: Offer) -> list[object]:
     """All that an offer says."""
     template = offer.template
     templates = (Fate.DONE, template), (Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)
-    filled = [(as_filled(one, offer), offer.told(fate)) for fate, one in templates if one is not None]
+    filled = [(as_filled(one, offer), offer.outputs(fate)) for fate, one in templates if one is not None]
     return [offer.ask, offer.at, offer.agent, template.ends, *filled]
 
 

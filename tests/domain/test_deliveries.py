@@ -8,10 +8,10 @@ from streamproc.domain.deliveries import (
     body_digest,
     body_key,
     delivery_key,
+    derived_keys,
     malformed_key,
     observation_key,
     request_key,
-    told_keys,
 )
 from streamproc.domain.events import (
     BankDowntimeReported,
@@ -90,4 +90,4 @@ ASKED = requested()
 def test_a_recovery_derives_from_an_entry_the_keys_that_its_delivery_had(
     event: Event, digest: str, keys: tuple[str, ...]
 ) -> None:
-    assert told_keys([event], digest) == keys
+    assert derived_keys([event], digest) == keys

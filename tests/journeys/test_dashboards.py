@@ -19,7 +19,7 @@ import pytest_asyncio
 import yaml
 
 from streamproc.operate.measured import replay_with_metrics
-from streamproc.operate.replay import OnProgress, Progress
+from streamproc.operate.replay import JobProgress, OnProgress
 from tests.bank import free_port, until
 from tests.databases import clean
 from tests.journeys.system import System
@@ -86,7 +86,7 @@ async def a_replay(system: System) -> AsyncIterator[None]:
     over = asyncio.Event()
 
     async def job(hear: OnProgress) -> Any:
-        hear(Progress(total=10, done=5))
+        hear(JobProgress(total=10, done=5))
         await over.wait()
 
     data_dir = Path(system.env["STREAMPROC_DATA_DIR"])

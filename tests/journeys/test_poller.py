@@ -14,7 +14,7 @@ MIXED = {"pending": 100, "queued": 60, "scheduled": 40, "processing": 50}
 
 
 async def state_of(system: System) -> PollState | None:
-    return await PollCursor(system.redis_url, account=ACCOUNT, partitions=1).told()
+    return await PollCursor(system.redis_url, account=ACCOUNT, partitions=1).state()
 
 
 async def a_poller(system: System) -> str:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamproc import embedded
-from streamproc.domain.deliveries import told_keys
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log import scripts
@@ -64,7 +64,7 @@ async def test_an_entry_has_the_keys_that_it_does_not_tell_by_itself(log_url: st
         b'{"by":"webhook","keys":["ours:1","st:pout_2:pending"]}',
     ]
     meta = decode_meta(entries[0].m)
-    assert told_keys(decode_events(entries[0].e), meta.body) == told.keys
+    assert derived_keys(decode_events(entries[0].e), meta.body) == told.keys
 
 
 async def test_of_more_keys_than_one_look_takes_each_is_known_again(log_url: str) -> None:

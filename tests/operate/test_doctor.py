@@ -19,7 +19,7 @@ from streamproc.archive.store import connection
 from streamproc.errors import ConfigError, named
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
-from streamproc.log.health import PutOff
+from streamproc.log.health import Deferred
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import doctor, doctor_log
@@ -207,10 +207,10 @@ async def test_decisions_that_were_put_off_for_long_are_bad(
     assert (await examined(env))["payouts"].status == "ok"
     for oldest_ms, status in ((30_000, "note"), (30_001, "bad")):
 
-        async def found(*_: object, oldest_ms: int = oldest_ms) -> PutOff:
-            return PutOff(1, oldest_ms)
+        async def found(*_: object, oldest_ms: int = oldest_ms) -> Deferred:
+            return Deferred(1, oldest_ms)
 
-        monkeypatch.setattr(doctor, "put_off", found)
+        monkeypatch.setattr(doctor, "deferred", found)
         check = (await examined(env))["payouts"]
         assert (check.status, check.detail) == (
             status,

@@ -10,7 +10,7 @@ from projections.schema import prepare
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.store import connection, open_head
 from streamproc.log.connection import connected
-from streamproc.log.health import PutOff, put_off
+from streamproc.log.health import Deferred, deferred
 from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
@@ -62,10 +62,10 @@ async def test_a_partition_that_no_projector_has_opened_is_named(redis_url: str,
 async def test_decisions_that_the_bank_was_not_told_of_for_long_are_shown_and_webhooks_are_taken_all_the_same(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, oldest_ms: int, ok: bool
 ):
-    async def put_off(*_: Any) -> PutOff:
-        return PutOff(3, oldest_ms)
+    async def deferred(*_: Any) -> Deferred:
+        return Deferred(3, oldest_ms)
 
-    monkeypatch.setattr(readiness, "put_off", put_off)
+    monkeypatch.setattr(readiness, "deferred", deferred)
     checks = await readiness.readiness(load({"STREAMPROC_REDIS_URL": redis_url}), None)()
     [check] = [check for check in checks if check.name == "payouts"]
     assert (check.ok, check.required) == (ok, False)
@@ -75,7 +75,7 @@ async def test_decisions_that_the_bank_was_not_told_of_for_long_are_shown_and_we
 async def test_what_a_group_has_put_off_is_counted_in_all_partitions(redis_url: str):
     async with connected(redis_url) as client:
         await open_log(client, partitions=3, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END)
-        assert await put_off(client, 3, consumers.EXECUTION) == PutOff(0, 0)
+        assert await deferred(client, 3, consumers.EXECUTION) == Deferred(0, 0)
         now_ms = await clock_us(client) // 1000
         for partition, ages_ms in {1: [90_000, 5_000], 2: [20_000]}.items():
             names = Names(partition)
@@ -83,10 +83,10 @@ async def test_what_a_group_has_put_off_is_counted_in_all_partitions(redis_url: 
                 entry = await client.xadd(names.log, {"e": "[]", "m": "{}"}, id=f"{now_ms - age_ms}-0")
                 await client.zadd(names.retries(consumers.EXECUTION), {entry: 0})
             await client.xreadgroup(consumers.EXECUTION, "somebody", {names.log: ">"})
-        entries, oldest_ms = await put_off(client, 3, consumers.EXECUTION)
+        entries, oldest_ms = await deferred(client, 3, consumers.EXECUTION)
         assert entries == 3
         assert 90_000 <= oldest_ms < 90_000 + DEADLINE_S * 1000
-        assert await put_off(client, 3, consumers.GOVERNANCE) == PutOff(0, 0)
+        assert await deferred(client, 3, consumers.GOVERNANCE) == Deferred(0, 0)
 
 
 async def test_a_redis_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):

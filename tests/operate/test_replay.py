@@ -22,7 +22,7 @@ from projections.views import NAMES, VERSIONS
 from streamproc.cli import run as cli
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate.past import rows_of, targets_of
-from streamproc.operate.replay import Progress, built_as_of, go_back, replay
+from streamproc.operate.replay import JobProgress, built_as_of, go_back, replay
 from tests.projections.histories import (
     START_MS,
     ListedLog,
@@ -341,7 +341,7 @@ async def test_a_builder_that_is_killed_fails_the_replay_and_the_next_goes_on(ds
     before = await everything(dsn)
     seen: list[str] = []
 
-    def kill_builders(progress: Progress) -> None:
+    def kill_builders(progress: JobProgress) -> None:
         if progress.events and not seen:
             seen.append(progress.stage)
             for pid in builders():
@@ -363,7 +363,7 @@ async def test_a_builder_that_is_killed_fails_the_replay_and_the_next_goes_on(ds
 async def test_a_replay_that_goes_on_meets_what_came_since(dsn: str, log: ListedLog):
     """An entry that cannot be folded and that was not there yet when the first one was killed."""
 
-    def give_up(progress: Progress) -> None:
+    def give_up(progress: JobProgress) -> None:
         if progress.events:
             raise JobFailed("enough")
 

@@ -19,7 +19,7 @@ from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.proposals import read_proposals
 from streamproc.log.stream import LogView, open_log
-from streamproc.operate import policies, proposals, turn
+from streamproc.operate import change_lease, policies, proposals
 from streamproc.operate.changes import make
 from streamproc.operate.freezes import freeze
 from streamproc.operate.policies import apply, in_force
@@ -272,7 +272,7 @@ async def test_a_tightening_waits_until_a_confirmation_that_has_begun_is_in_forc
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The confirmation is recorded for policies that the tightening would have changed under it."""
-    recorded, waits = proposals.change_proposal, turn.Turn.take
+    recorded, waits = proposals.change_proposal, change_lease.ChangeLease.take
     tightening: list[asyncio.Task[Any]] = []
     may_go_on = asyncio.Event()
 
@@ -280,7 +280,7 @@ async def test_a_tightening_waits_until_a_confirmation_that_has_begun_is_in_forc
         await put(other, "policies: {bot: {daily_limit: 1_000, per_txn_limit: 5}}", by="meera")
         may_go_on.set()
 
-    async def take(one: turn.Turn, **named: Any) -> bool:
+    async def take(one: change_lease.ChangeLease, **named: Any) -> bool:
         taken = await waits(one, **named)
         if not taken:
             may_go_on.set()
@@ -294,7 +294,7 @@ async def test_a_tightening_waits_until_a_confirmation_that_has_begun_is_in_forc
             await may_go_on.wait()
             return await recorded(*arguments)
 
-        monkeypatch.setattr(turn.Turn, "take", take)
+        monkeypatch.setattr(change_lease.ChangeLease, "take", take)
         monkeypatch.setattr(proposals, "change_proposal", record)
         done = await confirmed(site, proposal.id)
         assert ([len(one.changes) for one in done.applied], done.left) == ([1], [])

@@ -14,13 +14,13 @@ from streamproc.domain.whatif import fates, judge, retrial
 from streamproc.domain.whatif.comparison import Comparison, Sum
 from streamproc.domain.whatif.judge import Assumptions
 from streamproc.domain.whatif.retrial import Retrial
-from streamproc.domain.whatif.trial import Told
+from streamproc.domain.whatif.trial import DecodedEntry
 from streamproc.domain.wire import read_entry
 from streamproc.errors import InputError
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
 from streamproc.log.stream import LogView
-from streamproc.operate.whatif import overlay_of, told_of
+from streamproc.operate.whatif import decoded_entry, overlay_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed, requested
@@ -30,23 +30,28 @@ HOUR_US = 3_600_000_000
 NO_RATE = "rate_limit: {count: 0}"
 
 
-async def log_of(engine: Engine) -> list[Told]:
+async def log_of(engine: Engine) -> list[DecodedEntry]:
     async with LogView(engine.url, 0) as view:
         rows = await view.read("0-0", 100_000, 0)
-    return [told_of(Row(n, row.id, row.e, row.m), *read_entry(row.e, row.m)) for n, row in enumerate(rows, 1)]
+    return [
+        decoded_entry(Row(n, row.id, row.e, row.m), *read_entry(row.e, row.m))
+        for n, row in enumerate(rows, 1)
+    ]
 
 
-def again(log: Sequence[Told], policies: str | None, *, since_us: int = 0, **assume: Any) -> Comparison:
+def again(
+    log: Sequence[DecodedEntry], policies: str | None, *, since_us: int = 0, **assume: Any
+) -> Comparison:
     """The log judged again under a policy file, or under the policies of then."""
     overlay = None
     if policies is not None:
         overlay = overlay_of(parse_policy_file(policies, name="next.yaml"), prune=False)
     trial = Retrial(overlay, Assumptions(ZONE, **assume), since_us=since_us)
     trial.decided = frozenset(
-        event.payout for told in log for event in told.events if isinstance(event, e.PayoutDecided)
+        event.payout for entry in log for event in entry.events if isinstance(event, e.PayoutDecided)
     )
-    for told in log:
-        trial.feed(told)
+    for entry in log:
+        trial.feed(entry)
     return trial.finish()
 
 
@@ -59,26 +64,26 @@ def moved(found: Comparison) -> dict[str, str]:
     }
 
 
-def later(log: Sequence[Told], by_us: int, of: Callable[[Told], bool]) -> list[Told]:
+def later(log: Sequence[DecodedEntry], by_us: int, of: Callable[[DecodedEntry], bool]) -> list[DecodedEntry]:
     """The log with the entries from the first that is `of` on, and what is said in them, as if they had come later."""
-    first = next(n for n, told in enumerate(log) if of(told))
+    first = next(n for n, entry in enumerate(log) if of(entry))
     return moved_to(log, [0] * first + [by_us] * (len(log) - first), with_events=True)
 
 
-def moved_to(log: Sequence[Told], by_us: Sequence[int], *, with_events: bool) -> list[Told]:
+def moved_to(log: Sequence[DecodedEntry], by_us: Sequence[int], *, with_events: bool) -> list[DecodedEntry]:
     """The log with each entry appended so much later; causes follow, and so do the times of events if wanted."""
     names: dict[str, str] = {}
     found = []
-    for told, shift_us in zip(log, by_us, strict=True):
-        ms, n = told.id.split("-")
-        names[told.id] = f"{int(ms) + shift_us // 1000}-{n}"
-        events = [replace(event, at=event.at + shift_us) if with_events else event for event in told.events]
-        found.append(replace(told, id=names[told.id], cause=names.get(told.cause, ""), events=events))
+    for entry, shift_us in zip(log, by_us, strict=True):
+        ms, n = entry.id.split("-")
+        names[entry.id] = f"{int(ms) + shift_us // 1000}-{n}"
+        events = [replace(event, at=event.at + shift_us) if with_events else event for event in entry.events]
+        found.append(replace(entry, id=names[entry.id], cause=names.get(entry.cause, ""), events=events))
     return found
 
 
-def has(kind: type[e.Fact]) -> Callable[[Told], bool]:
-    return lambda told: any(type(event) is kind for event in told.events)
+def has(kind: type[e.Fact]) -> Callable[[DecodedEntry], bool]:
+    return lambda entry: any(type(event) is kind for event in entry.events)
 
 
 async def test_what_the_candidate_rejects_leaves_room_for_a_later_payout(redis_url: str) -> None:
@@ -163,7 +168,7 @@ async def test_a_policy_that_changed_between_the_counters_answer_and_the_decisio
         assert f"{record.decision} {record.reason}" == outcome
         await engine.apply(f"policies: {{bot: {{{changed}}}}}")
         *log, change = await log_of(engine)
-    decision = next(n for n, told in enumerate(log) if about(told, payout) and has(e.PayoutDecided)(told))
+    decision = next(n for n, entry in enumerate(log) if about(entry, payout) and has(e.PayoutDecided)(entry))
     for candidate in (None, "policies: {other: {per_txn_limit: 1}}"):
         found = again([*log[:decision], change, *log[decision:]], candidate)
         assert (found.judged.payouts, found.changed.payouts) == (3, 0)
@@ -299,7 +304,7 @@ async def test_a_hold_that_the_candidate_ends_early_gives_its_money_back(redis_u
         await engine.deliver(observed("p2", 500))
         log = await log_of(engine)
     asked_an_hour_later = later(
-        log, HOUR_US, lambda told: any(getattr(event, "payout", "") == "p2" for event in told.events)
+        log, HOUR_US, lambda entry: any(getattr(event, "payout", "") == "p2" for event in entry.events)
     )
     found = again(asked_an_hour_later, policy.format("30m"))
     assert moved(found) == {
@@ -308,7 +313,7 @@ async def test_a_hold_that_the_candidate_ends_early_gives_its_money_back(redis_u
     }
 
 
-async def outliving(engine: Engine, policy: str, *, end: str) -> list[Told]:
+async def outliving(engine: Engine, policy: str, *, end: str) -> list[DecodedEntry]:
     """p1 is held and ended by a reviewer's `end` at once; three hours later p2 asks for what p1 held."""
     await engine.apply(policy)
     await engine.deliver(observed("p1", 700))
@@ -317,7 +322,7 @@ async def outliving(engine: Engine, policy: str, *, end: str) -> list[Told]:
     return later(
         await log_of(engine),
         3 * HOUR_US,
-        lambda told: any(getattr(event, "payout", "") == "p2" for event in told.events),
+        lambda entry: any(getattr(event, "payout", "") == "p2" for event in entry.events),
     )
 
 
@@ -355,7 +360,7 @@ async def test_a_hold_that_the_bank_ended_does_not_expire_afterwards(redis_url: 
         await engine.deliver(observed("p1", 700))
         await engine.deliver(observed("p1", 700, status="cancelled"))
         await engine.deliver(observed("p2", 100))
-        log = later(await log_of(engine), 3 * HOUR_US, lambda told: about(told, "p2"))
+        log = later(await log_of(engine), 3 * HOUR_US, lambda entry: about(entry, "p2"))
     assert again(log, None).ends == {("HELD", "HELD"): Sum(1, 700), ("APPROVED", "APPROVED"): Sum(1, 100)}
 
 
@@ -368,7 +373,7 @@ async def test_an_answer_that_was_in_time_counts_however_late_it_was_handled(red
         await engine.review("p1", "asha", "approve", account=ACCOUNT)
         await engine.deliver(observed("p2", 500))
         log = later(await log_of(engine), 3 * HOUR_US, has(e.ReviewCounted))
-    handled = next(n for n, told in enumerate(log) if has(e.ReviewCounted)(told))
+    handled = next(n for n, entry in enumerate(log) if has(e.ReviewCounted)(entry))
     for late in (log, [*log[:handled], *log[handled + 1 :], log[handled]]):
         assert again(late, None).changed.payouts == 0
     assert again(log, policy).ends[("APPROVED", "APPROVED")].payouts == 2
@@ -390,11 +395,11 @@ async def test_a_hold_that_outlives_its_windows_is_not_forgotten(
         log = await log_of(engine)
     days = {"p2": 3, "p3": 8, "p4": 11}
     shifts, shift = [], 0
-    for told in log:
+    for entry in log:
         day = (
             5
-            if has(e.ReviewSubmitted)(told)
-            else max((days.get(p, 0) for p in days if about(told, p)), default=0)
+            if has(e.ReviewSubmitted)(entry)
+            else max((days.get(p, 0) for p in days if about(entry, p)), default=0)
         )
         shift = max(shift, day * 24 * HOUR_US)
         shifts.append(shift)
@@ -438,8 +443,8 @@ async def test_what_came_of_payouts_from_before_all_that_is_read_is_passed_over(
         await engine.deliver(observed("new", 100))
         log = await log_of(engine)
     trial = Retrial(None, Assumptions(ZONE), first_number=None)
-    for told in [one for one in log[:begin] if has(e.PolicyChanged)(one)] + log[begin:]:
-        trial.feed(told)
+    for entry in [one for one in log[:begin] if has(e.PolicyChanged)(one)] + log[begin:]:
+        trial.feed(entry)
     found = trial.finish()
     assert (found.judged.payouts, found.changed.payouts, dict(found.unjudged)) == (1, 0, {})
 
@@ -452,7 +457,7 @@ async def test_what_is_held_only_by_the_candidate_expires_in_its_time(redis_url:
         await engine.deliver(observed("p2", 500))
         log = await log_of(engine)
     asked_later = later(
-        log, 3 * HOUR_US, lambda told: any(getattr(event, "payout", "") == "p2" for event in told.events)
+        log, 3 * HOUR_US, lambda entry: any(getattr(event, "payout", "") == "p2" for event in entry.events)
     )
     held = f"require_approval_above: 600, {NO_RATE}"
     candidate = (
@@ -568,7 +573,7 @@ async def test_counters_of_which_the_log_says_otherwise_are_named_under_the_poli
         return event
 
     assert again(log, None).counters_differ == []
-    log = [replace(told, events=[other(event) for event in told.events]) for told in log]
+    log = [replace(entry, events=[other(event) for event in entry.events]) for entry in log]
     assert again(log, None).counters_differ == ["p2", "p3"]
     assert again(log, "policies: {other: {per_txn_limit: 1}}").counters_differ == []
 
@@ -597,14 +602,14 @@ async def test_what_a_decision_was_made_on_is_asked_for_where_it_was_not_kept(re
         await engine.append(ACCOUNT, stopped_by_a_freeze(engine, "stopped"))
         await engine.settled()
         log = await log_of(engine)
-    seen = {told.id: event for told in log for event in told.events if isinstance(event, e.PayoutObserved)}
+    seen = {entry.id: event for entry in log for event in entry.events if isinstance(event, e.PayoutObserved)}
     trial, asked = Retrial(None, Assumptions(ZONE)), []
-    for told in (told for told in log if told.id not in seen):
-        if trial.misses(told):
-            asked.append(told.cause)
-            trial.remember(told.cause, seen[told.cause])
-            assert not trial.misses(told)
-        trial.feed(told)
+    for entry in (entry for entry in log if entry.id not in seen):
+        if trial.misses(entry):
+            asked.append(entry.cause)
+            trial.remember(entry.cause, seen[entry.cause])
+            assert not trial.misses(entry)
+        trial.feed(entry)
     found = trial.finish()
     assert asked == list(seen)
     assert (found.judged.payouts, found.changed.payouts, dict(found.unjudged)) == (2, 0, {})
@@ -619,8 +624,8 @@ async def test_of_too_many_observations_the_oldest_are_not_kept(
         await engine.deliver(observed("p1", 700))
         log = await log_of(engine)
     trial = Retrial(None, Assumptions(ZONE))
-    for told in log[:-1]:
-        trial.feed(told)
+    for entry in log[:-1]:
+        trial.feed(entry)
     for n in range(9):
         trial.remember(f"1-{n}", observed(f"other_{n}"))
     assert not trial.misses(log[-1])
@@ -646,7 +651,7 @@ async def test_a_decision_on_what_is_not_in_the_archive_is_named_and_not_judged(
         await engine.deliver(observed("p1", 700))
         since_us = engine.producer.now_us()
         await engine.deliver(observed("p2", 500))
-        log = [told for told in await log_of(engine) if not has(e.PayoutObserved)(told)]
+        log = [entry for entry in await log_of(engine) if not has(e.PayoutObserved)(entry)]
     for begin_us, left_out in ((0, Sum(2, 1200)), (since_us, Sum(1, 500))):
         found = again(log, None, since_us=begin_us)
         assert (found.judged.payouts, found.unjudged) == (0, {retrial.NOT_FOUND: left_out})
@@ -743,7 +748,7 @@ async def test_slots_that_the_log_has_twice_count_once_each(redis_url: str) -> N
         await engine.settled()
         await engine.deliver(observed("p3", 100), observed("p4", 100))
         log = await log_of(engine)
-    slots = [event.number for told in log for event in told.events if isinstance(event, e.VelocityChecked)]
+    slots = [event.number for entry in log for event in entry.events if isinstance(event, e.VelocityChecked)]
     assert slots[:4] == [1, 2, 1, 2]
     same = again(log, None)
     assert (same.judged.payouts, same.changed.payouts, same.counters_differ) == (2, 0, [])
@@ -755,7 +760,7 @@ async def test_what_was_rejected_and_moved_all_the_same_is_judged_and_not_left_o
         await engine.deliver(observed("p1", 900))
         await engine.deliver(observed("p1", 900, status="processing"))
         log = await log_of(engine)
-    assert any(isinstance(event, e.GovernanceBypassed) for told in log for event in told.events)
+    assert any(isinstance(event, e.GovernanceBypassed) for entry in log for event in entry.events)
     found = again(log, None)
     assert (found.judged.payouts, dict(found.unjudged)) == (1, {})
 
@@ -774,14 +779,14 @@ async def test_forgetting_what_is_long_over_changes_nothing(
         await engine.deliver(observed("p0_0", 400, status="processed", at=start + 8 * day_us))
         log = await log_of(engine)
     shifts, shift = [], 0
-    for told in log:
-        seen = next((event.at for event in told.events if type(event) is e.PayoutObserved), None)
+    for entry in log:
+        seen = next((event.at for event in entry.events if type(event) is e.PayoutObserved), None)
         shift = shift if seen is None else (seen - start) // day_us * day_us
         shifts.append(shift)
     spread = moved_to(log, shifts, with_events=False)  # each day's entries were appended on that day
     trial = Retrial(None, Assumptions(ZONE))
-    for told in spread:
-        trial.feed(told)
+    for entry in spread:
+        trial.feed(entry)
     assert len(trial._fates._open) < 3 * 4  # of 16 that hold money
     assert len(trial._judge._counters.budgets) < 4
     found = trial.finish()
@@ -866,16 +871,16 @@ async def test_what_waits_for_a_number_that_was_lost_finds_the_windows_of_its_da
             await engine.deliver(observed(payout, amount))
         log = await log_of(engine)
     told_of_day = NOW + HOUR_US - int(log[0].id.partition("-")[0]) * 1_000
-    shifts = [told_of_day + (50 * HOUR_US if about(told, "p4") else 0) for told in log]
+    shifts = [told_of_day + (50 * HOUR_US if about(entry, "p4") else 0) for entry in log]
     kept = [
-        told
-        for told in moved_to(log, shifts, with_events=False)
-        if not (has(e.PayoutDecided)(told) and about(told, "p2"))
+        entry
+        for entry in moved_to(log, shifts, with_events=False)
+        if not (has(e.PayoutDecided)(entry) and about(entry, "p2"))
     ]
     found = again(kept, None)
     assert (found.judged.payouts, found.changed.payouts, found.counters_differ) == (3, 0, [])
     assert found.skipped_numbers == 1
 
 
-def about(told: Told, payout: str) -> bool:
-    return any(getattr(event, "payout", "") == payout for event in told.events)
+def about(entry: DecodedEntry, payout: str) -> bool:
+    return any(getattr(event, "payout", "") == payout for event in entry.events)

@@ -42,10 +42,10 @@ def approval(payout: str, at: int = NOW, agent: str = "bot", **changed: object) 
 
 
 def folded(
-    record: PayoutRecord | None, events: list[e.Event], told: frozenset[type[e.Fact]] = ALL
+    record: PayoutRecord | None, events: list[e.Event], reads: frozenset[type[e.Fact]] = ALL
 ) -> list[Step]:
     payout = "" if record is None else record.payout
-    return steps_of(0, [Decoded(1, "1-0", payout, "governance", events)], {payout: record}, told=told)
+    return steps_of(0, [Decoded(1, "1-0", payout, "governance", events)], {payout: record}, reads=reads)
 
 
 @st.composite

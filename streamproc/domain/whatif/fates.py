@@ -26,7 +26,7 @@ from streamproc.domain.record import Review
 from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_not_now, why_refused
 from streamproc.domain.whatif.comparison import Change, Comparison, Outcome
 from streamproc.domain.whatif.judge import Assumptions, Judge, Judgement, recorded_windows
-from streamproc.domain.whatif.trial import Books, Told, Trial, reputation_of
+from streamproc.domain.whatif.trial import Books, DecodedEntry, Trial, reputation_of
 
 NEW_HOLD = "held here only, nobody was asked then"
 PAID = "approved here only: taken as paid, it stays in its budget windows"
@@ -151,10 +151,10 @@ class Fates:
 
     # ---- people and time ----------------------------------------------------------------
 
-    def answer(self, told: Told, books: Books, zone: str) -> None:
+    def answer(self, entry: DecodedEntry, books: Books, zone: str) -> None:
         """Apply a reviewer's answer, or a hold's end, from the log to the candidate's hold."""
-        decided = next((event for event in told.events if type(event) is PayoutDecided), None)
-        counted = next((event for event in told.events if type(event) is ReviewCounted), None)
+        decided = next((event for event in entry.events if type(event) is PayoutDecided), None)
+        counted = next((event for event in entry.events if type(event) is ReviewCounted), None)
         about = decided if decided is not None else counted
         fate = self._open.get(about.payout) if about is not None else None
         if fate is None:
@@ -163,7 +163,7 @@ class Fates:
             fate.old_end, fate.waits = (decided.decision, decided.reason), False
         if fate.hold is not None:
             if counted is not None:
-                self._review(fate, fate.hold, counted, told, books.candidate, zone)
+                self._review(fate, fate.hold, counted, entry, books.candidate, zone)
             elif decided is not None and _expired_at(decided) >= fate.hold.hold_expires_at:
                 self._end_hold(fate, (decided.decision, decided.reason))
         self._keep(fate)
@@ -173,7 +173,7 @@ class Fates:
         fate: Fate,
         hold: PayoutRecord,
         counted: ReviewCounted,
-        told: Told,
+        entry: DecodedEntry,
         book: PolicyBook,
         zone: str,
     ) -> None:
@@ -185,7 +185,7 @@ class Fates:
         if counted.action == "reject":
             self._end_hold(fate, ("REJECTED", "REVIEW_REJECTED"))
             return
-        for event in told.events:
+        for event in entry.events:
             if type(event) is ReputationChecked:
                 fate.reputation = reputation_of(event)
         party = party_of(hold, book)

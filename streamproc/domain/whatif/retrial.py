@@ -29,7 +29,7 @@ from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.fates import Fates
 from streamproc.domain.whatif.judge import Assumptions, Judge
 from streamproc.domain.whatif.order import InOrder
-from streamproc.domain.whatif.trial import Books, Told, Trial, trial_of
+from streamproc.domain.whatif.trial import Books, DecodedEntry, Trial, trial_of
 
 Scopes: TypeAlias = Mapping[str, ScopeState]
 Overlay: TypeAlias = Callable[[Scopes], Scopes]
@@ -87,48 +87,48 @@ class Retrial:
                 for old in list(self._observed)[: OBSERVED_MAX // 10]:
                     del self._observed[old]
 
-    def misses(self, told: Told) -> bool:
+    def misses(self, entry: DecodedEntry) -> bool:
         """Whether the entry is a first decision whose cause is not kept and must be looked up."""
-        return told.cause not in self._observed and any(
+        return entry.cause not in self._observed and any(
             type(event) is PayoutDecided
-            and not self._ends_hold(told, event)
+            and not self._ends_hold(entry, event)
             and event.payout not in self._stopped
-            for event in told.events
+            for event in entry.events
         )
 
-    def feed(self, told: Told) -> None:
+    def feed(self, entry: DecodedEntry) -> None:
         """Take the next entry, and judge whatever is in order then."""
-        self._now_ms = told.at_ms
-        for payout in self._fates.expired(told.at_ms * 1000):
+        self._now_ms = entry.at_ms
+        for payout in self._fates.expired(entry.at_ms * 1000):
             self._put(None, partial(self._fates.expire, payout))
-        if not self._has_begun and told.at_ms * 1000 >= self._since_us:
+        if not self._has_begun and entry.at_ms * 1000 >= self._since_us:
             self._has_begun = True
             self._books = self._books_of(self._scopes)
-        kinds = {type(event) for event in told.events}
+        kinds = {type(event) for event in entry.events}
         if PolicyChanged in kinds:
-            changes = [event for event in told.events if type(event) is PolicyChanged]
+            changes = [event for event in entry.events if type(event) is PolicyChanged]
             self._scopes = scopes_after(self._scopes, *changes)
             self._books = self._books_of(self._scopes)
         if not ASKED.isdisjoint(kinds):
-            for event in told.events:
+            for event in entry.events:
                 if type(event) is PayoutObserved or type(event) is PayoutRequested:
-                    self.remember(told.id, event)
+                    self.remember(entry.id, event)
         if PayoutStopped in kinds:
-            self._stopped.update(event.payout for event in told.events if type(event) is PayoutStopped)
+            self._stopped.update(event.payout for event in entry.events if type(event) is PayoutStopped)
         if PayoutDecided in kinds:
-            self._read_decision(told)
+            self._read_decision(entry)
         elif ReviewCounted in kinds:
-            self._read_answer(told)
+            self._read_answer(entry)
         elif not kinds.isdisjoint(_WITHOUT_A_DECISION):
-            self._read_undecided(told)
+            self._read_undecided(entry)
         if PayoutSettled in kinds:
-            self._read_settlement(told)
+            self._read_settlement(entry)
         for _, step in self._order.ready():
             step()
         if self._decided >= FORGET_EVERY:
             self._decided = 0
             # Items that wait for a number need the windows of their own time, however much was read since.
-            oldest_ms = min((at_ms for at_ms, _ in self._order.waiting()), default=told.at_ms)
+            oldest_ms = min((at_ms for at_ms, _ in self._order.waiting()), default=entry.at_ms)
             cut_s = oldest_ms // 1000 - KEPT_AFTER_END_S
             self._fates.forget_before(cut_s)
             self._judge.forget_before(cut_s)
@@ -152,17 +152,17 @@ class Retrial:
             return Books(real, real)
         return Books(real, build_book(self._overlay(scopes)))
 
-    def _read_decision(self, told: Told) -> None:
-        decided = next(event for event in told.events if type(event) is PayoutDecided)
-        if self._ends_hold(told, decided):
+    def _read_decision(self, entry: DecodedEntry) -> None:
+        decided = next(event for event in entry.events if type(event) is PayoutDecided)
+        if self._ends_hold(entry, decided):
             self._held.discard(decided.payout)
-            self._read_answer(told)
+            self._read_answer(entry)
             return
         if decided.payout in self._stopped:
             self._stopped.discard(decided.payout)
-            self._put(told.settled, partial(self._fates.stop, decided))
+            self._put(entry.settled, partial(self._fates.stop, decided))
             return
-        seen = self._observed.pop(told.cause, None)
+        seen = self._observed.pop(entry.cause, None)
         if seen is None:
             if decided.at >= self._since_us:
                 self.found.leave_out(NOT_FOUND, decided.amount)
@@ -170,43 +170,43 @@ class Retrial:
         self._decided += 1
         if decided.decision == "HELD":
             self._held.add(decided.payout)
-        self._schedule(trial_of(told.events, seen, self._books), told)
+        self._schedule(trial_of(entry.events, seen, self._books), entry)
 
-    def _ends_hold(self, told: Told, decided: PayoutDecided) -> bool:
+    def _ends_hold(self, entry: DecodedEntry, decided: PayoutDecided) -> bool:
         """Whether the decision ends a hold, which may be older than all that is read."""
         return (
             decided.payout in self._held
             or decided.reason == "HOLD_EXPIRED"
-            or any(type(event) is ReviewCounted for event in told.events)
+            or any(type(event) is ReviewCounted for event in entry.events)
         )
 
-    def _schedule(self, trial: Trial, told: Told) -> None:
+    def _schedule(self, trial: Trial, entry: DecodedEntry) -> None:
         slot, room = trial.slot_number, trial.room_number
         if trial.stray:
             if trial.slot is not None:
                 self._put(slot, partial(self._judge.take_recorded_slot, trial.slot, trial.record))
             if trial.room is not None:
                 self._put(room, partial(self._judge.charge, trial.room))
-            self._put(told.settled, partial(self._judge_all, trial))
+            self._put(entry.settled, partial(self._judge_all, trial))
         elif slot is not None and room is not None and room != slot:
             self._put(slot, partial(self._begin, trial))
             self._put(room, partial(self._end, trial))
         else:
             self._put(room if slot is None else slot, partial(self._judge_all, trial))
 
-    def _read_answer(self, told: Told) -> None:
-        self._put(told.settled, partial(self._fates.answer, told, self._books, self._zone))
+    def _read_answer(self, entry: DecodedEntry) -> None:
+        self._put(entry.settled, partial(self._fates.answer, entry, self._books, self._zone))
 
-    def _read_undecided(self, told: Told) -> None:
+    def _read_undecided(self, entry: DecodedEntry) -> None:
         """What was admitted and ended without a decision, or after one that did not know of it."""
-        for event in told.events:
+        for event in entry.events:
             if type(event) is GovernanceBypassed:
                 if event.at >= self._since_us and event.payout not in self.decided:
                     self.found.leave_out(MOVED, event.amount)
             elif type(event) is BudgetReserved:
                 self._put(event.number, partial(self._take_bypassed, event))
             elif type(event) is VelocityChecked and event.number:
-                seen = self._observed.get(told.cause) or self._first_look(event.payout)
+                seen = self._observed.get(entry.cause) or self._first_look(event.payout)
                 record = fold([seen]) if seen is not None else None
                 if record is not None:
                     take = partial(self._judge.take_recorded_slot, slot_of(event), record)
@@ -216,11 +216,11 @@ class Retrial:
         """The earliest kept look at a payout."""
         return next((seen for seen in self._observed.values() if seen.payout == payout), None)
 
-    def _read_settlement(self, told: Told) -> None:
-        for event in told.events:
+    def _read_settlement(self, entry: DecodedEntry) -> None:
+        for event in entry.events:
             if type(event) is PayoutSettled:
                 self._held.discard(event.payout)  # a hold that the bank ended gets no answer
-                self._put(told.settled, partial(self._fates.settle, event))
+                self._put(entry.settled, partial(self._fates.settle, event))
 
     # ---- the steps ------------------------------------------------------------------------
 

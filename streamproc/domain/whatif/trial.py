@@ -31,8 +31,12 @@ from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import PolicyBook
 
 
-class Told(Struct, gc=False):
-    """An archived entry as a replay reads it. `settled`: the number of its settlement, None without one."""
+class DecodedEntry(Struct, gc=False):
+    """An archived entry with its events decoded, as a retrial reads it.
+
+    `seq`: its place in the archive; `id`: in the log. `by`: who wrote it; `cause`: the entry that it answers, or empty.
+    `settled`: the counters' number of its settlement, None without one.
+    """
 
     seq: int
     id: str

@@ -11,7 +11,7 @@ WHOLE_S = 60.0
 would stay as long as the process: the thresholds count new objects, of which there are few."""
 
 
-def look_less_often() -> None:
+def tune_for_batches() -> None:
     """Call once at the start, after all imports: what exists then is never looked at again.
 
     Within a running loop there is a full collection of the rest every WHOLE_S, of some ms.
@@ -23,10 +23,10 @@ def look_less_often() -> None:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return
-    _look_later(loop)
+    _collect_later(loop)
 
 
-def collect_seldom() -> None:
+def tune_for_one_job() -> None:
     """For a process of one job, with millions of objects and hardly a cycle: it collects every WHOLE_S only.
 
     Call within the running loop, after all imports.
@@ -34,13 +34,13 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    _look_later(asyncio.get_running_loop())
+    _collect_later(asyncio.get_running_loop())
 
 
-def _look_later(loop: asyncio.AbstractEventLoop) -> None:
-    loop.call_later(WHOLE_S, _look, loop)
+def _collect_later(loop: asyncio.AbstractEventLoop) -> None:
+    loop.call_later(WHOLE_S, _collect, loop)
 
 
-def _look(loop: asyncio.AbstractEventLoop) -> None:
+def _collect(loop: asyncio.AbstractEventLoop) -> None:
     gc.collect()
-    _look_later(loop)
+    _collect_later(loop)

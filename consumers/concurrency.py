@@ -11,24 +11,28 @@ from streamproc.log.work import Work
 Job: TypeAlias = tuple[Work, Callable[[], Awaitable[None]]]
 
 
-async def in_turns(jobs: Sequence[Job], *, at_once: int, start_s: float, pass_s: float, turn: str) -> None:
+async def run_bounded(
+    jobs: Sequence[Job], *, at_once: int, start_s: float, pass_s: float, waits_for: str
+) -> None:
     """Run all of `jobs`, `at_once` at a time. A job that has not begun within `start_s` from now, or not ended within
     `pass_s`, is deferred; any other failure is its work's own.
 
-    Raises LogUnavailable and LogBroken, which concern all jobs. `turn` names in errors what a job waits for.
+    Raises LogUnavailable and LogBroken, which concern all jobs. `waits_for` names in errors what a job waits for.
     """
-    turns, began = asyncio.Semaphore(at_once), asyncio.get_running_loop().time()
+    slots, began = asyncio.Semaphore(at_once), asyncio.get_running_loop().time()
 
     async def run(work: Work, do: Callable[[], Awaitable[None]]) -> None:
         try:
-            async with asyncio.timeout_at(began + start_s) as limit, turns:
+            async with asyncio.timeout_at(began + start_s) as limit, slots:
                 limit.reschedule(began + pass_s)
                 await do()
         except (LogUnavailable, LogBroken):
             raise
         except TimeoutError:
             work.fail(
-                TryAgain(f"{turn} did not come within {start_s:g} s, or it did not end within {pass_s:g} s")
+                TryAgain(
+                    f"{waits_for} did not come within {start_s:g} s, or it did not end within {pass_s:g} s"
+                )
             )
         except Exception as problem:  # noqa: BLE001  # this work's own; the loop puts it off or aside
             work.fail(problem)

@@ -1,6 +1,6 @@
-"""A turn at changing policies: one change reaches every partition before the next one begins.
+"""The lease on changing policies: one change reaches every partition before the next one begins.
 
-Each partition takes a change by itself. Without turns two changes at once would come to the partitions in different
+Each partition takes a change by itself. Without it two changes at once would come to the partitions in different
 orders, and leave an agent frozen on one and free on another, with nobody told.
 """
 
@@ -16,37 +16,39 @@ from streamproc.log.names import Names
 from streamproc.log.policies import still_in_force
 from streamproc.operate.site import Site
 
-TURN_S = 5.0
-"""A turn lasts this long from its last partition on: so long a change waits for a process that died."""
+LEASE_S = 5.0
+"""A lease lasts this long from its last partition on: so long a change waits for a process that died."""
 FREEZE_WAIT_S = 0.5
 """So long a freeze waits for another change, which takes milliseconds; then it goes first."""
 WAIT_S = 15.0
-"""How long a turn is waited for: three that died, and below what an HTTP request has for a change."""
+"""How long the lease is waited for: three that died, and below what an HTTP request has for a change."""
 LOOK_S = 0.02
-"""How often a turn is asked for; a change takes some milliseconds for each partition."""
+"""How often it is asked for; a change takes some milliseconds for each partition."""
 _JOB, _PARTITION = "policies", 0
 _FREEZE, _CHANGE = "freeze-", "change-"
 
 
-class Turn:
-    """A turn that was given to `owner`."""
+class ChangeLease:
+    """The lease, as `owner` holds it or asks for it."""
 
     def __init__(self, site: Site, owner: str) -> None:
         self._site, self._owner, self._term = site, owner, 0
 
     async def goes_on(self, partition: int) -> None:
-        """To be asked after a partition was read and before it is written to: whoever has a turn after that moves its
-        revision, so that a late write is refused. Raises Overtaken if the turn is over, or was somebody else's since:
-        others may have changed later partitions by then."""
-        if await self._ask(TURN_S) != self._term:
+        """Renew the lease, after a partition was read and before it is written to.
+
+        Whoever gets it after that moves the partition's revision, so that a late write is refused. Raises Overtaken if
+        it ran out, or was somebody else's since: others may have changed later partitions by then.
+        """
+        if await self._ask(LEASE_S) != self._term:
             raise Overtaken(
-                f"partition {partition}: this change came to a halt for over {TURN_S:g} s, or a freeze went first, and"
+                f"partition {partition}: this change came to a halt for over {LEASE_S:g} s, or a freeze went first, and"
                 " others may have changed policies since; it is not in force from this partition on: run it again"
             )
 
     async def take(self, *, gives_way: str = "") -> bool:
         """Whether nobody else has it, or one whose name begins with `gives_way`: that one's is over."""
-        self._term = await self._ask(TURN_S, gives_way)
+        self._term = await self._ask(LEASE_S, gives_way)
         return self._term > 0
 
     async def passes(self, partition: int, rev: bytes) -> bool:
@@ -55,7 +57,7 @@ class Turn:
         return await still_in_force(self._site.client, Names(partition), rev)
 
     async def give_back(self) -> None:
-        """Let the next one begin; if Redis is away, it begins after TURN_S."""
+        """Let the next one begin; if Redis is away, it begins after LEASE_S."""
         with suppress(LogUnavailable):
             await self._ask(0.0)
 
@@ -68,10 +70,10 @@ class Turn:
 
 
 @asynccontextmanager
-async def turn(site: Site, *, freezes: bool = False) -> AsyncIterator[Turn]:
-    """A turn, waited for up to WAIT_S; a freeze takes it from any other change after FREEZE_WAIT_S, so that one that
+async def change_lease(site: Site, *, freezes: bool = False) -> AsyncIterator[ChangeLease]:
+    """The lease, waited for up to WAIT_S; a freeze takes it from any other change after FREEZE_WAIT_S, so that one that
     died or does not end holds no freeze up. Raises Contended if others have it all that time, and LogUnavailable."""
-    mine = Turn(site, (_FREEZE if freezes else _CHANGE) + secrets.token_hex(8))
+    mine = ChangeLease(site, (_FREEZE if freezes else _CHANGE) + secrets.token_hex(8))
     began = asyncio.get_running_loop().time()
     gives_way = ""
     try:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from consumers.turns import Job, in_turns
+from consumers.concurrency import Job, run_bounded
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
 from streamproc.log.work import Work
 
@@ -14,7 +14,7 @@ def work(number: int) -> Work:
 
 
 async def run(jobs: list[Job], *, at_once: int = 4, start_s: float = 60.0, pass_s: float = 60.0) -> None:
-    await in_turns(jobs, at_once=at_once, start_s=start_s, pass_s=pass_s, turn="its turn")
+    await run_bounded(jobs, at_once=at_once, start_s=start_s, pass_s=pass_s, waits_for="its turn")
 
 
 async def test_a_failure_is_that_of_its_work_alone() -> None:

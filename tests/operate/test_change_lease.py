@@ -12,7 +12,7 @@ from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
 from streamproc.log.stream import open_log
-from streamproc.operate import changes, turn
+from streamproc.operate import change_lease, changes
 from streamproc.operate.freezes import freeze
 from streamproc.operate.policies import apply, in_force
 from streamproc.operate.site import Site
@@ -42,9 +42,9 @@ class Overtaken:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, redis_url: str, second: Change) -> None:
         self.url, self.second, self.may_go_on = redis_url, second, asyncio.Event()
         self.task: asyncio.Task[Any] | None = None
-        self.writes, self.takes = changes.put_in_force, turn.Turn.take
+        self.writes, self.takes = changes.put_in_force, change_lease.ChangeLease.take
         monkeypatch.setattr(changes, "put_in_force", self.write)
-        monkeypatch.setattr(turn.Turn, "take", self.take_of())
+        monkeypatch.setattr(change_lease.ChangeLease, "take", self.take_of())
 
     async def write(self, client: Any, names: Any, *rest: Any, **named: Any) -> Any:
         if self.task is None and names.partition == 1:
@@ -53,7 +53,7 @@ class Overtaken:
         return await self.writes(client, names, *rest, **named)
 
     def take_of(self) -> Any:
-        async def take(one: turn.Turn, **named: Any) -> bool:
+        async def take(one: change_lease.ChangeLease, **named: Any) -> bool:
             if not (taken := await self.takes(one, **named)):
                 self.may_go_on.set()
             return taken
@@ -95,11 +95,11 @@ async def test_a_turn_whose_process_died_is_free_after_its_time_and_no_late_writ
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await opened(redis_url)
-    monkeypatch.setattr(turn, "TURN_S", 0.05)
+    monkeypatch.setattr(change_lease, "LEASE_S", 0.05)
     async with site_of(redis_url) as site:
-        dead = turn.Turn(site, "dead")
+        dead = change_lease.ChangeLease(site, "dead")
         assert await dead.take()
-        async with turn.turn(site):
+        async with change_lease.change_lease(site):
             with pytest.raises(JobFailed, match="partition 1: this change came to a halt for over "):
                 await dead.goes_on(1)
 
@@ -110,7 +110,7 @@ async def test_who_came_to_a_halt_between_partitions_writes_nothing_over_a_chang
 ) -> None:
     """The later change finds its partition 1 as it wants it, has ended, and was told that its limit is everywhere."""
     await opened(redis_url)
-    place: Any = turn.Turn if halts_at == "goes_on" else changes
+    place: Any = change_lease.ChangeLease if halts_at == "goes_on" else changes
     whole, halted = getattr(place, halts_at), False
 
     async def halts(*given: Any, **named: Any) -> Any:
@@ -118,7 +118,7 @@ async def test_who_came_to_a_halt_between_partitions_writes_nothing_over_a_chang
         if not halted and (given[1] == 1 if halts_at == "goes_on" else given[1].partition == 1):
             halted = True
             async with site_of(redis_url) as other:
-                await other.client.delete(Names(0).lease("policies"))  # TURN_S are over
+                await other.client.delete(Names(0).lease("policies"))  # LEASE_S are over
                 await limits_to(1_000)(other)
         return await whole(*given, **named)
 
@@ -137,17 +137,19 @@ async def test_a_lifting_that_waits_while_somebody_freezes_lifts_only_what_was_f
 ) -> None:
     """Who froze was told that it is frozen; who lifts knew nothing of that, and is told now."""
     await opened(redis_url)
-    whole: Any = turn.Turn.take
+    whole: Any = change_lease.ChangeLease.take
 
-    async def takes(one: turn.Turn, **named: Any) -> bool:
-        monkeypatch.setattr(turn.Turn, "take", whole)  # the lifting's turn comes after the freeze's
+    async def takes(one: change_lease.ChangeLease, **named: Any) -> bool:
+        monkeypatch.setattr(
+            change_lease.ChangeLease, "take", whole
+        )  # the lifting's turn comes after the freeze's
         async with site_of(redis_url) as other:
             await freeze(other, "agent:bot", frozen=True, by="asha", why=words)
         return bool(await whole(one, **named))
 
     async with site_of(redis_url) as site:
         await frozen(True)(site)
-        monkeypatch.setattr(turn.Turn, "take", takes)
+        monkeypatch.setattr(change_lease.ChangeLease, "take", takes)
         with pytest.raises(JobFailed, match="partition 0: agent:bot was frozen anew meanwhile, by asha, "):
             await frozen(False)(site)
         assert "freeze:agent:bot" in await in_force(site)
@@ -169,9 +171,9 @@ async def test_a_freeze_goes_before_a_change_that_died_or_does_not_end(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await opened(redis_url)
-    monkeypatch.setattr(turn, "TURN_S", 3_600.0)
-    monkeypatch.setattr(turn, "FREEZE_WAIT_S", 0.0)
-    async with site_of(redis_url) as site, turn.turn(site) as endless:
+    monkeypatch.setattr(change_lease, "LEASE_S", 3_600.0)
+    monkeypatch.setattr(change_lease, "FREEZE_WAIT_S", 0.0)
+    async with site_of(redis_url) as site, change_lease.change_lease(site) as endless:
         await frozen(True)(site)
         assert "freeze:agent:bot" in await in_force(site)
         with pytest.raises(JobFailed, match="or a freeze went first"):
@@ -183,9 +185,9 @@ async def test_a_freeze_lets_a_change_that_is_under_way_end_first_which_takes_mi
 ) -> None:
     """Else each freeze would leave a change of policies half done."""
     await opened(redis_url)
-    monkeypatch.setattr(turn, "FREEZE_WAIT_S", 3_600.0)
-    monkeypatch.setattr(turn, "WAIT_S", 5 * turn.LOOK_S)
-    async with site_of(redis_url) as site, turn.turn(site) as under_way:
+    monkeypatch.setattr(change_lease, "FREEZE_WAIT_S", 3_600.0)
+    monkeypatch.setattr(change_lease, "WAIT_S", 5 * change_lease.LOOK_S)
+    async with site_of(redis_url) as site, change_lease.change_lease(site) as under_way:
         with pytest.raises(JobFailed, match="others have been changing policies"):
             await frozen(True)(site)
         await under_way.goes_on(1)
@@ -196,10 +198,10 @@ async def test_who_lost_the_turn_passes_no_partition_as_it_is(redis_url: str) ->
     await opened(redis_url)
     async with site_of(redis_url) as site:
         rev, _ = await read_scopes(site.client, Names(1))
-        async with turn.turn(site) as first:
+        async with change_lease.change_lease(site) as first:
             assert await first.passes(1, rev)
-            await site.client.delete(Names(0).lease("policies"))  # TURN_S are over
-            async with turn.turn(site):
+            await site.client.delete(Names(0).lease("policies"))  # LEASE_S is over
+            async with change_lease.change_lease(site):
                 with pytest.raises(JobFailed, match="partition 1: this change came to a halt"):
                     await first.passes(1, rev)
 
@@ -213,10 +215,10 @@ async def test_nothing_else_goes_before_its_turn(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, under_way: bool, second: Change
 ) -> None:
     await opened(redis_url)
-    monkeypatch.setattr(turn, "FREEZE_WAIT_S", 0.0)
-    async with site_of(redis_url) as site, turn.turn(site, freezes=under_way) as first:
-        waiting = turn.FREEZE_WAIT_S + 5 * turn.LOOK_S
-        monkeypatch.setattr(turn, "WAIT_S", waiting)
+    monkeypatch.setattr(change_lease, "FREEZE_WAIT_S", 0.0)
+    async with site_of(redis_url) as site, change_lease.change_lease(site, freezes=under_way) as first:
+        waiting = change_lease.FREEZE_WAIT_S + 5 * change_lease.LOOK_S
+        monkeypatch.setattr(change_lease, "WAIT_S", waiting)
         with pytest.raises(JobFailed, match="others have been changing policies"):
             await second(site)
         await first.goes_on(1)
@@ -226,8 +228,8 @@ async def test_who_gets_no_turn_is_told_how_long_it_was_waited_for(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await opened(redis_url)
-    monkeypatch.setattr(turn, "WAIT_S", 0.0)
-    async with site_of(redis_url) as site, turn.turn(site):
+    monkeypatch.setattr(change_lease, "WAIT_S", 0.0)
+    async with site_of(redis_url) as site, change_lease.change_lease(site):
         with pytest.raises(
             JobFailed, match="others have been changing policies for 0 s; nothing was changed"
         ):
@@ -238,4 +240,4 @@ async def test_who_gets_no_turn_is_told_how_long_it_was_waited_for(
 def test_a_turn_is_waited_for_past_one_that_died_and_within_an_http_request() -> None:
     from streamproc.operate.policy_desk import CHANGE_S_MAX
 
-    assert turn.FREEZE_WAIT_S < turn.TURN_S < turn.WAIT_S < CHANGE_S_MAX
+    assert change_lease.FREEZE_WAIT_S < change_lease.LEASE_S < change_lease.WAIT_S < CHANGE_S_MAX

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from streamproc import collector
+from streamproc import gc_tuning
 from tests.deadline import DEADLINE_S
 
 
@@ -29,11 +29,11 @@ def as_before() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize("collect", [collector.look_less_often, collector.collect_seldom])
+@pytest.mark.parametrize("collect", [gc_tuning.tune_for_batches, gc_tuning.tune_for_one_job])
 async def test_what_died_when_it_was_old_goes_with_the_next_look_at_everything(
     monkeypatch: pytest.MonkeyPatch, collect: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr(collector, "WHOLE_S", 0.01)
+    monkeypatch.setattr(gc_tuning, "WHOLE_S", 0.01)
     collect()
     gone = asyncio.Event()
     circle = Circle()
@@ -46,5 +46,5 @@ async def test_what_died_when_it_was_old_goes_with_the_next_look_at_everything(
 
 
 def test_without_a_loop_nothing_is_scheduled() -> None:
-    collector.look_less_often()
-    assert gc.get_threshold()[0] == collector.YOUNG_MAX
+    gc_tuning.tune_for_batches()
+    assert gc.get_threshold()[0] == gc_tuning.YOUNG_MAX
