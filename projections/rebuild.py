@@ -24,9 +24,9 @@ from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.rows import Row, RowAbout
 from streamproc.archive.sql import statements
-from streamproc.archive.store import connection, transaction
+from streamproc.archive.store import AWAY, connection, transaction
 from streamproc.domain.entry_ids import ZERO
-from streamproc.errors import JobFailed, LogBroken
+from streamproc.errors import JobFailed, LogBroken, named
 
 SEGMENT_ROWS = 5_000
 """Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
@@ -35,6 +35,8 @@ CLIENT_CHECK_MS = 1_000
 DIGEST_CHARS = 16
 """Of the SHA-256 of the statements that make the tables: enough to distinguish versions, no protection against
 attacks."""
+LEAVE_S = 5.0
+"""Limit for removing the place of a job that was stopped: whoever stopped it waits, and Postgres may hang."""
 _by_seq = attrgetter("seq")
 REPLAY_LOCK = 0x53505F52
 """First half of the advisory lock's key ('SP_R'); the second is the schema that is rebuilt."""
@@ -126,6 +128,25 @@ async def slices_of(db: asyncpg.Connection) -> list[Slice]:
 async def drop_place(db: asyncpg.Connection, schema: str) -> None:
     """Remove a place with all that is in it."""
     await db.execute(f"DROP SCHEMA IF EXISTS {quote_ident(schema)} CASCADE")
+
+
+async def leave_place(db: asyncpg.Connection, dsn: str, schema: str) -> None:
+    """Remove the place of a job that ends. Where a stop has cut `db` off amid a statement or a transaction, that is
+    done on another connection. Raises JobFailed, naming the place, where it stays."""
+    if not db.is_closed() and not db.is_in_transaction():
+        await drop_place(db, schema)
+        return
+    db.terminate()
+    try:
+        async with asyncio.timeout(LEAVE_S), connection(dsn, name="streamproc leaves") as other:
+            await other.execute(
+                _SQL["wait_for_lock"], REPLAY_LOCK, schema
+            )  # the server ends `db` in a moment
+            await drop_place(other, schema)
+    except (*AWAY, asyncpg.PostgresError) as problem:
+        raise JobFailed(
+            f"the schema {schema} could not be removed from Postgres ({named(problem)}); the next such command does it"
+        ) from problem
 
 
 class _Share:

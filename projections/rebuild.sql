@@ -60,5 +60,8 @@ SELECT view, $1, $2, $3, version FROM unnest($4::text[], $5::integer[]) AS v (vi
 -- name: schemas
 SELECT nspname FROM pg_namespace WHERE nspname = $1;
 
+-- name: wait_for_lock
+SELECT pg_advisory_lock($1, hashtext($2));
+
 -- name: take_lock
 SELECT pg_try_advisory_lock($1, hashtext($2));

@@ -31,6 +31,7 @@ from projections.rebuild import (
     archive_ends,
     drop_place,
     finish_build,
+    leave_place,
     plan_build,
     resumable,
     take_replay_lock,
@@ -388,4 +389,4 @@ async def built_as_of(
                 await _build(dsn, schema, plan, jobs, JobProgress(), on_progress, views)
                 yield place
             finally:
-                await drop_place(place, schema)
+                await leave_place(place, dsn, schema)

@@ -65,7 +65,7 @@ async def test_a_turn_that_is_cancelled_outside_a_transaction_ends_the_connectio
     """A statement of it may be under way still."""
     async with Shared(postgres, name="shared").joined() as turns:
         with pytest.raises(asyncio.CancelledError):
-            async with turns.turn():
+            async with turns.exclusive():
                 raise asyncio.CancelledError
         assert turns.lost
 

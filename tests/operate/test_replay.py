@@ -500,6 +500,25 @@ async def test_as_of_that_is_stopped_leaves_nothing_behind(dsn: str, log: Listed
     assert await fetch(dsn, there) == [(None,)]
 
 
+@pytest.mark.parametrize("how", ["failed", "cut off"])
+async def test_as_of_that_is_stopped_amid_a_transaction_leaves_nothing_behind(
+    dsn: str, log: ListedLog, how: str
+):
+    async def stopped() -> None:
+        async with built_as_of(dsn, await targets_of(dsn, "1"), jobs=1) as place:
+            await place.execute("BEGIN")
+            if how == "failed":
+                with suppress(asyncpg.DivisionByZeroError):
+                    await place.execute("SELECT 1 / 0")
+            else:
+                place.terminate()
+            raise InputError("stopped")
+
+    with pytest.raises(InputError, match="stopped"):
+        await stopped()
+    assert await fetch(dsn, "SELECT to_regnamespace('public_as_of')") == [(None,)]
+
+
 async def test_as_of_prints_the_rows_of_a_view(
     dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
