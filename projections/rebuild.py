@@ -139,9 +139,8 @@ async def leave_place(db: asyncpg.Connection, dsn: str, schema: str) -> None:
     db.terminate()
     try:
         async with asyncio.timeout(LEAVE_S), connection(dsn, name="streamproc leaves") as other:
-            await other.execute(
-                _SQL["wait_for_lock"], REPLAY_LOCK, schema
-            )  # the server ends `db` in a moment
+            # The server ends `db`, and its lock, in a moment.
+            await other.execute(_SQL["wait_for_lock"], REPLAY_LOCK, schema)
             await drop_place(other, schema)
     except (*AWAY, asyncpg.PostgresError) as problem:
         raise JobFailed(
