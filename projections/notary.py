@@ -105,11 +105,15 @@ async def _one_maker(db: SharedConnection, partition: int, ended: asyncio.Event)
     try:
         yield True
     finally:
-        with suppress(*AWAY):  # the lock is gone with the connection
+        over.set()
+        try:
             async with asyncio.timeout(GIVE_BACK_S):
-                over.set()
                 await asking
                 await give_lock_back(db, partition, lock=CHECKPOINT_LOCK)
+        except TimeoutError:
+            db.end()  # and the lock with it; whoever else uses the connection joins a new one
+        except AWAY:
+            pass  # the lock is gone with the connection
 
 
 async def _show_life(db: SharedConnection, over: asyncio.Event) -> None:

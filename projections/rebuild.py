@@ -31,7 +31,7 @@ from streamproc.errors import JobFailed, LogBroken, named
 SEGMENT_ROWS = 5_000
 """Rows in one transaction, some 2 kB each: a builder holds two segments, one in hand and one being fetched."""
 CLIENT_CHECK_MS = 1_000
-"""How soon Postgres stops making an index for a replay that was killed."""
+"""How soon Postgres stops a statement, such as making an index, for a job that was killed."""
 DIGEST_CHARS = 16
 """Of the SHA-256 of the statements that make the tables: enough to distinguish versions, no protection against
 attacks."""
@@ -131,21 +131,33 @@ async def drop_place(db: asyncpg.Connection, schema: str) -> None:
 
 
 async def leave_place(db: asyncpg.Connection, dsn: str, schema: str) -> None:
-    """Remove the place of a job that ends. Where a stop has cut `db` off amid a statement or a transaction, that is
-    done on another connection. Raises JobFailed, naming the place, where it stays."""
-    if not db.is_closed() and not db.is_in_transaction():
-        await drop_place(db, schema)
-        return
-    db.terminate()
+    """Remove the place of a job that ends, within LEAVE_S if it was stopped.
+
+    Where the stop has cut `db` off amid a statement or a transaction, that is done on another connection. Raises
+    JobFailed, naming the place, where it stays.
+    """
+    task = asyncio.current_task()
+    limit_s = LEAVE_S if task is not None and task.cancelling() else None
     try:
-        async with asyncio.timeout(LEAVE_S), connection(dsn, name="streamproc leaves") as other:
-            # The server ends `db`, and its lock, in a moment.
-            await other.execute(_SQL["wait_for_lock"], REPLAY_LOCK, schema)
-            await drop_place(other, schema)
+        async with asyncio.timeout(limit_s):
+            if not db.is_closed() and not db.is_in_transaction():
+                await drop_place(db, schema)
+                return
+            db.terminate()
+            async with connection(dsn, name="streamproc leaves") as other:
+                # The server ends `db`, and its lock, in a moment.
+                await other.execute(_SQL["wait_for_lock"], REPLAY_LOCK, schema)
+                await drop_place(other, schema)
     except (*AWAY, asyncpg.PostgresError) as problem:
         raise JobFailed(
             f"the schema {schema} could not be removed from Postgres ({named(problem)}); the next such command does it"
         ) from problem
+
+
+async def heed_lost_client(db: asyncpg.Connection) -> None:
+    """Have Postgres stop a long statement soon after its client was killed or gave it up."""
+    with suppress(asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError):  # not everywhere
+        await db.execute(f"SET client_connection_check_interval = '{CLIENT_CHECK_MS}ms'")
 
 
 class _Share:
@@ -257,8 +269,7 @@ async def _each(dsn: str, schema: str, jobs: int, wanted: Sequence[tuple[str, st
         async with connection(dsn, name="streamproc replay", job=True) as db:
             await enter_place(db, schema)
             await db.execute("SET max_parallel_maintenance_workers = 0")  # the cores are ours already
-            with suppress(asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError):  # not everywhere
-                await db.execute(f"SET client_connection_check_interval = '{CLIENT_CHECK_MS}ms'")
+            await heed_lost_client(db)
             while left:
                 await _make(db, *left.popleft())
 

@@ -74,8 +74,7 @@ class Crew:
         self._roles: list[Role] = []
         self._stores: list[asyncio.subprocess.Process] = []
         self._tasks: dict[Role, asyncio.Task[None]] = {}
-        self.hurried = False
-        """Whether the operator asked twice: what ends now was killed here."""
+        self._hurried = False
         self.draining = False
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -121,11 +120,15 @@ class Crew:
 
     def hurry(self) -> None:
         """Kill all roles now, and the stores if they do not end soon: the operator asked twice."""
-        self.hurried = True
+        self._hurried = True
         for role in self._roles:
             if role.process is not None:
                 processes.kill(role.process)
         asyncio.get_running_loop().call_later(KILL_STORES_S, self._kill_stores)
+
+    def is_hurried(self) -> bool:
+        """Whether the operator asked twice: what ends now was killed here."""
+        return self._hurried
 
     def _kill_stores(self) -> None:
         for store in self._stores:
@@ -142,7 +145,7 @@ class Crew:
             finally:
                 processes.kill(process)  # and its session, in case it left children
             await output
-            if self.hurried:
+            if self._hurried:
                 return
             if not role.stop.is_set():
                 await self._after_crash(role, process.returncode)
@@ -158,7 +161,7 @@ class Crew:
         return role.process
 
     async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
-        signum = signal.SIGKILL if self.hurried else signal.SIGTERM
+        signum = signal.SIGKILL if self._hurried else signal.SIGTERM
         within_s = KILL_AFTER_DRAIN_S + (self._left_s() if process.returncode is None else 0.0)
         if not await processes.stop(process, signum, within_s):
             say(f"[up] {name} did not end within {round(within_s, 1):g} s, and was killed")
@@ -235,7 +238,7 @@ async def kept(crew: Crew, name: str, store: OpenStore) -> AsyncIterator[Store]:
 
 async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Future[Store]) -> None:
     crashes, port = Crashes(), None
-    while True:
+    while not crew.is_hurried():
         try:
             async with open_(port) as store:
                 if first.done():
@@ -254,7 +257,7 @@ async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Fu
                 raise
             crew.give_up(f"{name} ended and could not be started again: {problem}")
             return
-        if crew.hurried:
+        if crew.is_hurried():
             return
         now = time.monotonic()
         if crashes.crashed_too_often(now):

@@ -8,6 +8,7 @@ operator configured is used; only what is missing is started here.
 import asyncio
 import secrets
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -118,14 +119,15 @@ async def _until_stopped(running: Coroutine[None, None, int], crew: Crew, *, dem
 @contextmanager
 def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    numbers = processes.stop_numbers()
-    for number in numbers:
+    before = {number: signal.getsignal(number) for number in processes.stop_numbers()}
+    for number in before:
         loop.add_signal_handler(number, on_signal)
     try:
         yield
     finally:
-        for number in numbers:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # SIGINT was ignored, where a shell began us in its background
 
 
 async def _run(

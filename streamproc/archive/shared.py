@@ -26,6 +26,10 @@ class SharedConnection:
         """Whether it can never be used again."""
         return bool(self._db.is_closed())
 
+    def end(self) -> None:
+        """Close it for everybody, whatever they do on it: what they wait for raises one of AWAY."""
+        self._db.terminate()
+
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[asyncpg.Connection]:
         """The connection to ourselves. Raises ConnectionResetError, which is one of AWAY, if it was lost."""

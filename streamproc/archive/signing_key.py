@@ -61,7 +61,11 @@ def _name(fresh: Path, path: Path) -> None:
         # The name is taken by an empty file, which only its maker replaces. A crash before that leaves it, for a
         # person to remove: it holds no key, and is said so.
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        fresh.replace(path)
+        try:
+            fresh.replace(path)
+        except OSError:
+            path.unlink()
+            raise
 
 
 def read_or_make(path: Path) -> tuple[Signer, bool]:

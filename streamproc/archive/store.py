@@ -84,7 +84,7 @@ def errors_as_job_failed(consequence: str = "") -> Iterator[None]:
 
 
 class Statements(Protocol):
-    """What runs single statements: a connection of our own, or a turn of a shared one for each."""
+    """What runs single statements: a connection of our own, or one that is shared, exclusively for each."""
 
     async def fetch(self, query: str, *values: object) -> Any: ...
     async def fetchrow(self, query: str, *values: object) -> Any: ...

@@ -10,12 +10,12 @@ SELECT set_config('idle_session_timeout', $1, false) FROM pg_settings WHERE name
 SELECT pg_try_advisory_lock($1, $2);
 
 -- name: end_stuck_copy
--- A server that waits for the rows of a COPY heeds none of its own timeouts. The client would have given up by now, if it
--- ran. Only a session of our own role, which we may end.
+-- A server that waits for the rows of a COPY, or for a client to read what it sends, heeds none of its own timeouts. The
+-- client would have given up by now, if it ran. Only a session of our own role, which we may end.
 SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity AS a USING (pid)
 WHERE locktype = 'advisory' AND granted AND classid = $1::bigint::oid AND objid = $2::bigint::oid AND objsubid = 2
-  AND a.datname = current_database() AND pg_locks.database = a.datid AND a.usename = current_user
-  AND a.state = 'active' AND a.wait_event = 'ClientRead'
+  AND a.datname = current_database() AND pg_locks.database = a.datid AND a.usename = session_user
+  AND a.state = 'active' AND a.wait_event IN ('ClientRead', 'ClientWrite')
   AND a.query_start < clock_timestamp() - $3::bigint * interval '1 ms';
 
 -- name: give_lock_back

@@ -129,7 +129,7 @@ class Razorpay:
         """The payout as it is now.
 
         Raises Unprocessable if the bank does not know it or shows it malformed; TryAgain also for refused keys (401,
-        403) and for an answer that is not JSON, which is not the bank's but that of a proxy.
+        403) and for an answer that is not in the bank's form, which is that of a proxy.
         """
         answer = await self._http.call("GET", _path(payout_id), headers=self._by_key)
         entity = _read_answer(f"payout {payout_id}", answer.status, answer.body)
@@ -274,6 +274,8 @@ def _read_answer(what: str, status: int, body: bytes) -> object:
         raise _caller_refused(what, status, _read_error(body)[1])
     if status >= 400:
         code, problem = _read_error(body)
+        if problem in _NO_ENVELOPE or status in _SAY_NOTHING:
+            raise TryAgain(f"{what}: {status} in a form that is not the bank's, {problem}")
         raise Unprocessable(f"{what}: {status} {code}, {problem}")
     try:
         return decode_json(body)

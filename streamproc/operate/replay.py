@@ -31,6 +31,7 @@ from projections.rebuild import (
     archive_ends,
     drop_place,
     finish_build,
+    heed_lost_client,
     leave_place,
     plan_build,
     resumable,
@@ -381,6 +382,7 @@ async def built_as_of(
     jobs = jobs or _default_jobs()
     with errors_as_job_failed(untouched):
         async with connection(dsn, name=f"streamproc {purpose}", job=True) as place:
+            await heed_lost_client(place)
             home = str(await place.fetchval("SELECT current_schema()"))
             schema = f"{home}_{purpose}"
             await take_replay_lock(place, schema)

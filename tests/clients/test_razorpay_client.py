@@ -226,6 +226,9 @@ async def test_fetch_gives_the_payout_as_it_is_now() -> None:
         (always(200, entity(id="pout_another")), Unprocessable),
         (always(401, refusal("Authentication failed")), TryAgain),
         (always(200, b"<html>Captive portal</html>"), TryAgain),
+        (always(404, b"<html>Not Found</html>"), TryAgain),
+        (always(400, {"message": "blocked"}), TryAgain),
+        (always(408, refusal("Timeout")), TryAgain),
         (always(500), TryAgain),
     ],
 )

@@ -392,7 +392,7 @@ async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(clie
 
 def test_an_offer_whose_blanks_are_not_where_they_must_be_is_none() -> None:
     ask = ask_of("pout_1")
-    record, out = offer(ask).told(Fate.DONE)
+    record, out = offer(ask).outputs(Fate.DONE)
     for asked, events in (
         (ask, out[:1]),
         (ask, out[1:]),
