@@ -118,8 +118,8 @@ def _refuse_change(answer: "Answer") -> None:
     if found.changed.payouts or found.counters_differing:
         raise JobFailed(
             f"under the policies that were in force {found.changed.payouts} payouts come out otherwise, and"
-            f" {found.counters_differing} find other counters; the log cannot be trusted to be replayed, or an earlier version decided"
-            " by other rules (CHANGELOG.md)"
+            f" {found.counters_differing} find other counters; the log cannot be trusted to be replayed,"
+            " or an earlier version decided by other rules (CHANGELOG.md)"
         )
 
 
