@@ -621,8 +621,7 @@ async def test_a_store_that_cannot_be_started_again_stops_everything(problem: Ex
             ports.append(port)
             if port is not None:
                 raise problem
-            ended = await processes.start(["true"], env={}, on_parent_death=signal.SIGKILL, output=DEVNULL)
-            yield Store("redis://127.0.0.1:7/0", ended, Path(os.devnull))
+            yield await a_store("true")
 
         async with kept(crew, "Valkey", store):
             reason = await asyncio.wait_for(crew.broken, DEADLINE_S)
@@ -645,14 +644,11 @@ async def test_a_store_that_ends_while_it_is_started_again_is_started_once_more(
                 raise EndedAtStart("Valkey", -signal.SIGKILL, "out of memory")
             if len(ports) == 4:
                 back.set()
-            program = ["true"] if port is None else ["sleep", "3600"]
-            process = await processes.start(
-                program, env={"PATH": os.defpath}, on_parent_death=signal.SIGKILL, output=DEVNULL
-            )
+            running = await (a_store("true") if port is None else a_store("sleep", "3600"))
             try:
-                yield Store("redis://127.0.0.1:7/0", process, Path(os.devnull))
+                yield running
             finally:
-                processes.kill(process)
+                processes.kill(running.process)
 
         async with kept(crew, "Valkey", store):
             await asyncio.wait_for(back.wait(), DEADLINE_S)
@@ -674,17 +670,23 @@ async def test_a_store_that_was_killed_because_the_operator_asked_twice_is_not_s
             ports.append(port)
             if port is not None:
                 raise ConfigError("it was started again")
-            process = await processes.start(
-                ["sleep", "3600"], env={"PATH": os.defpath}, on_parent_death=signal.SIGKILL, output=DEVNULL
-            )
-            crew.add_store(process)
-            yield Store("redis://127.0.0.1:7/0", process, Path(os.devnull))
+            running = await a_store("sleep", "3600")
+            crew.add_store(running.process)
+            yield running
 
         async with kept(crew, "Valkey", store):
             [keeper] = asyncio.all_tasks() - {asyncio.current_task()}
             crew.hurry()
             await asyncio.wait_for(asyncio.wait([keeper]), DEADLINE_S)
     assert ports == [None]
+
+
+async def a_store(*program: str) -> Store:
+    """Any program as a store at port 7."""
+    process = await processes.start(
+        program, env={"PATH": os.defpath}, on_parent_death=signal.SIGKILL, output=DEVNULL
+    )
+    return Store("redis://127.0.0.1:7/0", process, Path(os.devnull))
 
 
 def store_of(up: int, program: str) -> int:
