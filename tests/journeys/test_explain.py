@@ -56,8 +56,9 @@ async def test_explain_tells_a_held_and_approved_payout_from_the_request_to_the_
     assert events["payout.settled"]["settlement"] == "committed"
     order = [event["type"] for event in story["events"]]
     assert order.index("payout.observed") < order.index("payout.screened") < order.index("payout.decided")
-    assert (
-        order.index("review.counted") < order.index("bank.command_answered") < order.index("payout.settled")
+    # The bank's webhook may be handled before the worker that asked it has recorded the answer.
+    assert order.index("review.counted") < min(
+        order.index("bank.command_answered"), order.index("payout.settled")
     )
     assert order[0] == "payout.observed"
 
