@@ -17,11 +17,8 @@ from streamproc.settings import PREFIX, VARIABLES
 from tests.test_tidy import ROOT, committed_files, modules
 
 HISTORY = "performance-history.md"
-NOT_OURS = {
-    "TEST_OUTAGE_S",
-    "EXPORTER_OTLP_TRACES_ENDPOINT",
-    "COMPLETE",
-}  # of a test, of OpenTelemetry, and of shells
+NOT_OURS = {"TEST_OUTAGE_S", "EXPORTER_OTLP_TRACES_ENDPOINT", "COMPLETE"}
+"""Of a test, of OpenTelemetry, and of shells."""
 ROLES_OF_POSTGRES = {"streamproc_projector", "streamproc_reader"}
 NO_ROUTES_OF_THE_TABLE = {"GET /metrics", "POST /webhooks/slack", "POST /mcp"}
 # Where a command line begins in a block of code, and where it ends; README calls the program `sp`.

@@ -48,19 +48,10 @@ def bench() -> None:
 @click.option(
     "--audit/--no-audit", default=False, show_default=True, help="Also write the audit to Postgres."
 )
-@click.option(
-    "--payees",
-    type=click.IntRange(0, PAYEES_MAX),
-    default=PAYEES,
-    show_default=True,
-    help="Fund accounts, paid in turn; 0: every payout goes to a new one.",
-)
-@click.option(
-    "--consumers",
-    type=click.IntRange(1, CONSUMERS_MAX),
-    default=CONSUMERS,
-    show_default=True,
-    help="Consumers in the engine's one worker process, as in `worker --concurrency`; also FastStream's subscribers.",
+@_number("payees", 0, PAYEES_MAX, PAYEES, "Fund accounts, paid in turn; 0: every payout goes to a new one.")
+@_number(
+    *("consumers", 1, CONSUMERS_MAX, CONSUMERS),
+    "Consumers in the engine's one worker process, as in `worker --concurrency`; also FastStream's subscribers.",
 )
 @click.option(
     "--whole",

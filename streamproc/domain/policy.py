@@ -125,9 +125,8 @@ class PolicyBook:
         """The freeze that binds a payout of these: the first of agent, account and team; None if there is none."""
         if not self._may_be_frozen:
             return None  # asked for every payout, and answered so nearly always
-        of_team = (
-            (f"team:{team}",) if team is not None else ()
-        )  # else a team called None would be everybody's
+        # Of no team: else a team called None would be everybody's.
+        of_team = (f"team:{team}",) if team is not None else ()
         for scope in (f"agent:{agent}", f"account:{account}", *of_team):
             own = self._own(FREEZE + scope)
             if own is not None:

@@ -164,9 +164,8 @@ async def test_a_403_that_is_not_the_banks_own_leaves_a_command_to_be_tried_agai
         for command in (client.approve(PAYOUT, "x"), client.reject(PAYOUT, "x"), client.cancel(PAYOUT)):
             with pytest.raises(OutcomeUnknown, match="403 in a form that is not the bank's"):
                 await command
-        with pytest.raises(
-            TryAgain, match="refuses our keys with 403"
-        ):  # nothing was done: it is created later
+        # Nothing was done: it is created later.
+        with pytest.raises(TryAgain, match="refuses our keys with 403"):
             await client.create(b"{}", "sp-key")
 
 

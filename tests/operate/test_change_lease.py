@@ -140,9 +140,8 @@ async def test_a_lifting_that_waits_while_somebody_freezes_lifts_only_what_was_f
     whole: Any = change_lease.ChangeLease.take
 
     async def takes(one: change_lease.ChangeLease, **named: Any) -> bool:
-        monkeypatch.setattr(
-            change_lease.ChangeLease, "take", whole
-        )  # the lifting's turn comes after the freeze's
+        # The lifting's turn comes after the freeze's.
+        monkeypatch.setattr(change_lease.ChangeLease, "take", whole)
         async with site_of(redis_url) as other:
             await freeze(other, "agent:bot", frozen=True, by="asha", why=words)
         return bool(await whole(one, **named))
