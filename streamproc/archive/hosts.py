@@ -20,13 +20,17 @@ _AWAY = (
 """Errors of a host after which the next one is asked."""
 
 
-def _is_no_late_answer(record: logging.LogRecord) -> bool:
-    """Leaves out the driver's error where Ctrl-C cancels us just as it takes the server's answer about TLS."""
-    late = record.exc_info and isinstance(record.exc_info[1], asyncio.InvalidStateError)
-    return not (late and "TLSUpgradeProto" in record.getMessage())
+def _is_no_given_up_connection(record: logging.LogRecord) -> bool:
+    """Leaves out the driver's errors about a connection that Ctrl-C has it give up while it asks for TLS: the server's
+    answer comes late, or the connection's end is told to a future that nobody has begun to await."""
+    problem = record.exc_info[1] if record.exc_info else None
+    said = record.getMessage()
+    late = isinstance(problem, asyncio.InvalidStateError) and "TLSUpgradeProto" in said
+    ended = isinstance(problem, ConnectionError) and said.startswith("Future exception was never retrieved")
+    return not (late or ended)
 
 
-logging.getLogger("asyncio").addFilter(_is_no_late_answer)
+logging.getLogger("asyncio").addFilter(_is_no_given_up_connection)
 
 
 async def connect(dsn: str, *, timeout: float, **options: Any) -> asyncpg.Connection:

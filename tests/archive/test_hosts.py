@@ -1,6 +1,7 @@
 """A DSN of several hosts: one that is gone, hangs or can only be read does not keep the next from being asked."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,11 +13,14 @@ from asyncpg.connect_utils import TLSUpgradeProto
 
 from streamproc.archive import pool as pools
 from streamproc.archive import store
-from streamproc.archive.hosts import single_hosts
+from streamproc.archive.hosts import connect, single_hosts
 from streamproc.archive.migrate import current
 from streamproc.archive.pool import asked, opened_pool
 from streamproc.archive.store import connection
 from tests.deadline import DEADLINE_S
+
+STEPS = 60
+"""Turns of the event loop, more than the driver takes until it waits for an answer to its first message."""
 
 
 @pytest.fixture
@@ -60,6 +64,28 @@ async def test_a_server_that_answers_whoever_is_cancelled_meanwhile_is_no_line_o
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         await loop.create_connection(lambda: asking, *server.sockets[0].getsockname())
         await asyncio.wait_for(closed.wait(), DEADLINE_S)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+async def test_connecting_may_be_cancelled_at_any_step_without_a_line_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse_tls(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"N")
+        writer.close()
+
+    async with await asyncio.start_server(refuse_tls, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        for steps in range(STEPS):
+            connecting = asyncio.create_task(
+                connect(f"postgresql://user:word@{host}:{port}/name", timeout=DEADLINE_S)
+            )
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await asyncio.sleep(0)  # in which the transport tells the protocol of its end
+            gc.collect()  # by which a future that nobody asked complains
     assert [record.getMessage() for record in caplog.records] == []
 
 
