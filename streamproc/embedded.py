@@ -91,9 +91,8 @@ async def valkey(
     with files_of(data_dir):
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # the log holds what agents were asked to pay to
-    port = _port(port)
     config, said = home / "valkey.conf", home / "valkey.log"
-    async with locked(data_dir / "valkey.lock") as lock:
+    async with _port(port) as port, locked(data_dir / "valkey.lock") as lock:
         jemalloc = await asyncio.to_thread(allocator)  # runs a program
         with files_of(data_dir):
             password = _valkey_password(data_dir / "valkey.password")
@@ -219,11 +218,10 @@ async def postgres(
     there is not what it must be; JobFailed if Postgres does not start.
     """
     data_dir = data_dir.absolute()
-    port = _port(port)
     said = data_dir / "postgres.log"
     with files_of(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
-    async with locked(data_dir / "postgres.lock") as lock:
+    async with _port(port) as port, locked(data_dir / "postgres.lock") as lock:
         with files_of(data_dir):
             place = find_place(data_dir)
             output = said.open("wb")
@@ -282,13 +280,16 @@ async def _postgres_answers(place: Place, port: int) -> bool:
 # --- both ---
 
 
-def _port(wanted: int | None) -> int:
+@asynccontextmanager
+async def _port(wanted: int | None) -> AsyncIterator[int]:
     """A free port, or *wanted*, which is checked here, since another server on it would be taken for ours."""
     if wanted is None:
-        return processes.free_port()
+        with processes.reserved_port() as port:
+            yield port
+        return
     if not processes.port_is_free("127.0.0.1", wanted):
         raise ConfigError(f"port {wanted} of 127.0.0.1 is in use by another program")
-    return wanted
+    yield wanted
 
 
 @asynccontextmanager

@@ -191,12 +191,21 @@ def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
     return made
 
 
-def free_port() -> int:
-    """A loopback port that nothing listens on. Raises OSError after many busy ones."""
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A loopback port that nothing listens on, for one server. Until the end nobody else gets it here, in no process: a
+    port that was only free could be taken before the server listens. Raises OSError after many busy ones."""
     for _ in range(_PORT_TRIES):
         port = random.randrange(*_PORTS)
-        if port_is_free("127.0.0.1", port):
-            return port
+        with socket.socket() as held:
+            try:
+                held.bind(("127.0.0.1", port))  # refused where another socket has it, if only bound
+            except OSError:
+                continue
+            # From now on a server that has this option too, as all of ours have, may listen beside it.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            yield port
+            return
     raise OSError(f"no free port found in {_PORTS[0]}..{_PORTS[1]}")
 
 

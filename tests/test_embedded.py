@@ -18,6 +18,7 @@ from redis.exceptions import AuthenticationError
 
 from streamproc import embedded, postgres_dir, processes
 from streamproc.errors import ConfigError, JobFailed
+from tests.ports import free_port
 
 pytestmark = pytest.mark.embedded
 WAIT_S = 60.0
@@ -36,6 +37,25 @@ def gone(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return state == "Z"
+
+
+async def test_stores_that_start_at_the_same_time_never_choose_one_port(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of two programs on a machine: neither listens yet when the other looks for a free one."""
+    drawn = (port for each in iter(free_port, None) for port in (each, each))
+    monkeypatch.setattr(processes.random, "randrange", lambda *_: next(drawn))
+
+    async def port_of(home: Path, both: asyncio.Barrier) -> int:
+        async with embedded.valkey(home) as store, Redis.from_url(store.url) as client:
+            assert await client.ping()
+            await both.wait()
+            return urlsplit(store.url).port or 0
+
+    async with asyncio.timeout(WAIT_S):
+        both = asyncio.Barrier(2)
+        found = await asyncio.gather(*(port_of(data_dir / name, both) for name in ("one", "other")))
+    assert len({*found}) == 2
 
 
 def mapped(process: asyncio.subprocess.Process) -> str:

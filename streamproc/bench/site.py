@@ -162,7 +162,7 @@ class Site:
 
     async def serve(self, stack: AsyncExitStack) -> Role:
         """Start `serve`. Returns when it listens."""
-        self.port = processes.free_port()
+        self.port = stack.enter_context(processes.reserved_port())
         role = await stack.enter_async_context(self.role("serve"))
 
         async def listens() -> bool:
