@@ -18,8 +18,7 @@ from streamproc.telemetry import push, watch
 from streamproc.telemetry.exposure import Page
 from streamproc.telemetry.spans import new_place
 from tests.bank import free_port, listening
-
-pytestmark = pytest.mark.timeout(20)
+from tests.deadline import DEADLINE_S
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +136,7 @@ def test_a_wrong_variable_that_the_sdk_reads_while_it_is_imported_takes_no_role_
     wrong = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "-5"}
     role = subprocess.run(  # a process of its own: here the SDK is imported already
         [sys.executable, "-c", ROLE, tmp_path],
-        env={**os.environ, **wrong}, capture_output=True, text=True, timeout=20, check=False,
+        env={**os.environ, **wrong}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
     assert (role.returncode, role.stdout) == (0, "it runs\n"), role.stderr
     for what in ("traces", "metrics"):
