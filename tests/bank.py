@@ -24,6 +24,7 @@ from starlette.routing import Route
 from ops.sandbox.config import SandboxConfig
 from tests.banks import close_bank, open_bank
 from tests.ports import free_port as free_port
+from tests.signals import heard
 
 START_MAX_S = 90.0
 STOP_MAX_S = 60.0
@@ -170,7 +171,12 @@ async def running_sandbox(*, alone: bool = False, **config: Any) -> AsyncIterato
                 await close_bank(settings.port)
             return
         env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "ops.sandbox", env=env | given)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ops.sandbox"),
+            env=env | given,
+            start_new_session=True,  # it hears us, and not our terminal
+            preexec_fn=heard,
+        )
         sandbox = Sandbox(settings, http, process)
         try:
             await until(lambda: _answers(sandbox), what="the sandbox answers", deadline_s=START_MAX_S)

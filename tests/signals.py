@@ -18,6 +18,13 @@ LOOK_S = 0.01
 SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 
 
+def heard() -> None:
+    """For `preexec_fn`: the child hears Ctrl-C and SIGHUP. A shell has what it starts in the background ignore the one,
+    `nohup` the other, and all that comes of it: the tests too, maybe."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 async def terminate(process: asyncio.subprocess.Process) -> None:
     """Send SIGTERM once the process catches it. Does nothing if the process has ended."""
     async with asyncio.timeout(CAUGHT_MAX_S):

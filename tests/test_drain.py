@@ -10,6 +10,7 @@ import pytest
 
 from streamproc.drain import CLOSE_S_MAX, requests_s
 from tests.deadline import DEADLINE_S
+from tests.signals import heard
 
 ROLE = """
 import asyncio, logging, os, signal, sys, threading
@@ -43,7 +44,8 @@ def running(
     *, work: str, cancelled: str = "raise", drain_s: str = "0.1", after: str = ""
 ) -> Iterator[subprocess.Popen[str]]:
     code = ROLE.format(work=work, cancelled=cancelled, drain_s=drain_s, after=after)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "runs\n"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.signals import heard
+
 DEADLINE_S = 60.0
 SERVER_WORKER_DRIVER = 3
 
@@ -32,13 +34,6 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def listen() -> None:
-    """A shell has what it starts in the background ignore Ctrl-C, and all that comes of it: the tests too, maybe. And
-    `nohup` has SIGHUP ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 @pytest.mark.embedded
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda n: n.name
@@ -50,7 +45,7 @@ def test_nothing_of_a_benchmark_that_was_stopped_is_left(number: signal.Signals,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=listen,
+        preexec_fn=heard,
     )
     try:
         started, until = set[int](), time.monotonic() + DEADLINE_S

@@ -22,6 +22,7 @@ from tests.databases import copy_of, template
 from tests.deadline import DEADLINE_S
 from tests.projections.histories import START_MS, ListedLog, Stored, history, project_all
 from tests.projections.seals import OTHER_SIGNER, SIGNER, terms
+from tests.signals import heard
 from tests.words import NOW
 
 ROWS = 25
@@ -207,7 +208,7 @@ def test_an_export_that_is_stopped_leaves_nothing(own: str, tmp_path: Path, how:
         [sys.executable, "-m", "streamproc", "audit", "export", str(tmp_path / "a.zip"), "--wait", "3600"],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heard,
     )
     with export:
         until = time.monotonic() + DEADLINE_S

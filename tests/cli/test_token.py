@@ -14,6 +14,7 @@ import pytest
 from streamproc.cli import run
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
+from tests.signals import heard
 
 DEADLINE_S = 60.0
 CREATE = ("token", "create", "asha-laptop", "--scope", "approver", "--reviewer", "asha")
@@ -80,10 +81,6 @@ def test_a_token_that_is_not_made_leaves_no_file(system: str, tmp_path: Path) ->
 def test_who_stops_it_while_redis_hangs_finds_no_file(tmp_path: Path, how: signal.Signals) -> None:
     """The next try would refuse to overwrite it."""
 
-    def listen() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
-
     with socket.create_server(("127.0.0.1", 0)) as hangs:
         url = f"redis://127.0.0.1:{hangs.getsockname()[1]}/0"
         with subprocess.Popen(
@@ -91,7 +88,7 @@ def test_who_stops_it_while_redis_hangs_finds_no_file(tmp_path: Path, how: signa
             env={**os.environ, "STREAMPROC_REDIS_URL": url, "STREAMPROC_DATA_DIR": str(tmp_path / "data")},
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=listen,
+            preexec_fn=heard,
         ) as create:
             hangs.settimeout(DEADLINE_S)
             hangs.accept()

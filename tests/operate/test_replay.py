@@ -36,7 +36,7 @@ from tests.projections.histories import (
     project_all,
     projecting,
 )
-from tests.signals import killed
+from tests.signals import heard, killed
 from tests.words import observed, policies
 
 PAYOUTS = 150
@@ -469,10 +469,6 @@ async def test_as_of_ends_without_a_word_where_its_reader_had_enough(
 async def test_as_of_that_is_stopped_leaves_nothing_behind(dsn: str, log: ListedLog, how: signal.Signals):
     """It would be as large as the view."""
 
-    def listen() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
-
     there = "SELECT to_regnamespace('public_as_of')"
     reads, writes = os.pipe()
     fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)  # less than there is to print
@@ -482,7 +478,7 @@ async def test_as_of_that_is_stopped_leaves_nothing_behind(dsn: str, log: Listed
         env={**os.environ, "STREAMPROC_POSTGRES_DSN": dsn},
         stdout=writes,
         stderr=asyncio.subprocess.PIPE,
-        preexec_fn=listen,
+        preexec_fn=heard,
     )
     os.close(writes)
     try:
