@@ -46,15 +46,32 @@ _WRITTEN_TOGETHER = (
     frozenset({"LATIN", "CJK", "HANGUL"}),
 )
 """Scripts that one honest label may mix (UTS #39, "highly restrictive")."""
-_IN_ANY_SCRIPT = frozenset({"MODIFIER", "CARON", "VEDIC", "VERTICAL", "MASU"})
-"""How letters' names begin that Unicode counts to no script ("Common"), so that they mix with none."""
-_SCRIPT_OF = {"IDEOGRAPHIC": "CJK", "HENTAIGANA": "HIRAGANA"}
-"""The others whose names do not begin with their script: \u3005 is written among Chinese characters."""
+_IN_ANY_SCRIPT = frozenset({"MODIFIER", "CARON", "VEDIC", "VERTICAL", "MASU", "COMBINING"})
+"""How names begin of letters and marks that Unicode counts to no script ("Common"), so that they mix with none."""
+_SCRIPT_OF = {
+    "IDEOGRAPHIC": "CJK",
+    "HENTAIGANA": "HIRAGANA",
+    "EXTENDED": "ARABIC",
+    "COMBINING CYRILLIC": "CYRILLIC",
+    "COMBINING GLAGOLITIC": "GLAGOLITIC",
+}
+"""The others whose names do not begin with their script: \u3005 is written among Chinese characters, and the digits of
+Persian and Urdu (U+06F0 to U+06F9) among Arabic letters."""
 _LIKE_ASCII = frozenset(
-    "\u30fc\u4e00\u3127\u1173\u02c9\u02cd\u30ce\u4e3f\u4e28\u1175\u02c8\u02cc\u02d0\u02d1"
+    "\u30fc\u4e00\u3127\u1173\u02c9\u02cd\u30ce\u4e3f\u3033\u4e36\u4e28\u1175\u3007\u02c8\u02cc\u02d0\u02d1"
 )
-"""Letters that look like a hyphen, a slash, an l or other signs of a URL. An apostrophe (U+02BC, the okina U+02BB) is
-none: no host without it looks the same, since hosts have no `'`."""
+"""Letters that look like a hyphen, a slash, an l, an o or other signs of a URL. An apostrophe (U+02BC, the okina
+U+02BB) is none: no host without it looks the same, since hosts have no `'`."""
+_LIKE_SYNTAX = frozenset(
+    "\u2044\u2215\u29f8\u27cb\u2571\u1735\u31d3"  # /
+    "\u29f5\u2216\u29f9\u27cd\u2572\u31d4"  # \
+    "\ua789\u2236\u02f8\u205a\u2982\u0589\u16ec"  # :
+    "\u2010\u2012\u2013\u2014\u2015\u2212\u2043\u02d7\u2500\u2501\u1806\u058a"  # -
+    "\u2027\u22c5\u2022\u2219"  # .
+    "\u266f\u22d5\u066a\u2052\ua78a\u1400\u30a0"  # # % =
+)
+"""Signs that look like a URL's own: `bank.com\u2215pay.evil.xyz` is a host below evil.xyz. Browsers take them, no
+registry does (IDNA2008). Not the middle dot (U+00B7, in Catalan names) and its Japanese sister (U+30FB)."""
 
 
 class VendorUrl(Struct, frozen=True):
@@ -69,7 +86,7 @@ class VendorUrl(Struct, frozen=True):
     is_localhost: bool
     """`localhost` or a name under it."""
     mixes_scripts: bool = False
-    """One label mixes scripts that are not written together, or signs into Latin letters: a sign of a look-alike."""
+    """One label mixes scripts that are not written together, or has what looks like a sign of a URL: a look-alike."""
 
 
 class UrlProblem(Struct, frozen=True):
@@ -173,18 +190,28 @@ def _is_no_punycode(label: str) -> bool:
 def _mixes_scripts(label: str) -> bool:
     if not label.startswith("xn--"):
         return False
-    letters = {letter for letter in ada_url.idna_to_unicode(label) if letter.isalpha()}
-    scripts = {_script_of(letter) for letter in letters} - _IN_ANY_SCRIPT
-    others = {letter for letter in letters if _script_of(letter) != "LATIN"}
-    if others and others < letters and others <= _LIKE_ASCII:
+    shown = set(ada_url.idna_to_unicode(label))
+    if shown & _LIKE_SYNTAX:
+        return True
+    # Of other than letters too: a digit of Devanagari is an o to whoever reads Latin, and so is its vowel sign a speck.
+    written = {sign: _script_of(sign) for sign in shown if _has_script(sign)}
+    others = {sign for sign, script in written.items() if script not in ("LATIN", "COMBINING")}
+    if others and others < written.keys() and others <= _LIKE_ASCII:
         return True  # beside nothing but Latin letters `pay\u30fcpal` is there to be read as `pay-pal`
+    scripts = set(written.values()) - _IN_ANY_SCRIPT
     return len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER)
 
 
-def _script_of(letter: str) -> str:
-    """As its name begins: Python does not know scripts, and letters are named by them."""
-    begins = unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
-    return _SCRIPT_OF.get(begins, begins)
+def _has_script(sign: str) -> bool:
+    """Whether it is a letter, a mark or a number. ASCII's digits are written among the letters of every script."""
+    return unicodedata.category(sign)[0] in "LMN" and not (sign.isascii() and sign.isdigit())
+
+
+def _script_of(sign: str) -> str:
+    """As its name begins: Python does not know scripts, and letters, marks and digits are named by them."""
+    words = re.split("[ -]", unicodedata.name(sign, "UNKNOWN"))
+    begins, both = words[0], " ".join(words[:2])
+    return _SCRIPT_OF.get(both) or _SCRIPT_OF.get(begins, begins)
 
 
 RULES_KNOWN_MAX = 20_000

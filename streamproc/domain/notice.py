@@ -39,7 +39,7 @@ MEANINGS: Mapping[str, str] = {
     "TXN_LIMIT_EXCEEDED": "the amount is above the policy's limit for one payout",
     "VENDOR_URL_INVALID": "the vendor's URL is not a web address",
     "VENDOR_URL_REQUIRED": "there is no vendor URL, and the policy wants one",
-    "VENDOR_URL_SUSPICIOUS": "the vendor's host mixes scripts: it may imitate another one",
+    "VENDOR_URL_SUSPICIOUS": "the vendor's host mixes scripts or has look-alike signs: it may imitate another",
     "DOMAIN_BLOCKED": "the vendor's host is blocked, or not among those allowed",
     "OUTSIDE_HOURS": "it came outside the hours or days of the policy",
     "RATE_LIMITED": "the agent asks too often",

@@ -181,6 +181,13 @@ def test_a_url_of_the_longest_length_passes_and_one_more_is_a_problem() -> None:
         ("ひ한.jp", True),
         ("हिन्दीa.in", True),
         ("аpple\u02bcs.com", True),
+        ("g\u0966\u0966gle.com", True),
+        ("g\u0ae6ogle.com", True),
+        ("pay\u06f0pal.com", True),
+        ("goo\u0941gle.com", True),
+        ("goog\u0483le.com", True),
+        ("яндекс\u0967.com", True),
+        ("भारत\u0e50.in", True),
         ("apple.com", False),
         ("яндекс.com", False),
         ("bücher.de", False),
@@ -195,6 +202,16 @@ def test_a_url_of_the_longest_length_passes_and_one_more_is_a_problem() -> None:
         ("ㄅ中taipei.tw", False),
         ("第一bank.cn", False),
         ("हिन्दी.in", False),
+        ("गूगल१२.in", False),
+        ("गूगल12.in", False),
+        ("१२३.in", False),
+        ("ไทย๑.th", False),
+        ("فارسی۱.ir", False),
+        ("a\u0331b\u0307.com", False),
+        ("х\u0483.com", False),
+        ("col\u00b7lecci\u00f3.cat", False),
+        ("ドラ・えもん.jp", False),
+        ("i❤.ws", False),
         ("o\u02bcreilly.com", False),
         ("hawai\u02bbi.com", False),
         ("м\u02bcята.ua", False),
@@ -206,9 +223,19 @@ def test_a_look_alike_label_mixes_scripts_and_an_honest_one_does_not(text: str, 
     assert url.mixes_scripts is mixes
 
 
-@pytest.mark.parametrize("sign", "\u30fc一\u3127\u3161ノ丿丨\u3163\u02c9\u02cd\u02c8\u02cc\u02d0\u02d1")
+@pytest.mark.parametrize(
+    "sign", "\u30fc一\u3127\u3161ノ丿\u3033丶丨\u3163\u3007\u02c9\u02cd\u02c8\u02cc\u02d0\u02d1"
+)
 def test_a_letter_that_looks_like_a_sign_of_a_url_is_suspicious_beside_latin_letters_alone(sign: str) -> None:
     url = parse_vendor_url(f"https://pay{sign}pal.com/")
+    assert isinstance(url, VendorUrl)
+    assert url.mixes_scripts
+
+
+@pytest.mark.parametrize("label", ["com{}pay", "пример{}вход", "com{}pa\u0304y"])
+@pytest.mark.parametrize("sign", "⁄∕⧸⟋╱\u1735㇓⧵∖⧹⟍╲㇔꞉∶˸⁚⦂։᛬‐‒–—―−⁃˗─━᠆֊‧⋅•∙♯⋕٪⁒꞊᐀゠")
+def test_a_sign_that_looks_like_one_of_url_syntax_is_suspicious_in_every_label(label: str, sign: str) -> None:
+    url = parse_vendor_url(f"https://bank.{label.format(sign)}.evil.xyz/")
     assert isinstance(url, VendorUrl)
     assert url.mixes_scripts
 
