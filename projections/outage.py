@@ -3,6 +3,8 @@
 import asyncio
 import logging
 
+import asyncpg
+
 from streamproc.errors import StreamprocError, kind_of
 from streamproc.waiting import set_within
 
@@ -18,8 +20,8 @@ class Outage:
     def __init__(self, who: str) -> None:
         self._who = who
         self._retry_s = RETRY_S_MIN
-        self._said: bool | None = None
-        """Of which kind the problem was that was said last: ours, or Postgres's; None: all was well."""
+        self._said: str | None = None
+        """Of which kind the problem was that was said last: ours, Postgres's, or its damage; None: all was well."""
 
     def over(self) -> None:
         """All is well again."""
@@ -29,18 +31,26 @@ class Outage:
 
     def failed(self, problem: BaseException) -> float:
         """Log the problem, if it is new; the seconds until the next try, more each time."""
-        ours = isinstance(problem, StreamprocError)
-        if self._said is not ours:
-            # A driver's own message may hold the DSN; ours do not.
-            what = str(problem) if ours else f"Postgres: {kind_of(problem)}"
+        kind, what = _in_words(problem)
+        if self._said != kind:
             log.warning("%s waits: %s", self._who, what)
-        self._said = ours
+        self._said = kind
         retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, RETRY_S_MAX)
         return retry_s
 
     async def wait(self, problem: BaseException, stopping: asyncio.Event) -> None:
         """Log the problem, if it is new, and wait until the next try."""
         await set_within(stopping, self.failed(problem))
+
+
+def _in_words(problem: BaseException) -> tuple[str, str]:
+    """A problem's kind, and what to say of it: a driver's own message may hold the DSN; ours do not, nor what Postgres
+    says of its damage, which names the table or the index, and often what to do."""
+    if isinstance(problem, StreamprocError):
+        return "ours", str(problem)
+    if isinstance(problem, asyncpg.InternalServerError):
+        return "damage", f"Postgres: {kind_of(problem)}: {' '.join(str(problem).split())}"
+    return "Postgres", f"Postgres: {kind_of(problem)}"
 
 
 def heed_cancellation() -> None:

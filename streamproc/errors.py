@@ -75,6 +75,9 @@ _IN_WORDS = {
     "DiskFullError": "its disk is full",
     "PostgresIOError": "its disk fails, and its own log says where",
     "UndefinedFileError": "a file of its own is gone, and its own log says which",
+    "DataCorruptedError": "its data is damaged, and its own log says where",
+    "IndexCorruptedError": "an index is damaged, and its own log says which",
+    "InternalServerError": "it has an error of its own, and its own log says which",
 }
 """Errors of Postgres whose name does not say enough."""
 

@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from streamproc.archive.note import PublicKey, Signer, Trusted, new_seed
@@ -12,6 +14,10 @@ KEY_FILE = "checkpoint.key"
 """In DATA_DIR, where STREAMPROC_SIGNING_KEY is not set."""
 KEY_FILE_BYTES_MAX = 4_096
 """A key has 45 bytes; a wrong file that is named by mistake is not read whole."""
+EMPTY_LOOKS_MAX = 20
+"""How often an empty file is looked at again, every EMPTY_LOOK_S: where there are no hard links, another process may be
+about to put its key there."""
+EMPTY_LOOK_S = 0.05
 
 
 def read_key(path: Path) -> Signer | None:
@@ -68,15 +74,30 @@ def _name(fresh: Path, path: Path) -> None:
             raise
 
 
+def _read_settled(path: Path) -> Signer | None:
+    """`read_key`, of a file whose name may have been taken just now for a key that follows."""
+    for _ in range(EMPTY_LOOKS_MAX):
+        if not _is_empty(path):
+            break
+        time.sleep(EMPTY_LOOK_S)
+    return read_key(path)
+
+
+def _is_empty(path: Path) -> bool:
+    with suppress(OSError):  # which reading it reports
+        return path.is_file() and path.stat().st_size == 0
+    return False
+
+
 def read_or_make(path: Path) -> tuple[Signer, bool]:
     """The key in a file, and whether it was made now. Of two at once one makes it. Raises as the two above."""
-    found = read_key(path)
+    found = _read_settled(path)
     if found is not None:
         return found, False
     try:
         return make_key(path), True
     except InputError:
-        found = read_key(path)  # somebody was faster
+        found = _read_settled(path)  # somebody was faster
         if found is None:
             raise
         return found, False

@@ -50,6 +50,7 @@ AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,  # its disk fails, or a file of its own is gone
+    asyncpg.InternalServerError,  # its data or an index is damaged, until a person mends that
     asyncpg.OperatorInterventionError,  # shut down, starting up, statement cancelled by its timeout
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,

@@ -5,15 +5,19 @@ import errno
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import pytest
 
+from streamproc.archive import signing_key
 from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.outside import Damaged, NotesFile, Stated, stated_in
 from streamproc.archive.signing_key import make_key, read_key, read_or_make
 from streamproc.errors import ConfigError, InputError, TryAgain
 
+DEADLINE_S = 30.0
 SIGNER = Signer(bytes(32))
 TRUSTED = Trusted([SIGNER.public])
 
@@ -136,6 +140,49 @@ def test_a_key_is_made_once_for_this_user_alone_and_never_overwritten(path: Path
     with pytest.raises(InputError, match="never overwritten"):
         make_key(path)
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("file_system", [errno.EPERM], indirect=True, ids=["FAT"])
+@pytest.mark.usefixtures("file_system")
+def test_of_two_that_make_a_key_where_there_are_no_links_the_later_one_gets_the_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is there before the key is; who comes in between waits for it."""
+    name_it = Path.replace
+    begun, looked, found = Event(), Event(), list[Any]()
+
+    def look() -> None:
+        begun.wait(DEADLINE_S)
+        found.append(read_or_make(path))
+
+    def named_late(fresh: Path, to: Path) -> Path:
+        begun.set()
+        assert looked.wait(DEADLINE_S), "nobody waits for the key"
+        return name_it(fresh, to)
+
+    def waits(_: float) -> None:
+        looked.set()
+        other_done.wait(DEADLINE_S)
+
+    other_done = Event()
+    monkeypatch.setattr(Path, "replace", named_late)
+    monkeypatch.setattr(signing_key.time, "sleep", waits)
+    later = Thread(target=look)
+    later.start()
+    made, fresh = read_or_make(path)
+    other_done.set()
+    later.join(DEADLINE_S)
+    assert fresh
+    assert [(one.public, fresh) for one, fresh in found] == [(made.public, False)]
+
+
+def test_a_file_that_stays_empty_holds_no_key(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = list[float]()
+    monkeypatch.setattr(signing_key.time, "sleep", slept.append)
+    path.touch()
+    with pytest.raises(ConfigError, match="32 bytes"):
+        read_or_make(path)
+    assert len(slept) == signing_key.EMPTY_LOOKS_MAX
 
 
 @pytest.mark.parametrize("place", ["", ".", "/"])

@@ -3,10 +3,12 @@
 Docker does not run here: what is read are the files, with the meaning that our code gives to what they say.
 """
 
+import asyncio
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
@@ -14,10 +16,16 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 import yaml
+from redis.exceptions import AuthenticationError, NoPermissionError
 
 from ops.sandbox.config import SandboxConfig
+from streamproc import processes
 from streamproc.cli import cli
+from streamproc.embedded import _valkey_program
+from streamproc.log.connection import connected
 from streamproc.log.health import _WANTED as WANTED_OF_REDIS
+from streamproc.log.health import server_settings
+from streamproc.log.stream import open_log
 from streamproc.settings import PREFIX, VARIABLES, Role, Settings, load, require
 from streamproc.telemetry.spans import ENDPOINTS
 
@@ -25,6 +33,8 @@ OPS = Path(__file__).parents[2] / "ops"
 PROMTOOL = shutil.which("promtool")
 HOST_VARIABLES = {
     "POSTGRES_PASSWORD": "a-password-of-a-test",
+    "VALKEY_PASSWORD": "rolesPasswordOfATest",
+    "VALKEY_ADMIN_PASSWORD": "adminPasswordOfATest",
     "STREAMPROC_METRICS_TOKEN": "a-metrics-token-of-a-test",
     "GRAFANA_PASSWORD": "a-password-of-a-test",
 }
@@ -50,7 +60,7 @@ NOT_PASSED = {
 
 
 def filled(node: Any, exported: Mapping[str, str] = HOST_VARIABLES) -> Any:
-    """What compose makes of `${NAME:-default}`, `${NAME:+text}` and `${NAME:?problem}` where *exported* is set."""
+    """What compose makes of `${NAME:-text}`, `${NAME:+text}`, `${NAME:?problem}` and `$$` where *exported* is set."""
     if isinstance(node, dict):
         return {name: filled(value, exported) for name, value in node.items()}
     if isinstance(node, list):
@@ -67,7 +77,7 @@ def filled(node: Any, exported: Mapping[str, str] = HOST_VARIABLES) -> Any:
         assert kind == ":-", f"{name} is needed and nobody is told to set it"
         return rest
 
-    return re.sub(r"\$\{(\w+)(:[-+?])([^}]*)\}", value, node)
+    return re.sub(r"\$\{(\w+)(:[-+?])([^}]*)\}", value, node).replace("$$", "$")
 
 
 def read(name: str) -> Any:
@@ -208,6 +218,56 @@ def test_stores_are_set_as_the_log_needs_them_and_found_where_they_are(tmp_path:
     assert (dsn.hostname, dsn.username, dsn.password, dsn.path[1:]) == (
         "postgres", postgres["POSTGRES_USER"], postgres["POSTGRES_PASSWORD"], postgres["POSTGRES_DB"],
     )  # fmt: skip
+
+
+@pytest.fixture
+async def valkey_of_the_stack(tmp_path: Path) -> AsyncIterator[tuple[int, asyncio.subprocess.Process]]:
+    """Valkey as its service starts it: our entrypoint and arguments, by a stand-in for the image's own script."""
+    port, found = processes.free_port(), SERVICES["valkey"]
+    script = tmp_path / "docker-entrypoint.sh"
+    script.write_text(f'#!/bin/sh\nshift\nexec {_valkey_program()} --port {port} --bind 127.0.0.1 "$@"\n')
+    script.chmod(0o700)
+    process = await asyncio.create_subprocess_exec(
+        *found["entrypoint"], *found["command"], cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:{os.defpath}", **found["environment"]}, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            while b"Ready to accept" not in (line := await process.stdout.readline()):
+                assert line, "it ended"
+        yield port, process
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+@pytest.mark.embedded
+async def test_valkey_knows_roles_and_people_by_passwords_that_no_list_of_processes_shows(
+    valkey_of_the_stack: tuple[int, asyncio.subprocess.Process], tmp_path: Path
+) -> None:
+    port, process = valkey_of_the_stack
+    shown = Path(f"/proc/{process.pid}/cmdline").read_text()
+    declared = [*SERVICES["valkey"]["entrypoint"], *SERVICES["valkey"]["healthcheck"]["test"]]
+    for password in (HOST_VARIABLES["VALKEY_PASSWORD"], HOST_VARIABLES["VALKEY_ADMIN_PASSWORD"]):
+        assert password not in shown + str(declared)
+    url = settings_of("worker", tmp_path).redis_url.replace("valkey:6379", f"127.0.0.1:{port}")
+    admin = SERVICES["valkey"]["environment"]["REDISCLI_AUTH"]
+    async with connected(url) as roles, connected(f"redis://:{admin}@127.0.0.1:{port}/0") as people:
+        await open_log(roles, partitions=1, groups=["governance"])
+        assert await server_settings(roles) == []
+        for wanted in ("INFO", "CONFIG GET save", "CLIENT LIST", "CLIENT UNBLOCK 1", "XADD sp:{0}:log * e x"):
+            assert await people.execute_command("ACL", "DRYRUN", "streamproc", *wanted.split()) in (
+                b"OK",
+                "OK",
+            )
+        for refused in ("CONFIG SET dir /", "FLUSHALL", "SHUTDOWN", "REPLICAOF NO ONE", "SET other 1"):
+            with pytest.raises(NoPermissionError):
+                await roles.execute_command(*refused.split())
+        assert await people.execute_command("CONFIG", "SET", "maxmemory", "4gb")
+    async with connected(f"redis://127.0.0.1:{port}/0") as stranger:
+        with pytest.raises(AuthenticationError):
+            await stranger.ping()
 
 
 def test_nothing_is_open_to_the_network_and_every_image_says_its_version() -> None:

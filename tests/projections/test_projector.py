@@ -467,15 +467,22 @@ async def test_a_log_that_is_away_is_waited_for_and_said_once(
         ("disk_full", "its disk is full"),
         ("io_error", "its disk fails, and its own log says where"),
         ("undefined_file", "a file of its own is gone, and its own log says which"),
+        ("data_corrupted", "its data is damaged, and its own log says where: base/1/2: no HINT: Do it."),
+        ("index_corrupted", "an index is damaged, and its own log says which: base/1/2: no HINT: Do it."),
+        (
+            "internal_error",
+            "it has an error of its own, and its own log says which: base/1/2: no HINT: Do it.",
+        ),
     ],
 )
-async def test_a_disk_that_is_full_or_fails_is_waited_for_and_said_once(
+async def test_a_disk_that_is_full_or_fails_or_damage_of_postgres_is_waited_for_and_said_once(
     dsn: str, log: ListedLog, caplog: pytest.LogCaptureFixture, state: str, said: str
 ):
     await project_all(dsn, ListedLog(log.entries[:20]))
     caplog.set_level(logging.INFO, "projections.outage")
     await fetch(dsn, "CREATE SEQUENCE tries")
-    refuse = f"PERFORM nextval('tries'); RAISE EXCEPTION 'base/1/2: no' USING ERRCODE = '{state}';"
+    words = f"RAISE EXCEPTION 'base/1/2: no' USING ERRCODE = '{state}', HINT = 'Do it.'"
+    refuse = f"PERFORM nextval('tries'); {words};"
     await fetch(dsn, f"CREATE FUNCTION bad_disk() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {refuse} END$$")
     await fetch(
         dsn, "CREATE TRIGGER bad_disk BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION bad_disk()"
@@ -500,11 +507,15 @@ def test_that_something_else_is_away_by_now_is_said_and_what_went_on_waiting_is_
         TimeoutError(),
         LogUnavailable("Redis is away"),
         LogUnavailable("and stays so"),
+        asyncpg.DataCorruptedError("invalid page in block 0"),
+        asyncpg.IndexCorruptedError("and an index"),
     ):
         outage.failed(problem)
     assert caplog.messages == [
         "projector of partition 0 waits: Postgres: OSError",
         "projector of partition 0 waits: Redis is away",
+        "projector of partition 0 waits: Postgres: its data is damaged, and its own log says where: invalid page in"
+        " block 0",
     ]
 
 
