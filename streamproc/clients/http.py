@@ -44,10 +44,14 @@ class OutcomeUnknown(TryAgain):
 
 
 class Answer(Struct, frozen=True):
-    """An outside system's answer: a 2xx or 4xx status and the body's bytes."""
+    """An outside system's answer: a 2xx or 4xx status and the body's bytes.
+
+    `at_s`: when it was made by that system's own clock (Unix s), as its header Date says; None if that says nothing.
+    """
 
     status: int
     body: bytes
+    at_s: int | None = None
 
 
 def backoff_s(attempt: int, base_s: float, cap_s: float, random: Callable[[], float]) -> float:
@@ -69,6 +73,13 @@ def retry_after_s(header: str | None, now_s: float) -> float | None:
     except (ValueError, OverflowError):
         return None
     return min(max(0.0, wait_s), RETRY_AFTER_S_MAX)
+
+
+def _time_of(date: str | None) -> int | None:
+    try:
+        return int(parsedate_to_datetime(date or "").timestamp())
+    except (ValueError, OverflowError):
+        return None
 
 
 class _Progress:
@@ -223,7 +234,7 @@ class OutboundClient:
             raise OutcomeUnknown(problem, after_s=self._failed(progress, None))
         if progress.ticket is not None:
             self.breaker.succeeded(progress.ticket)
-        return Answer(status, body)
+        return Answer(status, body, _time_of(response.headers.get("date")))
 
     def _lost(self, what: str, progress: _Progress, why: str) -> TryAgain:
         kind = OutcomeUnknown if progress.sending else TryAgain

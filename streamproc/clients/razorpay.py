@@ -63,10 +63,14 @@ class CommandAnswer(Struct, frozen=True, kw_only=True):
 
 
 class Page(Struct, frozen=True, kw_only=True):
-    """One page of the list. `raw_count` is how many items the bank sent: the next page skips that many."""
+    """One page of the list. `raw_count` is how many items the bank sent: the next page skips that many.
+
+    `at_s`: when the bank made it, by its own clock (Unix s); None if it did not say.
+    """
 
     items: list[BankPayout | MalformedPayout]
     raw_count: int
+    at_s: int | None = None
 
 
 def open_razorpay(
@@ -151,7 +155,7 @@ class Razorpay:
         query |= {"count": count, "skip": skip}
         answer = await self._http.call("GET", "/v1/payouts", params=query, headers=self._by_key)
         items = _items(answer.status, answer.body)
-        return Page(items=[read_payout(item) for item in items], raw_count=len(items))
+        return Page(items=[read_payout(item) for item in items], raw_count=len(items), at_s=answer.at_s)
 
     async def create(self, order: bytes, key: str) -> CommandAnswer:
         """Create a payout. `order` is the whole body, `key` the idempotency key: for seven days the bank makes one

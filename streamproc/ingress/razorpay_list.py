@@ -3,7 +3,8 @@
 One page is one answer of the bank, taken at one moment. So a time window that does not fit on a page is halved until
 each part does. Skipping over pages, which misses what moves between two calls, is only used for windows of at most
 SPLIT_S seconds, and such a window is read again until a reading shows nothing new. Parts come in the order of time:
-what was read up to a second stays read, whatever happens later.
+what was read up to a second stays read, whatever happens later. That is by the bank's clock, which made the payouts'
+times: where ours is ahead, a page that was asked for up to our time shows nothing later than the bank's.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ async def read_list(bank: Lister, account_number: str, *, from_s: int, to_s: int
         start, end = waiting.pop()
         page = await _page(bank, account_number, start, end, 0)
         if page.raw_count < PAGE_COUNT_MAX:
-            yield Part(items=page.items, upto=end)
+            yield Part(items=page.items, upto=_upto(page, end))
             continue
         yield Part(items=page.items, upto=None)
         if end - start >= SPLIT_S:
@@ -76,16 +77,22 @@ async def _page(bank: Lister, account_number: str, start: int, end: int, skip: i
 async def _crowded(bank: Lister, account_number: str, start: int, end: int) -> AsyncIterator[Part]:
     seen: set[str] = set()
     for _ in range(READINGS_MAX):
-        before, skip, last = len(seen), 0, False
+        before, skip, last, upto = len(seen), 0, False, end
         while not last:
             page = await _page(bank, account_number, start, end, skip)
             seen |= {_name(item) for item in page.items}
             skip += page.raw_count
+            upto = min(upto, _upto(page, end))
             last = page.raw_count < PAGE_COUNT_MAX
-            yield Part(items=page.items, upto=end if last and before and len(seen) == before else None)
+            yield Part(items=page.items, upto=upto if last and before and len(seen) == before else None)
         if before and len(seen) == before:
             return
     raise TryAgain(f"the bank's list from {start} to {end} changed in each of {READINGS_MAX} readings")
+
+
+def _upto(page: Page, end: int) -> int:
+    """Up to which second a page that was asked for up to `end` can have shown all."""
+    return end if page.at_s is None else min(end, page.at_s)
 
 
 def _name(item: BankPayout | MalformedPayout) -> str:

@@ -165,7 +165,9 @@ class Poller:
 
     async def _read_list(self, done: Pass) -> None:
         cursor = await self._load_cursor()
-        is_long = self._long_look_s is None or done.to_s >= self._long_look_s + LONG_LOOK_EVERY_S
+        # One that is later than now is of a clock that went back since.
+        last_s = self._long_look_s
+        is_long = last_s is None or not last_s <= done.to_s < last_s + LONG_LOOK_EVERY_S
         overlap_s = OVERLAP_S if is_long else SHORT_OVERLAP_S
         done.from_s, read_to = _from_s(cursor, done.to_s, overlap_s), cursor or 0
         if read_to > done.to_s:

@@ -53,8 +53,9 @@ class WatchList(Protocol):
         """Add payouts that are not on the list yet."""
         ...
 
-    async def due(self, now_s: int, limit: int) -> list[tuple[str, PayoutRecord | None]]:
-        """Payouts that are due, the longest first, with what is known of them here."""
+    async def due(self, now_s: int, limit: int, *, longest_s: int) -> list[tuple[str, PayoutRecord | None]]:
+        """Payouts that are due, the longest first, with what is known of them here, and those that would be due in
+        more than `longest_s`."""
         ...
 
     async def move(self, when: Mapping[str, int | None]) -> None:
@@ -99,7 +100,7 @@ class Watcher:
         good.
         """
         now_s = self._producer.now_us() // 1_000_000
-        due = await self._watch_list.due(now_s, LOOKS_MAX)
+        due = await self._watch_list.due(now_s, LOOKS_MAX, longest_s=BETWEEN_S_MAX)
         answers = await asyncio.gather(
             *(self._look_at(payout, record) for payout, record in due), return_exceptions=True
         )

@@ -1,6 +1,8 @@
-"""The state of each process's breakers, kept in Redis for a while, so that operators can ask any process."""
+"""The state of each process's breakers, kept in Redis for a while, so that operators can ask any process.
 
-import time
+Times are of Redis's clock: those of hosts differ, and an open breaker of one that is behind would not be shown.
+"""
+
 from typing import Any
 
 import msgspec
@@ -18,7 +20,7 @@ FORGOTTEN_S = 3600.0
 
 
 class BreakerReport(Struct, frozen=True):
-    """A breaker of a process. `state` is closed, open or half_open; `said_at` is Unix seconds of that host."""
+    """A breaker of a process. `state` is closed, open or half_open; `said_at` (Unix s) is set by reporting."""
 
     process: str
     system: str
@@ -31,19 +33,22 @@ async def report_breakers(url: str, process: str, breakers: list[BreakerReport])
     """Report this process's breakers. Raises LogUnavailable."""
     async with connected(url) as client:
         with named_errors():
-            await client.hset(Names(SHARED_PARTITION).breakers, process, msgspec.json.encode(breakers))
+            now_s, _ = await client.time()
+            said = [msgspec.structs.replace(breaker, said_at=int(now_s)) for breaker in breakers]
+            await client.hset(Names(SHARED_PARTITION).breakers, process, msgspec.json.encode(said))
 
 
 async def reported_breakers(url: str) -> list[BreakerReport]:
     """The recent reports of all processes. Raises LogUnavailable."""
     reported: list[BreakerReport] = []
-    now_s = time.time()
     async with connected(url) as client:
         with named_errors():
+            now_s, _ = await client.time()
             found: dict[Any, Any] = await client.hgetall(Names(SHARED_PARTITION).breakers)
         for process, report in found.items():
             breakers = msgspec.json.decode(report, type=list[BreakerReport])
-            age_s = now_s - max((breaker.said_at for breaker in breakers), default=0)
+            # Later than now: Redis's clock went back since.
+            age_s = abs(int(now_s) - max((breaker.said_at for breaker in breakers), default=0))
             reported += breakers if age_s <= CURRENT_S else []
             if age_s > FORGOTTEN_S:
                 with named_errors():

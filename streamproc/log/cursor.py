@@ -10,7 +10,7 @@ from streamproc.log.names import Names, partition_of
 
 
 class PollState(Struct, frozen=True, kw_only=True):
-    """What an account's poller did last. Times are Unix seconds, 0 for never."""
+    """What an account's poller did last. Times are Unix seconds by Redis's clock, 0 for never."""
 
     holder: str
     """The process that polls: host, process id."""

@@ -7,6 +7,9 @@ process that hangs, the claim time is waited for.
 To be wrong is safe, since whoever commits first wins; it only costs work done twice. So a consumer is taken for gone
 when it was missing for a while, and only by one who finds itself in the list: behind a proxy names mean nothing.
 
+Where the server's clock went back, as by a failover, a consumer that died before is idle for 0 ms until the clock has
+come there again. So who is idle for 0 ms at two looks is looked for among the connections too.
+
 Entries that may have killed their worker are claimed like the others (upkeep.py sorts them out): if suspects waited for
 the claim time, so would every entry whose holders were killed three times in a row for other reasons.
 """
@@ -62,6 +65,8 @@ class DeadConsumers:
         self._entries_max, self._missing_s = entries_max, missing_s
         self._roster = roster or Roster()
         self._missing: dict[str, _Missed] = {}
+        self._at_zero: set[str] = set()
+        """Who was idle for 0 ms at the last look."""
 
     async def take(self, client: Redis, now_s: float) -> list[bytes]:
         """Claim entries of consumers that are gone; their ids. That counts as no delivery.
@@ -84,10 +89,11 @@ class DeadConsumers:
         quiet_ms = IDLE_MS + max(0.0, now_s - look.at_s) * 1000
         taken: list[bytes] = []
         for name, idle_ms in idle.items():
-            if name in look.here or idle_ms < quiet_ms:
+            if name in look.here or 0 < idle_ms < quiet_ms:
                 continue
             missed = self._missing.get(name)
-            if missed is None or idle_ms < (clock_s - missed.clock_s) * 1000:  # it was back meanwhile
+            # It was back meanwhile.
+            if missed is None or 0 < idle_ms < (clock_s - missed.clock_s) * 1000:
                 missed = self._missing[name] = _Missed(look.at_s, clock_s)
             if look.at_s - missed.since_s >= self._missing_s and len(taken) < self._entries_max:
                 taken += await self._take_from(client, name, idle_ms, self._entries_max - len(taken))
@@ -98,8 +104,13 @@ class DeadConsumers:
         with named_errors():
             rows = await client.xinfo_consumers(self._names.log, self._group)
         idle = {row["name"].decode(): int(row["idle"]) for row in rows if row["pending"]}
-        return {name: idle_ms for name, idle_ms in idle.items() if idle_ms >= IDLE_MS and name != self._me}
+        before, self._at_zero = self._at_zero, {name for name, idle_ms in idle.items() if not idle_ms}
+        is_quiet = {
+            name: idle_ms >= IDLE_MS or name in before & self._at_zero for name, idle_ms in idle.items()
+        }
+        return {name: idle_ms for name, idle_ms in idle.items() if is_quiet[name] and name != self._me}
 
     async def _take_from(self, client: Redis, name: str, idle_ms: int, most: int) -> list[bytes]:
-        args = [self._group, self._me, name, idle_ms, IDLE_MS, most]
+        held_ms = IDLE_MS if idle_ms else 0  # its entries were delivered later than now, too
+        args = [self._group, self._me, name, idle_ms, held_ms, most]
         return list(await _take_from(client, [self._names.log], args))

@@ -77,6 +77,7 @@ class Digests:
         self._url = url
         self._gather_us = int(gather_s * 1e6)
         self._lease_us = int(lease_s * 1e6)
+        self._longest_us = max(self._gather_us, self._lease_us)
 
     async def count(self, partition: int, alerts: Sequence[Alert]) -> list[bool]:
         """For each alert whether it is to be told now; the others are counted. Raises LogUnavailable."""
@@ -96,16 +97,22 @@ class Digests:
         return answers
 
     async def take(self, partitions: int) -> list[Digest]:
-        """Digests that are due, each leased to the caller. Raises LogUnavailable."""
+        """Digests that are due, each leased to the caller. Raises LogUnavailable.
+
+        One that would be due later than any is due too: Redis's clock went back.
+        """
         found: list[Digest] = []
         async with connected(self._url) as client:
             now = await clock_us(client)
             with named_errors():
                 async with client.pipeline(transaction=False) as pipe:
                     for partition in range(partitions):
-                        pipe.zrangebyscore(Names(partition).digests, "-inf", now, start=0, num=DUE_AT_ONCE)
+                        key, later = Names(partition).digests, f"({now + self._longest_us}"
+                        pipe.zrangebyscore(key, "-inf", now, start=0, num=DUE_AT_ONCE)
+                        pipe.zrangebyscore(key, later, "+inf", start=0, num=DUE_AT_ONCE)
                     due = await pipe.execute()
-            for partition, members in enumerate(due):
+            for partition in range(partitions):
+                members = [*due[2 * partition], *due[2 * partition + 1]]
                 for member in members[: DUE_AT_ONCE - len(found)]:
                     digest = await self._take_one(client, partition, member.decode())
                     found += [digest] if digest is not None else []
@@ -114,7 +121,7 @@ class Digests:
     async def _take_one(self, client: Any, partition: int, name: str) -> Digest | None:
         names = Names(partition)
         keys = [names.digests, names.digest(name), names.digested(name)]
-        reply = await _take(client, keys, [name, self._lease_us, EXAMPLES_MAX])
+        reply = await _take(client, keys, [name, self._lease_us, EXAMPLES_MAX, self._longest_us])
         if not reply:
             return None
         lease, about, count, paise, more, *examples = (part.decode() for part in reply)

@@ -22,6 +22,8 @@ the two big scripts were measured at. A batch is half of it (docs/performance.md
 SEEN_TTL_S = 16 * 86_400
 """A delivery is remembered longer than the bank's support can replay one (15 days)."""
 
+DEFERRED_S_MAX = 1800.0
+"""Longest deferral, whoever asks for more. What is due later than that was deferred before Redis's clock went back."""
 RATE_BACKLOG_S = 86_400
 """How long rate slots outlive their window, as in counters.lua: after a backlog of a day they are still there."""
 
@@ -323,7 +325,14 @@ async def defer(
     pending with `consumer` any more, if one is named: it is left alone."""
     args = [int(seconds * 1e6) for seconds in (backoff.first_s, backoff.longest_s, backoff.longest_wait_s)]
     flat = [
-        x for d in entries for x in (d.entry, int(d.least_s * 1e6), int(d.counts), random.randint(500, 1000))
+        x
+        for d in entries
+        for x in (
+            d.entry,
+            int(min(d.least_s, DEFERRED_S_MAX) * 1e6),
+            int(d.counts),
+            random.randint(500, 1000),
+        )
     ]
     keys = [names.log, names.retries(group), names.tries(group)]
     return [int(n) for n in await _defer(client, keys, [group, consumer, *args, *flat])]
@@ -331,7 +340,7 @@ async def defer(
 
 async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:
     """Claim for `consumer` the deferred entries whose next attempt is due, `limit` at most."""
-    args = [group, consumer, limit]
+    args = [group, consumer, limit, int(DEFERRED_S_MAX * 1e6)]
     return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
 
 

@@ -4,6 +4,7 @@ Accounts that share a partition have a list each, since the key of one may not s
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.log.connection import connected, named_errors
@@ -30,11 +31,15 @@ class WatchList:
             with named_errors():
                 await client.zadd(self._key, dict(when), nx=True)
 
-    async def due(self, now_s: int, limit: int) -> list[tuple[str, PayoutRecord | None]]:
-        """Payouts that are due, the longest first, with their records."""
+    async def due(self, now_s: int, limit: int, *, longest_s: int) -> list[tuple[str, PayoutRecord | None]]:
+        """Payouts that are due, the longest first, with their records; after them those that would be due in more than
+        `longest_s`, which nothing is put off for: the clock went back."""
         async with connected(self._url) as client:
             with named_errors():
-                found = await client.zrangebyscore(self._key, "-inf", now_s, start=0, num=limit)
+                found: list[Any] = await client.zrangebyscore(self._key, "-inf", now_s, start=0, num=limit)
+                if len(found) < limit:
+                    later, room = f"({now_s + longest_s}", limit - len(found)
+                    found += await client.zrangebyscore(self._key, later, "+inf", start=0, num=room)
             records = await known_records(client, self._names, [text_of(member) for member in found])
         return list(records.items())
 

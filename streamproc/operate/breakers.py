@@ -1,7 +1,6 @@
 """All processes' breakers, in one place for operators: each process reports its own, doctor and `/readyz` read them."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
@@ -24,9 +23,8 @@ async def report_until(
 ) -> None:
     """Report these breakers, by the name of the system, until `stopping`."""
     while not stopping.is_set():
-        now_s = int(time.time())
         reports = [
-            BreakerReport(process, system, breaker.state, int(breaker.opened_for_s), now_s)
+            BreakerReport(process, system, breaker.state, int(breaker.opened_for_s))
             for system, breaker in breakers.items()
         ]
         with suppress(LogUnavailable):

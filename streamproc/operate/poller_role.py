@@ -57,7 +57,7 @@ async def poll_until(
             cursor,
             watch=Watcher(bank, producer, watch_list, account=account),
             is_active=lambda: lease.held,
-            tell=_teller(cursor, lease),
+            tell=teller(cursor, lease, producer.now_us),
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lease.keep(stopping), name="lease")
@@ -111,14 +111,17 @@ async def _seeded(watch_list: WatchList, stopping: asyncio.Event) -> None:
             await set_within(stopping, SEED_AGAIN_S)
 
 
-def _teller(cursor: PollCursor, lease: Lease) -> Tell:
-    """Leaves word of each pass for operators; keeps since when they fail and when the last good one was."""
+def teller(cursor: PollCursor, lease: Lease, now_us: Callable[[], int]) -> Tell:
+    """Leaves word of each pass for operators; keeps since when they fail and when the last good one was.
+
+    `now_us` is Redis's clock, by which readers on other hosts judge how long ago that was.
+    """
     failing_since, good_at = 0, 0
 
     async def tell(done: Pass, failures: int, wait_s: float) -> None:
         nonlocal failing_since, good_at
         watch.polled(good=not failures)
-        now_s = int(time.time())
+        now_s = now_us() // 1_000_000
         if not good_at and (before := await cursor.state()) is not None:
             good_at = before.good_at
         failing_since = 0 if not failures else failing_since or now_s

@@ -1,9 +1,10 @@
 """The poller's state for operators; `doctor` and `/readyz` use the same."""
 
-import time
 from typing import NamedTuple
 
+from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor, PollState
+from streamproc.log.inspect import clock_us
 from streamproc.settings import Settings
 
 FAILING_S_MAX = 120.0
@@ -28,11 +29,12 @@ async def poller_view(settings: Settings) -> PollerView:
     state = await cursor.state()
     if state is None:
         return PollerView(False, False, "no poller has polled this account yet")
-    return view_of(state, time.time())
+    async with connected(settings.redis_url) as client:
+        return view_of(state, await clock_us(client) / 1_000_000)
 
 
 def view_of(state: PollState, now_s: float) -> PollerView:
-    """The state in words."""
+    """The state in words. `now_s` is Redis's clock, like the state's times."""
     good = f"last good pass {_ago(now_s - state.good_at)} ago" if state.good_at else "no pass was good yet"
     if now_s > state.next_at + LATE_S:
         return PollerView(False, True, f"nobody polls since {_ago(now_s - state.pass_at)}; {good}")

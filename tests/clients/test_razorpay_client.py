@@ -12,7 +12,7 @@ from streamproc.clients.razorpay import CommandAnswer, Razorpay, open_razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
 from streamproc.errors import TryAgain, Unprocessable
-from tests.clients.loopback import Loopback, Script, always, hang, in_turn, loopback, response
+from tests.clients.loopback import Asked, Loopback, Script, always, hang, in_turn, loopback, response
 
 PAYOUT = "pout_Lq3vD0pZ8m2XkA"
 BASIC = "Basic " + base64.b64encode(b"rzp_test_key:hush").decode()
@@ -244,9 +244,27 @@ async def test_a_page_keeps_bad_items_in_their_place_and_counts_what_was_sent() 
         page = await client.list_page("7878780080316316", from_s=10, to_s=20, skip=100)
     assert [type(item) for item in page.items] == [BankPayout, MalformedPayout, MalformedPayout, BankPayout]
     assert page.raw_count == 4
+    assert page.at_s is None
     assert server.asked[0].query == {
         "account_number": "7878780080316316", "from": "10", "to": "20", "count": "100", "skip": "100",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("date", "at_s"), [("Mon, 21 Sep 2026 14:13:20 GMT", 1_790_000_000), ("yesterday", None), ("", None)]
+)
+async def test_a_page_tells_when_the_bank_made_it_if_the_bank_does(date: str, at_s: int | None) -> None:
+    async def dated(_asked: Asked) -> bytes:
+        body = b'{"items": []}'
+        return b"HTTP/1.1 200 OK\r\ndate: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+            date.encode(),
+            len(body),
+            body,
+        )
+
+    async with bank(dated) as (client, _):
+        page = await client.list_page("7878780080316316", from_s=10, to_s=20, skip=0)
+    assert page.at_s == at_s
 
 
 @pytest.mark.parametrize("body", [b"<html>", {}, {"items": None}, {"items": {}}, []])

@@ -41,6 +41,8 @@ class Bank:
         self.asked: list[tuple[int, int, int]] = []
         self.failure: Callable[[int], Exception | None] = lambda _call: None
         self.before_call: Callable[[int], None] = lambda _call: None
+        self.at_s: int | None = None
+        """What time it is at the bank, if it says so."""
 
     async def list_page(
         self, account_number: str, *, from_s: int, to_s: int, skip: int, count: int = PAGE_COUNT_MAX
@@ -52,7 +54,7 @@ class Bank:
             raise failure
         fitting = [item for item in self.items if from_s <= created(item) <= to_s]
         items = sorted(fitting, key=created, reverse=True)[skip : skip + count]
-        return Page(items=items, raw_count=len(items))
+        return Page(items=items, raw_count=len(items), at_s=self.at_s)
 
 
 def created(item: Item) -> int:
@@ -141,6 +143,31 @@ async def test_a_cursor_in_the_future_does_not_turn_the_window_around() -> None:
     await desk.poller.poll_once()
     from_s, to_s, _ = desk.bank.asked[0]
     assert from_s == to_s - OVERLAP_S
+
+
+async def test_after_the_clock_went_back_a_pass_looks_far_back_at_once() -> None:
+    desk = Desk()
+    await desk.poller.poll_once()
+    desk.cursor = desk.door.now_s = desk.door.now_s - 3600
+    await desk.poller.poll_once()
+    assert desk.bank.asked[-1][0] == desk.door.now_s - OVERLAP_S
+
+
+@pytest.mark.parametrize("at_once", [1, PAGE_COUNT_MAX + 1])
+async def test_what_is_made_while_our_clock_is_ahead_of_the_banks_is_listed(at_once: int) -> None:
+    """Also in passes that do not look far back, and after our clock was set right."""
+    desk = Desk()
+    ahead_s, bank_s = 2 * 3600, NOW_S
+    desk.door.now_s = bank_s + ahead_s
+    made = set[str]()
+    for second in (0, 30, 60):
+        desk.bank.at_s = bank_s + second
+        desk.door.now_s = desk.bank.at_s + (ahead_s if second < 60 else 0)
+        new = [payout(1_000 * second + n, ago_s=-second) for n in range(at_once)]
+        desk.bank.items += new
+        made |= {one.id for one in new}
+        assert (await desk.poller.poll_once()).problem == ""
+        assert (seen(desk), desk.cursor) == (made, desk.bank.at_s)
 
 
 async def test_payouts_of_every_status_are_observed_once_with_the_webhooks_keys() -> None:

@@ -106,6 +106,20 @@ async def test_each_pass_looks_at_a_few_the_longest_due_first(watch: Watch, bank
     assert (await watch.watcher.look()).looks == 4
 
 
+async def test_after_a_clock_that_was_a_month_ahead_an_open_payout_is_looked_at_at_once(
+    watch: Watch, bank: Sandbox
+) -> None:
+    month_s = 30 * DAY_S
+    made = await bank.pay(1_000)
+    await watch.know(made["id"], "pending", days_ago=60)
+    await watch.list.seed(seeds)
+    watch.door.now_s += month_s
+    assert (await watch.watcher.look()).looks == 1
+    watch.door.now_s -= month_s
+    await bank.advance(made["id"], "cancelled")
+    assert (await watch.watcher.look()).moved == 1
+
+
 async def test_what_is_final_here_costs_no_call(watch: Watch, bank: Sandbox) -> None:
     made = await bank.pay(1_000)
     await watch.watcher.note([BankPayout(id=made["id"], amount=1_000, currency="INR", status="pending")])

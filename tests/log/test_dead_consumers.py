@@ -187,6 +187,37 @@ async def test_who_was_heard_of_since_the_list_was_made_may_be_connected_since_t
     assert found == [[], [], ["1-0", "2-0", "3-0"]]
 
 
+class WentBack:
+    """A client of a server whose clock went back: whoever was heard of before it did is idle for 0 ms, like its
+    entries."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def xinfo_consumers(self, log: str, group: str) -> list[dict[str, Any]]:
+        return [{**row, "idle": 0} for row in await self._client.xinfo_consumers(log, group)]
+
+
+async def test_who_died_before_the_servers_clock_went_back_is_missed_all_the_same(log: str) -> None:
+    """Its entries would have waited until the clock had come there again."""
+    async with connected(log, name="other") as other:
+        await other.execute_command("XREADGROUP", "GROUP", GROUP, "other", "STREAMS", NAMES.log, ">")
+    async with looking(log) as (gone, client):
+        back: Any = WentBack(client)
+        moments = (0, LATER, 2 * LATER)
+        assert [await taken(gone, back, at) for at in moments] == [[], [], ["1-0", "2-0", "3-0"]]
+
+
+async def test_who_is_connected_keeps_its_entries_after_the_servers_clock_went_back(log: str) -> None:
+    async with connected(log, name="other") as other, looking(log) as (gone, client):
+        await other.execute_command("XREADGROUP", "GROUP", GROUP, "other", "STREAMS", NAMES.log, ">")
+        back: Any = WentBack(client)
+        assert [await taken(gone, back, at) for at in (0, LATER, 2 * LATER)] == [[], [], []]
+
+
 async def test_what_is_taken_over_was_not_delivered_by_that(log: str) -> None:
     """However often it was delivered: what that means is for who takes it up to say."""
     async with connected(log, name="other") as other:

@@ -72,6 +72,19 @@ async def test_what_is_finished_or_in_other_hands_is_left_alone_and_the_others_a
     assert await scripts.due_retries(client, NAMES, "g", "c", limit=9) == [], "nothing is due yet"
 
 
+async def test_what_is_due_later_than_anything_is_deferred_is_due_since_the_clock_went_back(
+    client: Redis,
+) -> None:
+    early, longest = [await pending(client) for _ in range(2)]
+    asked = [Deferral(entry, least_s, False) for entry, least_s in ((early, 60.0), (longest, 1e6))]
+    await scripts.defer(client, NAMES, "g", asked, BACKOFF)
+    assert await scripts.due_retries(client, NAMES, "g", "d", limit=9) == []  # by the clock as it was
+    hour_us = 3_600_000_000
+    await client.zincrby(NAMES.retries("g"), hour_us, early)  # as if the clock had gone back by an hour since
+    assert [entry for entry, _ in await scripts.due_retries(client, NAMES, "g", "d", limit=9)] == [early]
+    assert await client.zrange(NAMES.retries("g"), 0, -1) == [longest]
+
+
 async def test_one_look_for_what_is_due_takes_no_more_than_it_asks_for_the_longest_due_first(
     client: Redis,
 ) -> None:

@@ -182,6 +182,18 @@ async def test_a_digest_is_due_when_it_has_gathered_for_its_time_the_next_one_to
         assert await is_due_in_its_time(began_us)
 
 
+async def test_a_digest_that_would_be_due_later_than_any_is_told_since_the_clock_went_back(
+    redis_url: str, counting: Digests
+) -> None:
+    await counting.count(0, [alert(n) for n in range(3)])
+    assert await counting.take(1) == []
+    hour_us = 3_600_000_000
+    async with connected(redis_url) as client:
+        await client.zincrby(NAMES.digests, hour_us, digests.digest_name("LIMIT"))
+    (digest,) = await counting.take(1)
+    assert digest.count == 2
+
+
 async def test_who_makes_up_names_gets_no_flood_of_kinds(
     redis_url: str, counting: Digests, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,25 @@ async def test_one_has_it_until_it_gives_it_back_or_its_time_is_over(redis_url: 
         assert await ask("a") == (3, "a")
 
 
+async def test_a_clock_that_goes_back_leaves_nobody_waiting_for_an_owner_that_died(redis_url: str) -> None:
+    hour_ms = 3_600_000
+    async with connected(redis_url) as client:
+
+        async def ask(owner: str, lasts_s: float = LEASE_S) -> tuple[int, str]:
+            return await scripts.lease(client, NAMES, "job", owner, lasts_s=lasts_s)
+
+        assert await ask("died") == (1, "died")
+        await client.pexpire(NAMES.lease("job"), hour_ms)  # as if the clock had gone back by an hour since
+        assert await ask("b", 0) == (0, "died")
+        assert await client.pttl(NAMES.lease("job")) > LEASE_S * 1000
+        assert await ask("b") == (0, "died")  # it may live, and not know yet
+        left_ms = await client.pttl(NAMES.lease("job"))
+        assert 0 < left_ms <= LEASE_S * 1000
+        await client.pexpire(NAMES.lease("job"), left_ms // 2)
+        assert await ask("b") == (0, "died")
+        assert await client.pttl(NAMES.lease("job")) <= left_ms // 2  # whoever asks prolongs nothing
+
+
 async def test_it_is_taken_from_an_owner_that_gives_way_and_from_no_other(redis_url: str) -> None:
     async with connected(redis_url) as client:
 

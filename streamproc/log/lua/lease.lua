@@ -8,7 +8,11 @@
 local call = redis.call
 local owner, ms = call('HGET', KEYS[1], 'o'), whole(ARGV[2], 0, MS_MAX)
 local gives_way = owner and ARGV[3] ~= '' and owner:sub(1, #ARGV[3]) == ARGV[3]
-if owner and owner ~= ARGV[1] and not gives_way then return {0, owner} end
+if owner and owner ~= ARGV[1] and not gives_way then
+  -- More is left than anybody takes it for: the clock went back. An owner that lives renews it within that time.
+  if ms > 0 and call('PTTL', KEYS[1]) > ms then call('PEXPIRE', KEYS[1], ms) end
+  return {0, owner}
+end
 if ms == 0 then
   call('DEL', KEYS[1])
   return {0, ''}
