@@ -20,7 +20,7 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress.appender import Appender
-from streamproc.ingress.translate import append_of
+from streamproc.ingress.translate import append_of_look
 
 LOOKS_MAX = 16
 """Payouts fetched in one pass: two seconds of the bank's advised limit, in each poll interval."""
@@ -132,11 +132,9 @@ class Watcher:
         if record is None and is_intent(payout):
             return None, False  # nobody asked for it here: what the list shows of it is all there is
         facts = await self._bank.fetch(record.at_bank if record is not None else payout)
-        if record is not None and facts.status == record.bank_status:
-            return facts, False
         account = record.account if record is not None else self._account
-        append = append_of(facts, account=account, source="fetch", now_us=self._producer.now_us())
-        return facts, (await self._producer.append(append)).new
+        append = append_of_look(facts, record, account=account, now_us=self._producer.now_us())
+        return facts, append is not None and (await self._producer.append(append)).new
 
 
 def next_look_s(facts: BankPayout | None, record: PayoutRecord | None, now_s: int) -> int | None:

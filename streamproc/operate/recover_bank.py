@@ -18,7 +18,7 @@ from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
-from streamproc.ingress.translate import append_of
+from streamproc.ingress.translate import append_of_look
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.inspect import open_records
@@ -149,8 +149,8 @@ async def _ask(settings: Settings, bank: Razorpay, producer: Producer, record: P
             await asyncio.sleep(min(problem.after_s, WAIT_S_MAX))
     new = False
     for facts in found:
-        if facts.status != record.bank_status or facts.id != record.at_bank:
-            append = append_of(facts, account=record.account, source="fetch", now_us=producer.now_us())
+        append = append_of_look(facts, record, account=record.account, now_us=producer.now_us())
+        if append is not None:
             new = (await producer.append(append)).new or new
     return new
 

@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.events import BankPayout, PayoutObserved
 from streamproc.domain.payouts import PayoutRecord, encode_record
 from streamproc.errors import LogUnavailable
@@ -19,6 +20,7 @@ from streamproc.ingress.razorpay_watch import (
     next_look_s,
     seeds,
 )
+from streamproc.ingress.translate import append_of
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.watch_list import WatchList
@@ -93,6 +95,26 @@ async def test_a_payout_held_for_60_days_is_seen_when_it_is_cancelled_at_the_ban
     assert (await watch.watcher.look()).moved == 1
     assert watch.shown() == [(made["id"], "fetch", "cancelled")]
     assert await watch.watched() == set()
+
+
+async def test_fees_that_no_webhook_told_of_are_seen_in_a_status_that_is_known_and_appended_once(
+    watch: Watch, bank: Sandbox
+) -> None:
+    """As `payout.updated` would have told them: under the same key, so whichever of both comes second adds nothing."""
+    await bank.bank(processing_s=60.0)
+    made = await bank.pay(250_000, status="processing")
+    await watch.know(made["id"], "processing", days_ago=1)
+    await watch.list.seed(seeds)
+    assert (await watch.watcher.look()).moved == 1
+    (seen,) = [event for event in watch.door.events if isinstance(event, PayoutObserved)]
+    assert (seen.facts.status, seen.facts.fees, seen.facts.tax) == ("processing", made["fees"], made["tax"])
+    assert made["fees"] > 0
+    told = append_of(
+        seen.facts, account=ACCOUNT, source="webhook", now_us=0, bank_event="payout.updated", delivery="evt"
+    )
+    assert watch.door.appends[0].keys == told.keys == derived_keys([seen])
+    watch.door.now_s += BETWEEN_S_MAX
+    assert (await watch.watcher.look()).moved == 0
 
 
 async def test_each_pass_looks_at_a_few_the_longest_due_first(watch: Watch, bank: Sandbox) -> None:
