@@ -27,10 +27,10 @@ def reconcile(since: str, as_json: bool) -> None:
     """Compare the bank's payouts, ours, and the budgets; record what does not agree.
 
     Compares every payout that the bank made in the period with what is known here, and each budget counter with its
-    fold of the log. Payouts that are open or moved here but are not in the bank's list are fetched. A payout that is
-    unknown here is appended as if its webhook had come. Each mismatch becomes an event (`audit list --kind alert`),
-    once. Nothing else is corrected. Exit code 1 if anything does not agree. A poller does this by itself every
-    STREAMPROC_RECONCILE_INTERVAL.
+    fold of the log. Payouts that are open or moved here but are not in the bank's list are fetched. What is unknown
+    here (a payout, its status, UTR, fees or tax) is appended as if its webhook had come. Each mismatch becomes an event
+    (`audit list --kind alert`), once. Nothing else is corrected. Exit code 1 if anything does not agree. A poller does
+    this by itself every STREAMPROC_RECONCILE_INTERVAL.
 
     \b
     Example:

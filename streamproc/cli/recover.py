@@ -51,6 +51,9 @@ def recover(
     kept. It may be killed and run again. It ends at an entry that cannot be read; if something else than streamproc
     wrote that into Redis, state it with --disown, --by and --why, since `log disown` needs a log that is open.
 
+    The bank is asked about the account that the settings name. Other accounts with open payouts are named: run this
+    again with the settings of each.
+
     \b
     Example:
       streamproc recover

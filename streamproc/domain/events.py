@@ -52,8 +52,8 @@ class PayoutObserved(Fact, frozen=True, kw_only=True, tag="payout.observed", omi
     account: str
     source: Source = "webhook"
     bank_event: str = ""
-    """For example `payout.pending`; empty when, and only when, the source is not a webhook. On the wire it is left out
-    where it is `payout.` and the status that the bank showed."""
+    """For example `payout.pending`. Empty if no webhook told it, but `payout.updated` for what a look found in a known
+    status. On the wire it is left out where it is `payout.` and the status that a webhook showed."""
     delivery: str = ""
     """The bank's event id of this delivery, or empty."""
     facts: BankPayout

@@ -8,8 +8,9 @@ from streamproc.domain.facts import Fact, MismatchKind
 class ReconcileMismatch(Fact, frozen=True, kw_only=True, tag="reconcile.mismatch"):
     """The bank, or the fold of the log, differs from what we know. An alarm: nothing is corrected because of it.
 
-    `unknown_here`, `behind`: neither webhook nor poller told us; it was appended now. `ahead`: we were told more than
-    the bank shows. `budget`: `ours` is the counter, `theirs` its fold, `payout` is empty, `subject` names the window.
+    `unknown_here`, `behind`: neither webhook nor poller told us (of the payout; its status, UTR, fees or tax); it was
+    appended now. `ahead`: we were told more than the bank shows, or another UTR. `budget`: `ours` is the counter,
+    `theirs` its fold, `payout` is empty, `subject` names the window.
     """
 
     payout: str

@@ -42,9 +42,32 @@ def compared(record: PayoutRecord | None, facts: BankPayout) -> Mismatch | None:
     if record.amount != facts.amount:
         return Mismatch(name, "amount", f"{record.amount} paise", f"{facts.amount} paise")
     ours, theirs = record.bank_status, facts.status
-    if ours == theirs or (ours, theirs) in _LATER_ALL_THE_SAME:
+    if (ours, theirs) in _LATER_ALL_THE_SAME:
         return None
-    return Mismatch(name, "behind" if moves_forward(record, theirs) else "ahead", ours, theirs)
+    if ours != theirs:
+        return Mismatch(name, "behind" if moves_forward(record, theirs) else "ahead", ours, theirs)
+    if names_more(record, facts):
+        return Mismatch(name, "behind", _named(record, ours), _named(facts, theirs))
+    return (
+        Mismatch(name, "ahead", _named(record, ours), _named(facts, theirs))
+        if _other(record, facts)
+        else None
+    )
+
+
+def names_more(record: PayoutRecord, facts: BankPayout) -> bool:
+    """Whether the bank names a UTR, fees or tax that the record lacks, and would have after an observation."""
+    return facts.utr > record.utr or facts.fees > record.fees or facts.tax > record.tax
+
+
+def _other(record: PayoutRecord, facts: BankPayout) -> bool:
+    """Whether the bank names another UTR, fees or tax. What it leaves out, it may name later."""
+    pairs = ((facts.utr, record.utr), (facts.fees, record.fees), (facts.tax, record.tax))
+    return any(theirs and theirs != ours for theirs, ours in pairs)
+
+
+def _named(of: PayoutRecord | BankPayout, status: str) -> str:
+    return f"{status}, UTR {of.utr or 'none'}, fees {of.fees} paise, tax {of.tax} paise"
 
 
 def windows_apart(

@@ -1,13 +1,14 @@
 """Looks again at open payouts, however old: the bank's list goes by creation time, and some moves (cancelled, for one)
 send no webhook.
 
-What the poller lists as open is put on a list of its own, with the time of its next look. Each pass looks at up to
+What the poller lists as open is put on a list of its own, with the time of its next look, and each hour what is open
+in our records: a webhook may tell of a payout that is older than all that is listed. Each pass looks at up to
 LOOKS_MAX that are due, the longest due first; older payouts are looked at less often. Final ones leave the list: a
 later reversal is seen by its webhook, or by `reconcile`.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -20,7 +21,7 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress.appender import Appender
-from streamproc.ingress.translate import append_of
+from streamproc.ingress.translate import append_of_look
 
 LOOKS_MAX = 16
 """Payouts fetched in one pass: two seconds of the bank's advised limit, in each poll interval."""
@@ -48,6 +49,10 @@ class Fetcher(Protocol):
 
 class WatchList(Protocol):
     """The open payouts and when each is looked at (streamproc/log/watch_list.py)."""
+
+    async def seed(self, seeds: Callable[[Sequence[PayoutRecord]], Mapping[str, int]], now_s: int) -> None:
+        """Now and then, add what is open here and not on the list."""
+        ...
 
     async def add(self, when: Mapping[str, int]) -> None:
         """Add payouts that are not on the list yet."""
@@ -100,6 +105,7 @@ class Watcher:
         good.
         """
         now_s = self._producer.now_us() // 1_000_000
+        await self._watch_list.seed(seeds, now_s)
         due = await self._watch_list.due(now_s, LOOKS_MAX, longest_s=BETWEEN_S_MAX)
         answers = await asyncio.gather(
             *(self._look_at(payout, record) for payout, record in due), return_exceptions=True
@@ -133,11 +139,9 @@ class Watcher:
         if record is None and is_intent(payout):
             return None, False  # nobody asked for it here: what the list shows of it is all there is
         facts = await self._bank.fetch(record.at_bank if record is not None else payout)
-        if record is not None and facts.status == record.bank_status:
-            return facts, False
         account = record.account if record is not None else self._account
-        append = append_of(facts, account=account, source="fetch", now_us=self._producer.now_us())
-        return facts, (await self._producer.append(append)).new
+        append = append_of_look(facts, record, account=account, now_us=self._producer.now_us())
+        return facts, append is not None and (await self._producer.append(append)).new
 
 
 def next_look_s(facts: BankPayout | None, record: PayoutRecord | None, now_s: int) -> int | None:
@@ -149,9 +153,10 @@ def next_look_s(facts: BankPayout | None, record: PayoutRecord | None, now_s: in
 
 
 def seeds(records: Sequence[PayoutRecord]) -> dict[str, int]:
-    """Payouts that are open here and on no list, as after a recovery; due at once, the oldest first."""
+    """Payouts that are open here and may be on no list, as after a recovery; due as if listed when they came, so the
+    oldest first."""
     return {
-        record.payout: record.received_at // 1_000_000
+        record.payout: record.received_at // 1_000_000 + FIRST_LOOK_S
         for record in records
         if record.bank_status in WATCHED_STATUSES
     }

@@ -19,6 +19,7 @@ from streamproc.clients.razorpay_entities import (
 )
 from streamproc.domain.copies import name_here
 from streamproc.domain.deliveries import (
+    UPDATED,
     body_digest,
     body_key,
     delivery_key,
@@ -34,7 +35,9 @@ from streamproc.domain.events import (
     PayoutObserved,
     Source,
 )
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import clean
+from streamproc.domain.reconciliation import names_more
 from streamproc.errors import InputError
 from streamproc.log.stream import Append
 
@@ -124,6 +127,20 @@ def append_of(
         facts=payout,
     )
     return Append(account, (observation_key(payout, bank_event),), (observed,))
+
+
+def append_of_look(
+    facts: BankPayout, record: PayoutRecord | None, *, account: str, now_us: int
+) -> Append | None:
+    """What the bank answered about one payout; None if its record has all of that.
+
+    In a status that is known, what is new is what `payout.updated` would have told: both have the same key.
+    """
+    is_known = record is not None and (facts.id, facts.status) == (record.at_bank, record.bank_status)
+    if is_known and record is not None and not names_more(record, facts):
+        return None
+    bank_event = UPDATED if is_known else ""
+    return append_of(facts, account=account, source="fetch", now_us=now_us, bank_event=bank_event)
 
 
 def _envelope(body: bytes) -> Object:

@@ -7,7 +7,7 @@ PREFIX = "sp"
 META = f"{PREFIX}:meta"
 """Hash: `partitions`, written at the first start; with another setting later we refuse to start. `made:<p>`: the
 partition was made, and is not made again. `recovering`: `streamproc recover` is under way. `unreconciled`: the
-bank was not asked yet since then."""
+bank was not asked yet since then, but about the accounts that an `asked:<account>` names."""
 
 SHARED_PARTITION = 0
 """The partition whose keys hold what belongs to no account: tokens, proposals, and what processes share. Any would do,
@@ -37,6 +37,7 @@ class Names:
         self.recovery = f"{self.base}:recovery"
         self.staged = f"{self.base}:staged"
         self.rescued = f"{self.base}:rescued"
+        self.old_watch_list = (f"{self.base}:watched", f"{self.base}:cursor:watch_seeded")
         self.terms = f"{self.base}:terms"
         self.breakers = f"{self.base}:words"
         self.untold = f"{self.base}:untold"

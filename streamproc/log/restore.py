@@ -38,6 +38,8 @@ IDS_MAX = 500
 """Members or ids in one command."""
 SCAN_COUNT = 1_000
 """Keys that one SCAN visits: about a millisecond."""
+ASKED = "asked:"
+"""Begins the mark of an account that the bank was asked about. Its value is the recovery that it was asked after."""
 CONSUMER = "recover"
 """Consumer that entries given back to a group are pending with, until a worker takes them over."""
 
@@ -60,10 +62,30 @@ async def mark_recovered(client: Redis, partitions: Sequence[int], run: int) -> 
         await client.hdel(META, "recovering")
 
 
-async def mark_reconciled(client: Redis) -> None:
-    """The bank was asked."""
+async def mark_asked(client: Redis, account: str) -> None:
+    """The bank was asked about this account since the last recovery; others may still have to be."""
     with named_errors():
-        await client.hdel(META, "unreconciled")
+        if run := await client.hget(META, "unreconciled"):
+            await client.hset(META, ASKED + account, run)
+
+
+async def accounts_asked(client: Redis) -> list[str]:
+    """The accounts that the bank was asked about since the last recovery."""
+    with named_errors():
+        found: Any = await client.hgetall(META)
+    run, prefix = found.get(b"unreconciled"), ASKED.encode()
+    return [
+        name.removeprefix(prefix).decode()
+        for name, at in found.items()
+        if name.startswith(prefix) and at == run
+    ]
+
+
+async def mark_reconciled(client: Redis) -> None:
+    """The bank was asked about every account."""
+    with named_errors():
+        marks: Any = await client.hkeys(META)
+        await client.hdel(META, "unreconciled", *(mark for mark in marks if mark.startswith(ASKED.encode())))
 
 
 class Meta(msgspec.Struct, frozen=True):

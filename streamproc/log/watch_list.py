@@ -12,6 +12,13 @@ from streamproc.log.inspect import RECORDS_AT_ONCE, known_records, open_records
 from streamproc.log.names import Names, partition_of
 from streamproc.log.nodes import text_of
 
+SEED_EVERY_S = 3_600
+"""How long a payout may be on no list: one whose record was made after the last seeding, and that the bank's list never
+showed, since it is older than what each pass reads."""
+OLD_LIST_S = 7 * 86_400
+"""How long the list that accounts of a partition once shared is kept, for pollers of that version: longer than a
+rolling upgrade takes."""
+
 Seeds = Callable[[Sequence[PayoutRecord]], Mapping[str, int]]
 
 
@@ -55,17 +62,20 @@ class WatchList:
                             pipe.zadd(self._key, {payout: at}, xx=True)
                     await pipe.execute()
 
-    async def seed(self, seeds: Seeds) -> None:
-        """Add the account's payouts that are open in Redis already; once, and again after Redis was rebuilt. O(keys of
-        Redis)."""
+    async def seed(self, seeds: Seeds, now_s: int) -> None:
+        """Add the account's payouts that are open in Redis and not on the list, unless that was done within
+        SEED_EVERY_S. O(keys of Redis)."""
         async with connected(self._url) as client:
             with named_errors():
-                if await client.exists(self._mark):
-                    return
+                seeded_s = int(await client.get(self._mark) or 0)
+            if seeded_s <= now_s < seeded_s + SEED_EVERY_S:
+                return
             async for records in open_records(client, self._names, at_once=RECORDS_AT_ONCE):
                 when = seeds([record for record in records if record.account == self._account])
                 if when:
                     with named_errors():
                         await client.zadd(self._key, dict(when), nx=True)
             with named_errors():
-                await client.set(self._mark, 1)
+                await client.set(self._mark, now_s)
+                for key in self._names.old_watch_list:
+                    await client.expire(key, OLD_LIST_S, nx=True)

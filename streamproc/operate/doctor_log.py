@@ -94,6 +94,9 @@ async def _marks(site: Site) -> list[Check]:
             Check("recovery", "bad", "it was begun and has not finished", "run `streamproc recover` again")
         ]
     if meta.unreconciled:
-        todo = "run `streamproc recover` where the bank's keys are set, or with --without-bank"
-        return [Check("recovery", "note", "done, and the bank was not asked what happened meanwhile", todo)]
+        todo = (
+            "run `streamproc recover` where the bank's keys are set, for each account, or with --without-bank"
+        )
+        problem = "done, and the bank was not asked what happened meanwhile to every account"
+        return [Check("recovery", "note", problem, todo)]
     return []

@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.razorpay import Razorpay
-from streamproc.errors import LogUnavailable, StreamprocError
+from streamproc.errors import StreamprocError
 from streamproc.ingress.razorpay_poll import Pass, Poller, Tell, tell_nobody
-from streamproc.ingress.razorpay_watch import Watcher, seeds
+from streamproc.ingress.razorpay_watch import Watcher
 from streamproc.log.cursor import PollCursor, PollState
 from streamproc.log.lease import Lease
 from streamproc.log.names import Names, partition_of
@@ -23,8 +23,6 @@ from streamproc.settings import Settings
 from streamproc.telemetry import watch
 from streamproc.waiting import set_within
 
-SEED_AGAIN_S = 0.5
-"""Between two looks at a Redis that is away."""
 LOOK_WHETHER_DUE_S = 60.0
 """Between two looks whether it is time to reconcile."""
 RECONCILE_AGAIN_S = 900.0
@@ -62,7 +60,7 @@ async def poll_until(
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lease.keep(stopping), name="lease")
             tasks.create_task(report_until(url, owner, breakers, stopping), name="breakers")
-            tasks.create_task(_poll(poller, lease, watch_list, stopping), name="poller")
+            tasks.create_task(_poll(poller, lease, stopping), name="poller")
             tasks.create_task(_reconcile_now_and_then(settings, lease, cursor, stopping), name="reconcile")
 
 
@@ -91,24 +89,13 @@ def poller_of(
     )
 
 
-async def _poll(poller: Poller, lease: Lease, watch_list: WatchList, stopping: asyncio.Event) -> None:
+async def _poll(poller: Poller, lease: Lease, stopping: asyncio.Event) -> None:
     """Poll while the lease is ours. An end by itself ends the role."""
     try:
         await lease.asked()
-        await _seeded(watch_list, stopping)
         await poller.run(stopping)
     finally:
         stopping.set()
-
-
-async def _seeded(watch_list: WatchList, stopping: asyncio.Event) -> None:
-    while not stopping.is_set():
-        try:
-            await watch_list.seed(seeds)
-            return
-        except LogUnavailable as problem:
-            log.warning("the open payouts could not be read from Redis, it is tried again: %s", problem)
-            await set_within(stopping, SEED_AGAIN_S)
 
 
 def teller(cursor: PollCursor, lease: Lease, now_us: Callable[[], int]) -> Tell:

@@ -1,8 +1,9 @@
 """`reconcile`: compares bank, log and budgets over a period, and records each difference as an event.
 
-A difference counts only if it is still there after a grace, since webhooks are under way while the list is read. A
-payout that only the bank knows is appended as usual, and is governed, or found to have moved without us. Counters are
-never corrected: that they differ from their fold is an alarm for people.
+A difference counts only if it is still there after a grace, since webhooks are under way while the list is read. What
+only the bank knows (a payout, its status, UTR, fees or tax) is appended as a webhook would have been: it is governed,
+or found to have moved without us, and its fees are charged. Counters are never corrected: that they differ from their
+fold is an alarm for people.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from streamproc.domain.reconciliation import Mismatch, compared
 from streamproc.domain.states import MOVING_STATUSES, OPEN_STATUSES
 from streamproc.errors import ConfigError, InputError, JobFailed, TryAgain, Unprocessable
 from streamproc.ingress.razorpay_list import read_list
-from streamproc.ingress.translate import append_of
+from streamproc.ingress.translate import append_of, append_of_look
 from streamproc.log.connection import connected
 from streamproc.log.inspect import known_records, records_where
 from streamproc.log.names import Names, partition_of
@@ -171,12 +172,9 @@ async def _suspects_of_list(run: _Run) -> tuple[Suspects, set[str]]:
 async def _append_malformed(run: _Run, items: Sequence[BankPayout | MalformedPayout]) -> None:
     for item in items:
         if isinstance(item, MalformedPayout):
-            await _append(run, item)
-
-
-async def _append(run: _Run, item: BankPayout | MalformedPayout) -> bool:
-    append = append_of(item, account=run.done.account, source="fetch", now_us=run.producer.now_us())
-    return (await run.producer.append(append)).new
+            now_us = run.producer.now_us()
+            append = append_of(item, account=run.done.account, source="fetch", now_us=now_us)
+            await run.producer.append(append)
 
 
 async def _records(run: _Run, payouts: Sequence[str]) -> dict[str, PayoutRecord | None]:
@@ -253,7 +251,9 @@ async def _judge(
     if found is None:
         return
     if found.kind in ("unknown_here", "behind"):
-        if not await _append(run, answer):
+        now_us = run.producer.now_us()
+        append = append_of_look(answer, record, account=run.done.account, now_us=now_us)
+        if append is None or not (await run.producer.append(append)).new:
             run.done.left.append(
                 f"payout {payout}: the log has that the bank shows it {answer.status}, and no worker has handled that"
             )

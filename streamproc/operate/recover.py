@@ -55,6 +55,7 @@ from streamproc.operate.recover_state import (
     SQL,
     Counts,
     Sources,
+    accounts_of,
     policies_of,
     proposals_of,
     restore_beneficiaries,
@@ -336,7 +337,12 @@ async def _rebuild_one(
 
 
 async def _poll_from_the_archives_end(settings: Settings, sources: Sources, to: Restorer) -> None:
-    """Have the poller list what the bank made since the archive's end: what it listed after that may be lost."""
-    account = settings.razorpay_account_id
-    if account and sources.head.seq and partition_of(account, settings.partitions) == sources.partition:
+    """Have the poller of each account list what the bank made since the archive's end: what it listed after that may be
+    lost."""
+    if not sources.head.seq:
+        return
+    own, accounts = settings.razorpay_account_id, await accounts_of(sources)
+    if own and partition_of(own, settings.partitions) == sources.partition:
+        accounts.add(own)
+    for account in sorted(accounts):
         await to.cursor(poll_cursor_name(account), id_key(sources.head.entry)[0] // 1000)

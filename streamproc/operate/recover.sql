@@ -44,6 +44,9 @@ ORDER BY seq;
 SELECT payout, agent, (extract(epoch FROM received_at) * 1000000)::bigint AS received_us FROM payouts
 WHERE partition = $1 AND payout = ANY($2::text[]);
 
+-- name: accounts
+SELECT DISTINCT account FROM payouts WHERE partition = $1;
+
 -- name: entries_of_seqs
 SELECT seq, entry_id AS id, e, m FROM events WHERE partition = $1 AND seq = ANY($2::bigint[]) ORDER BY seq;
 

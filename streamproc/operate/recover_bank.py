@@ -2,9 +2,13 @@
 
 Everything is appended as usual, under the keys that webhooks and the poller use, so what is known changes nothing.
 Governance settles what comes of it, and alarms if a payout moved that was never approved here.
+
+The account that the settings name is asked about, as by the poller and `reconcile`: its key may not see the payouts of
+another. Those are named, and asked about by a run with the other account's settings.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +18,12 @@ from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
-from streamproc.ingress.translate import append_of
+from streamproc.ingress.translate import append_of_look
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.inspect import open_records
 from streamproc.log.names import Names
-from streamproc.log.restore import mark_reconciled
+from streamproc.log.restore import accounts_asked, mark_asked, mark_reconciled
 from streamproc.log.stream import Producer
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.poller_role import poller_of
@@ -32,7 +36,7 @@ TRIES_MAX = 3
 WAIT_S_MAX = 5.0
 """Longest wait between two tries, whatever the bank asks for: a person is waiting."""
 NOTES_MAX = 10
-"""Payouts unknown to the bank that are named; more are only counted."""
+"""Payouts unknown to the bank, and accounts, that are named; more are only counted."""
 
 
 @dataclass
@@ -51,18 +55,42 @@ def is_configured(settings: Settings) -> bool:
 
 
 async def ask_bank(settings: Settings, *, on_asked: Callable[[int], None] = lambda _: None) -> BankAsked:
-    """Fetch every payout that is open here, then read the list of what the bank has made since."""
-    done = BankAsked()
+    """Fetch every payout of the settings' account that is open here, then read the list of what the bank has made
+    since. Once each account with open payouts was asked about, the recovery is complete."""
+    done, account = BankAsked(), settings.razorpay_account_id
+    if not account or not settings.razorpay_account_number:
+        done.left.append(
+            "the bank was not asked: STREAMPROC_RAZORPAY_ACCOUNT_ID and _ACCOUNT_NUMBER are not both set"
+        )
+        return done
     async with (
         opened_bank(settings) as bank,
         Producer(settings.redis_url, partitions=settings.partitions, name="recover") as producer,
         connected(settings.redis_url) as client,
     ):
-        await _open_payouts(settings, client, bank, producer, done, on_asked)
+        others = await _open_payouts(settings, client, bank, producer, done, on_asked)
         await _list(settings, bank, producer, done)
+        if not done.left:
+            await mark_asked(client, account)
+        for asked in await accounts_asked(client):
+            others.pop(asked, None)
+        done.left += _named(others, account)
         if not done.left:
             await mark_reconciled(client)
     return done
+
+
+def _named(others: Counter[str], account: str) -> list[str]:
+    """What is left of other accounts: each with its number of open payouts."""
+    names = sorted(others)
+    texts = [
+        f"account {name}: {others[name]} open payouts were not looked up, since STREAMPROC_RAZORPAY_ACCOUNT_ID is"
+        f" {account} here; run this again with that account's id, number and key"
+        for name in names[:NOTES_MAX]
+    ]
+    if len(names) > NOTES_MAX:
+        texts.append(f"nor were those of {len(names) - NOTES_MAX} more accounts")
+    return texts
 
 
 async def _open_payouts(
@@ -72,11 +100,15 @@ async def _open_payouts(
     producer: Producer,
     done: BankAsked,
     on_asked: Callable[[int], None],
-) -> None:
+) -> Counter[str]:
+    """Ask about the account's open payouts; the other accounts that have some, and how many."""
+    account, others = settings.razorpay_account_id, Counter[str]()
     unasked, unknown = 0, list[str]()
     away = ""
     for partition in range(settings.partitions):
-        async for records in open_records(client, Names(partition), at_once=FETCHES_AT_ONCE):
+        async for found in open_records(client, Names(partition), at_once=FETCHES_AT_ONCE):
+            records = [record for record in found if record.account == account]
+            others.update(record.account for record in found if record.account != account)
             if away:
                 unasked += len(records)
                 continue
@@ -96,10 +128,13 @@ async def _open_payouts(
                         done.new += new
             on_asked(done.asked)
     if unasked:
-        done.left.append(f"{unasked} open payouts could not be looked up at the bank ({away})")
+        done.left.append(
+            f"account {account}: {unasked} open payouts could not be looked up at the bank ({away})"
+        )
     done.left += [f"the bank has no answer for payout {text}" for text in unknown[:NOTES_MAX]]
     if len(unknown) > NOTES_MAX:
         done.left.append(f"the bank has no answer for {len(unknown) - NOTES_MAX} more payouts")
+    return others
 
 
 async def _ask(settings: Settings, bank: Razorpay, producer: Producer, record: PayoutRecord) -> bool:
@@ -114,8 +149,8 @@ async def _ask(settings: Settings, bank: Razorpay, producer: Producer, record: P
             await asyncio.sleep(min(problem.after_s, WAIT_S_MAX))
     new = False
     for facts in found:
-        if facts.status != record.bank_status or facts.id != record.at_bank:
-            append = append_of(facts, account=record.account, source="fetch", now_us=producer.now_us())
+        append = append_of_look(facts, record, account=record.account, now_us=producer.now_us())
+        if append is not None:
             new = (await producer.append(append)).new or new
     return new
 
@@ -129,13 +164,9 @@ async def _found(settings: Settings, bank: Razorpay, record: PayoutRecord) -> li
 
 async def _list(settings: Settings, bank: Razorpay, producer: Producer, done: BankAsked) -> None:
     """One pass of the poller, from where the archive ends."""
-    account = settings.razorpay_account_id
-    if not account or not settings.razorpay_account_number:
-        done.left.append(
-            "the bank's list was not read: STREAMPROC_RAZORPAY_ACCOUNT_ID and _ACCOUNT_NUMBER are not both set"
-        )
-        return
-    cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
+    cursor = PollCursor(
+        settings.redis_url, account=settings.razorpay_account_id, partitions=settings.partitions
+    )
     found = await poller_of(settings, bank, producer, cursor).poll_once()
     done.listed += found.listed
     done.new += found.new

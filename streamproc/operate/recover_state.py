@@ -176,6 +176,14 @@ async def proposals_of(sources: Sources) -> dict[str, Proposal]:
     return proposals
 
 
+async def accounts_of(sources: Sources) -> set[str]:
+    """The accounts that the archive has payouts of."""
+    accounts = set[str]()
+    async for rows in rows_in_parts(sources.place, SQL["accounts"], sources.partition):
+        accounts |= {row["account"] for row in rows}
+    return accounts
+
+
 async def entries_of(sources: Sources, seqs: Sequence[int]) -> list[Row]:
     """Entries by seq, in order."""
     rows = await sources.archive.fetch(SQL["entries_of_seqs"], sources.partition, list(seqs))

@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.events import BankPayout, PayoutObserved
 from streamproc.domain.payouts import PayoutRecord, encode_record
 from streamproc.errors import LogUnavailable
@@ -19,9 +20,10 @@ from streamproc.ingress.razorpay_watch import (
     next_look_s,
     seeds,
 )
+from streamproc.ingress.translate import append_of
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.watch_list import WatchList
+from streamproc.log.watch_list import OLD_LIST_S, SEED_EVERY_S, WatchList
 from tests.bank import Sandbox, running_sandbox
 from tests.ingress.recorder import Recorder
 
@@ -83,7 +85,7 @@ async def test_a_payout_held_for_60_days_is_seen_when_it_is_cancelled_at_the_ban
 ) -> None:
     made = await bank.pay(250_000)
     await watch.know(made["id"], "pending", days_ago=60)
-    await watch.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s)
     assert (await watch.watcher.look()).moved == 0
     assert watch.shown() == []  # it is as we know it: nothing is appended, nothing governed again
 
@@ -95,12 +97,32 @@ async def test_a_payout_held_for_60_days_is_seen_when_it_is_cancelled_at_the_ban
     assert await watch.watched() == set()
 
 
+async def test_fees_that_no_webhook_told_of_are_seen_in_a_status_that_is_known_and_appended_once(
+    watch: Watch, bank: Sandbox
+) -> None:
+    """As `payout.updated` would have told them: under the same key, so whichever of both comes second adds nothing."""
+    await bank.bank(processing_s=60.0)
+    made = await bank.pay(250_000, status="processing")
+    await watch.know(made["id"], "processing", days_ago=1)
+    await watch.list.seed(seeds, watch.door.now_s)
+    assert (await watch.watcher.look()).moved == 1
+    (seen,) = [event for event in watch.door.events if isinstance(event, PayoutObserved)]
+    assert (seen.facts.status, seen.facts.fees, seen.facts.tax) == ("processing", made["fees"], made["tax"])
+    assert made["fees"] > 0
+    told = append_of(
+        seen.facts, account=ACCOUNT, source="webhook", now_us=0, bank_event="payout.updated", delivery="evt"
+    )
+    assert watch.door.appends[0].keys == told.keys == derived_keys([seen])
+    watch.door.now_s += BETWEEN_S_MAX
+    assert (await watch.watcher.look()).moved == 0
+
+
 async def test_each_pass_looks_at_a_few_the_longest_due_first(watch: Watch, bank: Sandbox) -> None:
     payouts = [item["id"] for item in (await bank.pay(1_000, count=LOOKS_MAX + 4))["items"]]
     for days_ago, payout in enumerate(payouts, 1):
         await watch.know(payout, "pending", days_ago=days_ago)
         await bank.advance(payout, "cancelled")
-    await watch.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s)
     assert (await watch.watcher.look()).looks == LOOKS_MAX
     assert await watch.watched() == set(payouts[:4])  # the youngest
     assert (await watch.watcher.look()).looks == 4
@@ -137,7 +159,7 @@ async def test_one_that_the_bank_gives_no_answer_about_holds_up_nobody_and_is_lo
     for payout in (bad["id"], made["id"]):
         await watch.know(payout, "pending", days_ago=1)
     await bank.advance(made["id"], "rejected")
-    await watch.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s)
     await bank.faults(api=[{"kind": "500", "path": f"/v1/payouts/{bad['id']}"}])
     looked = await watch.watcher.look()
     assert (looked.looks, looked.moved, len(looked.failed)) == (2, 1, 1)
@@ -156,8 +178,8 @@ async def test_the_poller_of_one_account_leaves_those_of_another_in_its_partitio
     ours, theirs, listed = await bank.pay(1_000), await bank.pay(1_000), await bank.pay(1_000)
     await watch.know(ours["id"], "pending", days_ago=1)
     await other.know(theirs["id"], "pending", days_ago=1)
-    await watch.list.seed(seeds)
-    await other.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s)
+    await other.list.seed(seeds, other.door.now_s)
     await other.watcher.note([BankPayout(id=listed["id"], amount=1_000, currency="INR", status="pending")])
     assert await watch.watched() == {ours["id"]}
     assert await other.watched() == {theirs["id"], listed["id"]}
@@ -170,7 +192,7 @@ async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(
     for payout in ("pout_Ghost000000001", made["id"]):
         await watch.know(payout, "pending", days_ago=2)
     await bank.advance(made["id"], "cancelled")
-    await watch.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s)
     looked = await watch.watcher.look()
     assert (looked.looks, looked.moved) == (2, 1)
     (unknown,) = looked.unknown
@@ -184,7 +206,7 @@ async def test_a_look_that_the_log_did_not_take_fails_and_what_it_saw_is_looked_
     made = await bank.pay(1_000)
     await watch.know(made["id"], "pending", days_ago=1)
     await bank.advance(made["id"], "cancelled")
-    await watch.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s)
     watch.door.is_away = True
     with pytest.raises(LogUnavailable):
         await watch.watcher.look()
@@ -192,14 +214,63 @@ async def test_a_look_that_the_log_did_not_take_fails_and_what_it_saw_is_looked_
     assert (await watch.watcher.look()).moved == 1
 
 
-async def test_only_what_is_open_is_watched_and_seeding_is_done_once(watch: Watch) -> None:
+async def test_only_what_is_open_is_watched_and_seeding_is_not_done_in_each_pass(watch: Watch) -> None:
     for status in ("pending", "queued", "scheduled", "processing", "processed", "rejected", "reversed"):
         await watch.know(f"pout_{status}", status)
-    await watch.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s)
     assert await watch.watched() == {"pout_pending", "pout_queued", "pout_scheduled", "pout_processing"}
     await watch.know("pout_later", "pending")
-    await watch.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s + SEED_EVERY_S - 1)
     assert "pout_later" not in await watch.watched()
+    await watch.list.seed(seeds, watch.door.now_s + SEED_EVERY_S)
+    assert "pout_later" in await watch.watched()
+
+
+async def test_a_payout_whose_record_is_made_after_the_poller_began_is_seen_when_it_is_cancelled(
+    watch: Watch, bank: Sandbox
+) -> None:
+    """The poller began, or Redis was rebuilt, while its webhook was on its way or waited for a worker; and it is older
+    than what the poller lists. It was looked at never."""
+    made = await bank.pay(250_000)
+    assert (await watch.watcher.look()).looks == 0
+    await watch.know(made["id"], "pending", days_ago=30)
+    await bank.advance(made["id"], "cancelled")
+    watch.door.now_s += SEED_EVERY_S
+    assert (await watch.watcher.look()).moved == 1
+    assert watch.shown() == [(made["id"], "fetch", "cancelled")]
+
+
+async def test_a_payout_that_came_a_moment_ago_is_looked_at_no_sooner_than_if_it_had_been_listed(
+    watch: Watch, bank: Sandbox
+) -> None:
+    made = await bank.pay(250_000)
+    await watch.know(made["id"], "pending")
+    assert (await watch.watcher.look()).looks == 0
+    watch.door.now_s += FIRST_LOOK_S
+    assert (await watch.watcher.look()).looks == 1
+
+
+async def test_a_seeding_that_an_older_version_made_once_for_all_counts_as_long_ago(watch: Watch) -> None:
+    await watch.know("pout_later", "pending")
+    await watch.redis.set(NAMES.cursor(f"watch_seeded:{ACCOUNT}"), 1)
+    await watch.list.seed(seeds, watch.door.now_s)
+    assert await watch.watched() == {"pout_later"}
+
+
+async def test_the_list_that_all_accounts_of_a_partition_once_shared_ends_a_week_after_the_first_new_poller(
+    watch: Watch,
+) -> None:
+    """A poller of the older version may still be at work on it: it finds all that it left there."""
+    for key in NAMES.old_watch_list:
+        await watch.redis.zadd(key, {"pout_old": 1})
+    await watch.list.seed(seeds, watch.door.now_s)
+    assert [await watch.redis.ttl(key) for key in NAMES.old_watch_list] == [
+        pytest.approx(OLD_LIST_S, abs=60)
+    ] * 2
+    for key in NAMES.old_watch_list:
+        await watch.redis.expire(key, 1_000)
+    await watch.list.seed(seeds, watch.door.now_s + SEED_EVERY_S)
+    assert all([0 < await watch.redis.ttl(key) <= 1_000 for key in NAMES.old_watch_list]), "it is not put off"
 
 
 def test_the_older_a_payout_the_more_seldom_it_is_looked_at() -> None:

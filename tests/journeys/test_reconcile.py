@@ -31,6 +31,7 @@ from tests.journeys.system import ACCOUNT, System
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NOTES = {"agent_id": "bot"}
+FRUGAL = "  frugal: {daily_limit: 100_000_000, require_approval_above: 100_000, count_fees: true}"
 GHOST = "pout_Ghost000000001"
 
 
@@ -144,6 +145,91 @@ async def test_a_held_payout_that_somebody_cancelled_at_the_bank_gives_its_budge
     code, out, _ = await system.cli("explain", made["id"])
     assert code == 0
     assert "MISMATCH behind: we had pending, the bank shows cancelled" in out
+
+
+async def test_a_utr_whose_webhook_was_lost_is_found_once_and_the_late_webhook_adds_nothing(
+    system: System,
+) -> None:
+    await system.bank.faults(webhooks=[{"kind": "drop", "events": "payout.updated"}])
+    made = await system.bank.pay(250_000, mode="NEFT", notes=NOTES)
+    await system.reaches(made["id"], "processed")
+    utr = await the_banks_utr(system, made["id"])
+    (mismatch,) = await found(system, made["id"])
+    assert mismatch[0] == "behind"
+    assert mismatch[1].startswith("processed, UTR none, fees ")
+    assert mismatch[2] == mismatch[1].replace("UTR none", f"UTR {utr}")
+    await system.settled()
+    record = await system.view(made["id"])
+    assert record is not None
+    assert (record.utr, record.state) == (utr, "processed")
+    assert await found(system, made["id"]) == []
+
+    story = await sightings(system, made["id"])
+    assert [event.bank_event for event in story if event.source == "fetch"][-1] == "payout.updated"
+    await an_update_is_delivered(system, made["id"])
+    assert await sightings(system, made["id"]) == story
+
+
+async def test_fees_whose_webhook_was_lost_count_in_the_budget_that_wants_them_and_once(
+    system: System,
+) -> None:
+    """The bank may say `processed` before it names the fees (ADR 19). Ours names them at once, so that word is made."""
+    await system.apply(POLICIES.replace("policies:", f"policies:\n{FRUGAL}"))
+    made = await system.bank.pay(250_000, notes={"agent_id": "frugal"})
+    await system.reaches(made["id"], "held")
+    await system.bank.faults(webhooks=[{"kind": "drop"}])
+    await system.bank.advance(made["id"], "processing")  # somebody approved it at the bank
+    shown = await system.bank.reaches(made["id"], "processed")
+    assert shown["fees"] > 0
+    without = BankPayout(
+        id=made["id"], amount=250_000, currency="INR", status="processed", notes={"agent_id": "frugal"}
+    )
+    async with Producer(system.redis_url, partitions=1, name="test") as producer:
+        await producer.append(append_of(without, account=ACCOUNT, source="webhook", now_us=producer.now_us()))
+    await system.reaches(made["id"], "bypassed")
+    await system.settled()
+    assert await charged(system, "frugal") == 250_000
+
+    assert [kind for kind, _, _ in await found(system, made["id"])] == ["behind"]
+    await system.settled()
+    assert await charged(system, "frugal") == 250_000 + shown["fees"]
+    assert await found(system, made["id"]) == []
+    await an_update_is_delivered(system, made["id"])
+    assert await charged(system, "frugal") == 250_000 + shown["fees"]
+    settled = [event.fees for event in await system.story(made["id"]) if isinstance(event, e.PayoutSettled)]
+    assert settled == [0, shown["fees"]]
+
+
+async def charged(system: System, agent: str) -> int:
+    """Paise committed in an agent's daily window."""
+    (key,) = [
+        key async for key in system.redis.scan_iter(match=f"{system.names.base}:budget:agent:{agent}:*")
+    ]
+    return int(await system.redis.hget(key, "c") or 0)
+
+
+async def the_banks_utr(system: System, payout: str) -> str:
+    async def named() -> str:
+        return (await system.bank.payout(payout))["utr"] or ""
+
+    return await until(named, what="the bank names the UTR")
+
+
+async def sightings(system: System, payout: str) -> list[e.PayoutObserved]:
+    return [event for event in await system.story(payout) if isinstance(event, e.PayoutObserved)]
+
+
+async def an_update_is_delivered(system: System, payout: str) -> None:
+    """The bank says once more how the payout stands, and we answer 2xx."""
+    await system.bank.faults(webhooks=[])
+    await system.bank.advance(payout, "processed")
+
+    async def delivered() -> bool:
+        told = await system.bank.deliveries(payout=payout, event="payout.updated", state="delivered")
+        return bool(told)
+
+    await until(delivered, what="payout.updated was delivered")
+    await system.settled()
 
 
 async def test_a_payout_that_the_bank_does_not_know_is_named_once_however_often_it_is_found(

@@ -19,6 +19,7 @@ from streamproc.cli import run as cli
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.names import META, Names
+from streamproc.log.restore import accounts_asked, mark_asked, mark_recovered
 from streamproc.log.stream import open_log
 from streamproc.operate import recover as job
 from streamproc.operate import recover_bank
@@ -30,9 +31,11 @@ from tests.bank import Sandbox, running_sandbox
 from tests.operate.recovering import archive, dump, recovered, settings_of
 from tests.operate.twins import POLICIES, Twin, handled, twins
 from tests.operate.words import NOBODY_THERE
+from tests.words import ACCOUNT as TWINS_ACCOUNT
 from tests.words import delivery, observed
 
 ACCOUNT = "acc_Sandbox0000001"
+OTHER_ACCOUNT = "acc_Another0000001"
 
 
 @pytest.fixture
@@ -328,11 +331,13 @@ async def test_a_lost_meta_alone_is_written_again(redis_url: str, postgres: str,
 # ---- the bank ----
 
 
-def bank_settings(environment: pytest.MonkeyPatch, bank: Sandbox, url: str = "") -> None:
+def bank_settings(
+    environment: pytest.MonkeyPatch, bank: Sandbox, url: str = "", *, account: str = ACCOUNT
+) -> None:
     environment.setenv("STREAMPROC_RAZORPAY_KEY_ID", bank.config.key_id)
     environment.setenv("STREAMPROC_RAZORPAY_KEY_SECRET", bank.config.key_secret)
     environment.setenv("STREAMPROC_RAZORPAY_ACCOUNT_NUMBER", bank.config.account_number)
-    environment.setenv("STREAMPROC_RAZORPAY_ACCOUNT_ID", ACCOUNT)
+    environment.setenv("STREAMPROC_RAZORPAY_ACCOUNT_ID", account)
     environment.setenv("STREAMPROC_RAZORPAY_BASE_URL", url or bank.url)
 
 
@@ -412,13 +417,84 @@ async def test_while_the_bank_is_away_the_recovery_stands_and_the_rest_is_done_l
         assert (said["partitions"], said["bank"]["asked"], said["bank"]["new"]) == ([], 3, 4)
 
 
+async def test_each_account_is_asked_about_with_its_own_key_and_those_that_are_left_are_named(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the key of another account a payout is unknown to the bank, or refused: that held up all the others."""
+    async with running_sandbox() as bank, running_sandbox(key_id="rzp_test_other") as elsewhere:
+        made = (await elsewhere.pay(250_000, notes={"agent_id": "careful"}))["id"]
+        event = observed(
+            made, 250_000, agent="careful", at=mine.engine.producer.now_us(), account=OTHER_ACCOUNT
+        )
+        await mine.engine.producer.append(delivery(event))
+        await lost_while_the_bank_went_on(mine, bank, redis_url, postgres)
+        await elsewhere.advance(made, "rejected")
+        theirs = f"account {OTHER_ACCOUNT}: 1 open payouts were not looked up"
+
+        bank_settings(environment, bank)
+        assert await run("recover", "--yes", "--json") == 1
+        heard = capsys.readouterr()
+        said = json.loads(heard.out)["bank"]
+        assert (said["asked"], said["new"]) == (3, 4)
+        assert [text.startswith(theirs) for text in said["left"]] == [True]
+        assert theirs in heard.err
+
+        bank_settings(environment, elsewhere, account=OTHER_ACCOUNT)
+        environment.setenv("STREAMPROC_RAZORPAY_KEY_SECRET", "an old one")
+        assert await run("recover") == 1
+        refused = f"account {OTHER_ACCOUNT}: 1 open payouts could not be looked up at the bank (payout {made}"
+        told = capsys.readouterr().err
+        assert refused in told
+        assert "the bank refuses our keys with 401" in told
+        assert f"account {ACCOUNT}:" not in told, "it was asked about already"
+
+        bank_settings(environment, elsewhere, account=OTHER_ACCOUNT)
+        assert await run("recover", "--json") == 0
+        said = json.loads(capsys.readouterr().out)["bank"]
+        assert (said["asked"], said["new"], said["left"]) == (1, 1, [])
+        assert [mark for mark in await mine.engine.client.hkeys(META) if b"asked" in mark] == []
+        assert await mine.engine.client.hget(META, "unreconciled") is None
+
+
+async def test_what_an_earlier_recovery_asked_the_bank_is_asked_again_after_the_next(redis_url: str) -> None:
+    async with connected(redis_url) as client:
+        await mark_recovered(client, [0], run=1)
+        await mark_asked(client, ACCOUNT)
+        assert await accounts_asked(client) == [ACCOUNT]
+        await mark_recovered(client, [0], run=2)
+        assert await accounts_asked(client) == []
+
+
+async def test_without_an_account_it_is_not_known_whose_payouts_the_key_may_see(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with running_sandbox() as bank:
+        bank_settings(environment, bank, account="")
+        await lost_while_the_bank_went_on(mine, bank, redis_url, postgres)
+        assert await run("recover", "--yes") == 1
+        assert "the bank was not asked: STREAMPROC_RAZORPAY_ACCOUNT_ID and" in capsys.readouterr().err
+        bank_settings(environment, bank)
+        assert await run("recover", "--yes") == 0
+
+
 async def test_the_list_is_read_from_the_archives_end_on(redis_url: str, postgres: str, mine: Twin) -> None:
+    """That of every account that the archive knows, whichever one is set where this runs: each has its poller."""
     await mine.pays("bot_0", 1_000, "bot")
     await archive(redis_url, postgres)
     await mine.engine.stop()
     before: Redis = mine.engine.client
-    await before.set("sp:{0}:cursor:poll:" + ACCOUNT, 4_000_000_000)
+    for account in (ACCOUNT, TWINS_ACCOUNT):
+        await before.set("sp:{0}:cursor:poll:" + account, 4_000_000_000)
     await before.delete(mine.engine.names.log)
     await recovered(redis_url, postgres, razorpay_account_id=ACCOUNT)
-    at = int(await before.get("sp:{0}:cursor:poll:" + ACCOUNT) or 0)
-    assert abs(at - mine.base_us // 1_000_000) < 60
+    for account in (ACCOUNT, TWINS_ACCOUNT):
+        at = int(await before.get("sp:{0}:cursor:poll:" + account) or 0)
+        assert abs(at - mine.base_us // 1_000_000) < 60
