@@ -14,6 +14,7 @@ from msgspec import Struct
 from projections.fold import POSTGRES_EPOCH_US, Step, having
 from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
+from streamproc.domain.attribution import named
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.policy_events import headline
 from streamproc.domain.traces import trace_id
@@ -22,7 +23,7 @@ from streamproc.domain.wire import EVENT_KINDS
 Kind: TypeAlias = Literal["decision", "review", "command", "confirmation", "settlement", "policy", "alert"]
 
 NAME = "audit"
-VERSION = 3
+VERSION = 4
 COLUMNS = (
     *("id", "partition", "seq", "place", "payout", "agent", "vendor"),
     *("at", "kind", "decision", "reason", "actor", "amount", "trace_id"),
@@ -76,6 +77,11 @@ def _because(why: str) -> str:
     return f": {why}" if why else ""
 
 
+def _through(channel: str) -> str:
+    """By which channel somebody did it, if that is known; the line's actor is who."""
+    return f" by {channel}" if channel else ""
+
+
 def _bypass(step: Step, event: e.GovernanceBypassed) -> Said:
     which = f" ({event.bank_payout} at the bank)" if event.bank_payout else ""
     return Said("alert", f"governance bypassed: {event.status}{which}", step.by)
@@ -86,10 +92,12 @@ def _of_reviewer(event: e.TokenCreated) -> str:
 
 
 def _changed(event: e.PolicyChanged) -> str:
-    """Scope, kind of change and version, who confirmed it, and why: lines that say only why are all alike."""
-    confirmed = f", confirmed by {event.confirmed_by}" if event.confirmed_by else ""
+    """Scope, kind of change and version, by which channel, who confirmed it, and why: lines that say only why are all
+    alike."""
+    who = named(event.confirmed_by, event.confirmed_channel)
+    confirmed = f", confirmed by {who}" if event.confirmed_by else ""
     proposal = f" ({event.proposal})" if event.proposal else ""
-    return f"{headline(event)}{confirmed}{proposal}{_because(event.why)}"
+    return f"{headline(event)}{_through(event.channel)}{confirmed}{proposal}{_because(event.why)}"
 
 
 def _of_scopes(scopes: Iterable[str]) -> str:
@@ -101,11 +109,12 @@ def _of_scopes(scopes: Iterable[str]) -> str:
 
 def _proposed(event: e.PolicyProposed) -> str:
     scopes = _of_scopes(change.scope for change in event.changes)
-    return f"proposed {event.proposal}{scopes}{_because(event.why)}"
+    return f"proposed {event.proposal}{scopes}{_through(event.channel)}{_because(event.why)}"
 
 
 def _confirmed(event: e.ProposalConfirmed) -> str:
-    return f"confirmed {event.proposal}{_of_scopes(scope for base in event.base for scope in base)}"
+    scopes = _of_scopes(scope for base in event.base for scope in base)
+    return f"confirmed {event.proposal}{scopes}{_through(event.channel)}"
 
 
 def _mismatch(event: e.ReconcileMismatch) -> str:
@@ -143,12 +152,16 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     e.PolicyProposed: lambda _, event: Said("policy", _proposed(event), event.by),
     e.ProposalConfirmed: lambda _, event: Said("policy", _confirmed(event), event.by),
     e.ProposalWithdrawn: lambda _, event: Said(
-        "policy", f"withdrawn {event.proposal}{_because(event.why)}", event.by
+        "policy", f"withdrawn {event.proposal}{_through(event.channel)}{_because(event.why)}", event.by
     ),
     e.TokenCreated: lambda _, event: Said(
-        "policy", f"token {event.name} created: {event.scope}{_of_reviewer(event)}", event.by
+        "policy",
+        f"token {event.name} created: {event.scope}{_of_reviewer(event)}{_through(event.channel)}",
+        event.by,
     ),
-    e.TokenRevoked: lambda _, event: Said("policy", f"token {event.name} revoked", event.by),
+    e.TokenRevoked: lambda _, event: Said(
+        "policy", f"token {event.name} revoked{_through(event.channel)}", event.by
+    ),
     e.GovernanceBypassed: _bypass,
     e.BankFeeRecorded: lambda step, _: Said("alert", "bank fee", step.by),
     e.ReconcileMismatch: lambda step, event: Said("alert", _mismatch(event), step.by),
@@ -162,9 +175,13 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
     ),
     e.CancelRequested: lambda step, event: Said("alert", f"cancel requested: {event.why}", step.by),
     e.DeadLetterClosed: lambda _, event: Said(
-        "alert", f"dead letter {event.letter}: {event.action}{_because(event.why)}", event.by
+        "alert",
+        f"dead letter {event.letter}: {event.action}{_through(event.channel)}{_because(event.why)}",
+        event.by,
     ),
-    e.EntryDisowned: lambda _, event: Said("alert", f"entry {event.entry} disowned: {event.why}", event.by),
+    e.EntryDisowned: lambda _, event: Said(
+        "alert", f"entry {event.entry} disowned{_through(event.channel)}: {event.why}", event.by
+    ),
     e.AccessRefused: lambda step, event: Said("alert", _refusal(event), event.subject or step.by),
 }
 

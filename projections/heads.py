@@ -114,6 +114,12 @@ async def write_lazily(db: asyncpg.Connection) -> None:
     await db.execute("SET synchronous_commit = off")
 
 
+async def outdated_views(db: asyncpg.Connection) -> list[str]:
+    """The views of the place that another version of them has written, on whatever partition."""
+    rows = await db.fetch(_SQL["view_versions"], NAMES)
+    return list(dict.fromkeys(row["view"] for row in rows if row["version"] != VERSIONS[row["view"]]))
+
+
 async def open_heads(db: asyncpg.Connection, partition: int) -> ViewHeads:
     """The position of the place's views. Raises ConfigError if they are not all at one entry, or of another version."""
     versions = [VERSIONS[name] for name in NAMES]

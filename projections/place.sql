@@ -43,6 +43,9 @@ ON CONFLICT (view, partition) DO NOTHING;
 SELECT view, seq, entry_id, version, generation FROM view_heads
 WHERE partition = $1 AND view = ANY($2::text[]) ORDER BY view;
 
+-- name: view_versions
+SELECT DISTINCT view, version FROM view_heads WHERE view = ANY($1::text[]) ORDER BY view;
+
 -- name: move_heads
 -- Compare and set, all views at once; the rows stay locked until the transaction ends, so a swap waits its turn.
 UPDATE view_heads SET seq = $4, entry_id = $5

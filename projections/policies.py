@@ -1,4 +1,4 @@
-"""View `policies`: every version of every scope's policy, who made it and why. Rows are only ever added."""
+"""View `policies`: every version of each scope's policy, who made it by which channel, and why. Rows are only added."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,11 +11,12 @@ from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 
 NAME = "policies"
-VERSION = 2
+VERSION = 3
 READS: frozenset[type[e.Fact]] = frozenset({e.PolicyChanged})
 COLUMNS = (
     *("partition", "scope", "version", "at", "by_whom", "why"),
     *("before", "after", "effective", "seq", "confirmed_by"),
+    *("channel", "confirmed_channel"),
 )
 
 _NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
@@ -52,6 +53,8 @@ def _row(step: Step, event: e.PolicyChanged) -> tuple[object, ...]:
         _json(event.effective),
         step.seq,
         text(event.confirmed_by),
+        text(event.channel),
+        text(event.confirmed_channel),
     )
 
 

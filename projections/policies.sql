@@ -11,6 +11,8 @@ CREATE TABLE policies (
     effective jsonb,
     seq       bigint      NOT NULL,
     confirmed_by text     NOT NULL,
+    channel   text        NOT NULL,
+    confirmed_channel text NOT NULL,
     PRIMARY KEY (partition, scope, version)
 );
 

@@ -149,7 +149,7 @@ class _Holds:
             by=token.person,
             action=action,
             why=clean(why.strip(), WHY_CHARS_MAX),
-            channel=f"api:{token.name}",
+            channel=token.channel,
         )
         key = _append_key(token.name, record.payout, call.text("Idempotency-Key") or token_hex(16))
         found = await self._desk.answered(record.account, answer, key)

@@ -19,6 +19,7 @@ from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Overtaken, Stal
 from streamproc.domain.policy_fields import IDENTIFIER
 from streamproc.domain.policy_report import WrongFields
 from streamproc.domain.proposals import ID, NotThere, Refused, SamePerson
+from streamproc.domain.shown import for_its_agent
 from streamproc.errors import InputError
 
 PAGE_MAX = 500
@@ -79,7 +80,15 @@ class PolicyDesk(Protocol):
         ...
 
     async def change(
-        self, agent: str, fields: Mapping[str, Any], *, replaces: bool, version: int | None, by: str, why: str
+        self,
+        agent: str,
+        fields: Mapping[str, Any],
+        *,
+        replaces: bool,
+        version: int | None,
+        by: str,
+        channel: str,
+        why: str,
     ) -> Made:
         """Put fields in force, instead of an agent's own (`replaces`) or merged into them. `version` must be the one in
         force; None: any or none; 0: any; NONE_YET: none."""
@@ -94,11 +103,11 @@ class PolicyDesk(Protocol):
         """The proposals that are kept, the newest first."""
         ...
 
-    async def confirm(self, proposal: str, *, by: str) -> Made:
+    async def confirm(self, proposal: str, *, by: str, channel: str) -> Made:
         """Put a proposal in force, as its second person."""
         ...
 
-    async def withdraw(self, proposal: str, *, by: str, why: str) -> dict[str, Any]:
+    async def withdraw(self, proposal: str, *, by: str, channel: str, why: str) -> dict[str, Any]:
         """Withdraw a proposal."""
         ...
 
@@ -106,7 +115,9 @@ class PolicyDesk(Protocol):
         """The freezes in force."""
         ...
 
-    async def freeze(self, scope: str, *, frozen: bool, by: str, why: str) -> tuple[dict[str, Any], Made]:
+    async def freeze(
+        self, scope: str, *, frozen: bool, by: str, channel: str, why: str
+    ) -> tuple[dict[str, Any], Made]:
         """Freeze a scope or lift its freeze; what is in force now, and the proposal if it waits."""
         ...
 
@@ -225,7 +236,7 @@ class _Policies:
         agent = call.text("agent")
         try:
             made = await self._desk.change(
-                agent, fields, replaces=replaces, by=call.token.person, why=why,
+                agent, fields, replaces=replaces, by=call.token.person, channel=call.token.channel, why=why,
                 version=_version_wanted(call),
             )  # fmt: skip
         except NoPolicy:
@@ -241,13 +252,15 @@ class _Policies:
     async def history(self, call: Call) -> Response:
         name = _own_or_all(call)
         # An agent may be called `reviewers`: its token shows the agent's history all the same, and not the scope's.
-        found = await self._desk.history(name, of_agent=not call.token.may("read all"))
+        is_agent = not call.token.may("read all")
+        found = await self._desk.history(name, of_agent=is_agent)
         if found is None:
             _no_policy(name)
         changes, note = found
         first, last = call.number("after"), call.number("after") + call.number("limit")
         more = last if last < len(changes) else None
-        return json_answer(200, {"items": changes[first:last], "next": more, "notes": [note] if note else []})
+        items = [for_its_agent(change) if is_agent else change for change in changes[first:last]]
+        return json_answer(200, {"items": items, "next": more, "notes": [note] if note else []})
 
     async def proposals(self, call: Call) -> Response:
         found, after = await self._desk.proposals(), call.text("after")
@@ -262,15 +275,19 @@ class _Policies:
         return json_answer(200, {"items": found[first:last], "next": more})
 
     async def confirm(self, call: Call) -> Response:
+        token = call.token
         try:
-            return _made(await self._desk.confirm(call.text("proposal"), by=call.token.person))
+            done = await self._desk.confirm(call.text("proposal"), by=token.person, channel=token.channel)
         except (NotThere, Refused, InputError) as problem:
             raise _not_now(problem) from problem
+        return _made(done)
 
     async def withdraw(self, call: Call) -> Response:
-        why = clean(call.text("why"), WHY_CHARS_MAX)
+        why, token = clean(call.text("why"), WHY_CHARS_MAX), call.token
         try:
-            ended = await self._desk.withdraw(call.text("proposal"), by=call.token.person, why=why)
+            ended = await self._desk.withdraw(
+                call.text("proposal"), by=token.person, channel=token.channel, why=why
+            )
         except (NotThere, Refused) as problem:
             raise _not_now(problem) from problem
         return json_answer(200, ended)
@@ -288,9 +305,11 @@ class _Policies:
         why = clean(why.strip(), WHY_CHARS_MAX)
         if not why:
             raise wrong_fields([{"field": "why", "problem": "must say why, for the audit"}])
-        scope, by = call.text("scope"), call.token.person
+        scope, token = call.text("scope"), call.token
         try:
-            shown, made = await self._desk.freeze(scope, frozen=frozen, by=by, why=why)
+            shown, made = await self._desk.freeze(
+                scope, frozen=frozen, by=token.person, channel=token.channel, why=why
+            )
         except Refused as full:
             raise Refusal(409, str(full)) from full
         except Overtaken as newer:

@@ -32,14 +32,17 @@ class FieldChange(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True):
-    """One version of a scope, and the change that made it."""
+    """One version of a scope, and the change that made it. A channel is `api:` and a token's name, or `cli:` and the
+    shell's login and host; to the agent itself it is `api` or `cli`; null where an earlier version wrote it."""
 
     scope: str
     version: int
     at: str
     by: str
+    channel: str | None
     why: str
     confirmed_by: str | None
+    confirmed_channel: str | None
     removed: bool
     fields: list[FieldChange]
 
@@ -81,7 +84,9 @@ class ProposalShown(Struct, frozen=True):
     proposed_at: str
     expires_at: str
     confirmed_by: str | None
+    confirmed_channel: str | None
     withdrawn_by: str | None
+    withdrawn_channel: str | None
     closed_at: str | None
     loosens: list[Loosens]
     changes: list[Any]

@@ -71,6 +71,8 @@ class PolicyRow(Struct, frozen=True, kw_only=True):
     after: str | None
     effective: str | None
     confirmed_by: str
+    channel: str
+    confirmed_channel: str
 
 
 class AuditFilter(Struct, frozen=True, kw_only=True):

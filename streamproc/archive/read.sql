@@ -87,7 +87,8 @@ FROM events e JOIN audit a ON a.partition = e.partition AND a.seq = e.seq
 WHERE e.partition = $1 AND e.entry_ms = $2 AND e.entry_n = $3 AND a.place = $4;
 
 -- name: policy_versions
-SELECT DISTINCT ON (version) scope, version, at, by_whom, why, before, after, effective, confirmed_by
+SELECT DISTINCT ON (version) scope, version, at, by_whom, why, before, after, effective, confirmed_by, channel,
+    confirmed_channel
 FROM policies WHERE scope = $1
 ORDER BY version, partition LIMIT $2;
 

@@ -118,7 +118,8 @@ def redrive(ids: tuple[str, ...], by: str, why: str, as_json: bool) -> None:
         async with opened(settings) as site:
             for id in ids:
                 try:
-                    done.append({"id": id, "recorded": await operate.redrive(site, id, by=by, why=why)})
+                    recorded = await operate.redrive(site, id, by=by, why=why, channel=person.shell())
+                    done.append({"id": id, "recorded": recorded})
                 except JobFailed as problem:
                     problems.append(str(problem))
 
@@ -164,7 +165,7 @@ def discard(id: str, yes: bool, by: str, why: str, as_json: bool) -> None:
 
     async def body() -> int:
         async with opened(settings) as site:
-            return await operate.discard(site, id, by=by, why=why)
+            return await operate.discard(site, id, by=by, why=why, channel=person.shell())
 
     freed = output.run(body())
     if as_json:

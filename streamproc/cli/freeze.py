@@ -28,7 +28,7 @@ def freeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
 
     It binds the next decision, reviewers' approvals, and payouts that are approved but not sent to the bank yet: these
     are rejected there. What the bank was told already, or pays by itself (`queued`), is not called back. No policy file
-    lifts a freeze; only `streamproc unfreeze` does.
+    lifts a freeze; only `streamproc unfreeze` does. Your login and this host are recorded beside the name.
 
     \b
     Example:
@@ -47,7 +47,8 @@ def unfreeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
     """Lift the freeze of an agent, an account or a team.
 
     What was rejected meanwhile stays rejected. Exit code 1 if its policy says `frozen: true`, which keeps it frozen. If
-    the policies say `changes: {loosening: two_people}`, somebody else must confirm it first (`policy confirm`).
+    the policies say `changes: {loosening: two_people}`, somebody else must confirm it first (`policy confirm`). Your
+    login and this host are recorded beside the name.
 
     \b
     Example:
@@ -63,7 +64,9 @@ def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: b
 
     async def body() -> "Frozen":
         async with opened(settings) as site:
-            return await freezes.freeze(site, f"{kind}:{name}", frozen=frozen, by=by, why=why)
+            return await freezes.freeze(
+                site, f"{kind}:{name}", frozen=frozen, by=by, why=why, channel=person.shell()
+            )
 
     done = output.run(body())
     if done.proposal is not None:

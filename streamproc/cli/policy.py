@@ -90,7 +90,7 @@ def _make(plan: "Plan", by: str, why: str, dry_run: bool, as_json: bool) -> None
         async with opened(settings) as site:
             if dry_run:
                 return await changes.preview(site, plan)
-            return await changes.make(site, plan, by=by, why=why)
+            return await changes.make(site, plan, by=by, why=why, channel=person.shell())
 
     made = output.run(body())
     if isinstance(made, list):
@@ -185,6 +185,7 @@ def history(scope: str, as_json: bool) -> None:
       streamproc policy history reviewers
     """
     settings = operator_settings()
+    from streamproc.domain.attribution import named
     from streamproc.domain.policy_changes import is_scope
     from streamproc.domain.shown import iso
     from streamproc.operate import policies
@@ -196,13 +197,15 @@ def history(scope: str, as_json: bool) -> None:
 
     changes, note = output.run(body())
     if as_json:
-        named = {"scope" if is_scope(scope) else "agent": scope}
+        about = {"scope" if is_scope(scope) else "agent": scope}
         rows = [policies.change_json(change) for change in changes]
-        output.say_json({**named, "changes": rows, "note": note or None})
+        output.say_json({**about, "changes": rows, "note": note or None})
         return
     output.note(note)
     for change in changes:
         head, *fields = change_lines(change)
-        why = f", confirmed by {change.confirmed_by}" if change.confirmed_by else ""
-        why += f": {change.why}" if change.why else ""
-        click.echo("\n".join([f"{iso(change.at)}  {head} by {change.by}{why}", *fields]))
+        who = named(change.by, change.channel)
+        if change.confirmed_by:
+            who += f", confirmed by {named(change.confirmed_by, change.confirmed_channel)}"
+        why = f": {change.why}" if change.why else ""
+        click.echo("\n".join([f"{iso(change.at)}  {head} by {who}{why}", *fields]))

@@ -41,6 +41,7 @@ def proposals(as_json: bool) -> None:
       streamproc policy proposals
     """
     settings = operator_settings()
+    from streamproc.domain.attribution import named
     from streamproc.operate import proposals
     from streamproc.operate.site import opened
 
@@ -55,15 +56,24 @@ def proposals(as_json: bool) -> None:
     if not found:
         click.echo("no proposals")
     for one in found:
-        ended = one["confirmed_by"] or one["withdrawn_by"]
-        by = f" by {ended}" if ended else f", until {one['expires_at']}" if one["state"] == "waiting" else ""
         why = f": {one['why']}" if one["why"] else ""
-        click.echo(f"{one['id']}  {one['state']}{by}; proposed by {one['by']} at {one['proposed_at']}{why}")
+        proposer = named(one["by"], one["channel"])
+        click.echo(f"{one['id']}  {_state(one)}; proposed by {proposer} at {one['proposed_at']}{why}")
         for loose in one["loosens"]:
             what = f"{loose['scope']} {loose['field']}".rstrip()
             click.echo(
                 f"  {what}: {value_text(loose['before'])} -> {value_text(loose['after'])} ({loose['why']})"
             )
+
+
+def _state(one: dict[str, Any]) -> str:
+    """A proposal's state, with who ended it or until when it waits."""
+    from streamproc.domain.attribution import named
+
+    state: str = one["state"]
+    if ended := one["confirmed_by"] or one["withdrawn_by"]:
+        return f"{state} by {named(ended, one['confirmed_channel'] or one['withdrawn_channel'] or '')}"
+    return f"{state}, until {one['expires_at']}" if state == "waiting" else state
 
 
 @click.command()
@@ -74,7 +84,8 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
     """Confirm a proposed change, as its second person: it is in force from then on.
 
     The proposer cannot confirm it; one other person is enough. After a crash run it again: nothing is done twice. Names
-    on the command line are only claimed, so a change proposed over HTTP is confirmed there, by another token's owner.
+    on the command line are only claimed, so your login and this host are recorded beside yours, and a change proposed
+    over HTTP is confirmed there, by another token's owner.
 
     \b
     Example:
@@ -86,7 +97,7 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
 
     async def body() -> "Confirmed":
         async with opened(settings) as site:
-            return await proposals.confirm(site, proposal_id, by=by, channel="cli")
+            return await proposals.confirm(site, proposal_id, by=by, channel=person.shell())
 
     done = output.run(body())
     if as_json:
@@ -118,7 +129,7 @@ def withdraw(proposal_id: str, by: str, why: str, as_json: bool) -> None:
 
     async def body() -> "Proposal":
         async with opened(settings) as site:
-            return await proposals.withdraw(site, proposal_id, by=by, why=why)
+            return await proposals.withdraw(site, proposal_id, by=by, why=why, channel=person.shell())
 
     ended = output.run(body())
     if as_json:

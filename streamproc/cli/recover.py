@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli import output
+from streamproc.cli import output, person
 from streamproc.cli.progress import ProgressDisplay
 from streamproc.errors import JobFailed
 from streamproc.run_file import discover
@@ -62,7 +62,10 @@ def recover(
     from streamproc.operate.disown import statement
 
     settings = discover(load(os.environ))
-    said = [statement(one, by=by, why=why, no_later_version=no_later_version) for one in disown]
+    said = [
+        statement(one, by=by, why=why, channel=person.shell(), no_later_version=no_later_version)
+        for one in disown
+    ]
     done, asked = output.run(_recover(settings, said, yes=yes, without_bank=without_bank))
     left = [*done.left, *(asked.left if asked is not None else ())]
     if as_json:

@@ -91,7 +91,7 @@ def create(
         async with opened(settings) as site:
             return await tokens.create(
                 site, name, scope=kind, agent=agent, account=account, expires_s=expires_s,
-                by=by, pays_from=settings.razorpay_account_id, reviewer=reviewer,
+                by=by, pays_from=settings.razorpay_account_id, reviewer=reviewer, channel=person.shell(),
             )  # fmt: skip
 
     made: Made | None = None
@@ -203,7 +203,7 @@ def revoke(name: str, by: str, as_json: bool) -> None:
 
     async def body() -> bool:
         async with opened(settings) as site:
-            return await tokens.revoke(site, name, by=by)
+            return await tokens.revoke(site, name, by=by, channel=person.shell())
 
     changed = output.run(body())
     if as_json:

@@ -1,4 +1,8 @@
-"""Who acts, and why, as a person states it for the audit. Pure."""
+"""Who acts, why, and by which channel, as the audit has it. Pure.
+
+A channel is `slack`, `api:` and a token's name, or `cli:` and the shell's login and host. Events of earlier versions
+have only its kind, or none.
+"""
 
 import unicodedata
 
@@ -28,6 +32,16 @@ def _line(text: str, called: str, chars_max: int, what: str) -> str:
     if len(line) > chars_max:
         raise InputError(f"{called} has {len(line)} characters, the limit is {chars_max}")
     return line
+
+
+def kind_of(channel: str) -> str:
+    """A channel without the token or shell: `cli:asha@laptop` is `cli`."""
+    return channel.partition(":")[0]
+
+
+def named(by: str, channel: str) -> str:
+    """Who it was for people, with the channel where it is known: `asha (cli:asha@laptop)`."""
+    return f"{by} ({channel})" if channel else by
 
 
 def folded(name: str) -> str:

@@ -33,6 +33,8 @@ from streamproc.domain.housekeeping import EntryDisowned as EntryDisowned
 from streamproc.domain.housekeeping import EntrySetAside as EntrySetAside
 from streamproc.domain.housekeeping import ReconcileDone as ReconcileDone
 from streamproc.domain.housekeeping import ReconcileMismatch as ReconcileMismatch
+from streamproc.domain.housekeeping import TokenCreated as TokenCreated
+from streamproc.domain.housekeeping import TokenRevoked as TokenRevoked
 from streamproc.domain.intent import Intent
 from streamproc.domain.notified import NotificationFailed as NotificationFailed
 from streamproc.domain.notified import NotificationSent as NotificationSent
@@ -120,30 +122,6 @@ class TimerFired(Fact, frozen=True, kw_only=True, tag="timer.fired"):
 
     payout: str
     timer: Literal["hold_expiry", "hold_reminder", "hold_escalation"]
-
-
-class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
-    """A bearer token of the HTTP API was made. The token itself is nowhere; `digest` is its SHA-256 in hex."""
-
-    v: int = 2
-    name: str
-    scope: TokenScope
-    agent: str = ""
-    """Whose intents it may submit and read; only where the scope is `agent`."""
-    account: str = ""
-    digest: str
-    expires_at: int
-    """µs; 0: never."""
-    by: str
-    reviewer: str = ""
-    """Who answers holds by it, as the policy's `reviewers` has the name; empty: the token's own name."""
-
-
-class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
-    """A token is not valid any more."""
-
-    name: str
-    by: str
 
 
 # ---- what each stage found --------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Events about running the system, not about what one payout went through: comparisons, dead letters, and refusals."""
+"""Events about running the system, not a payout: comparisons, dead letters, tokens, refusals."""
 
 from typing import Literal
 
-from streamproc.domain.facts import Fact, MismatchKind
+from streamproc.domain.facts import Fact, MismatchKind, TokenScope
 
 
 class ReconcileMismatch(Fact, frozen=True, kw_only=True, tag="reconcile.mismatch"):
@@ -45,9 +45,12 @@ class EntrySetAside(Fact, frozen=True, kw_only=True, tag="entry.set_aside"):
 
 
 class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"):
-    """A person gave a dead letter's entry back to its group, or discarded it. Version 1 had no `why`."""
+    """A person gave a dead letter's entry back to its group, or discarded it.
 
-    v: int = 2
+    Version 1 had no `why`, version 2 no channel.
+    """
+
+    v: int = 3
     payout: str
     group: str
     entry: str
@@ -55,18 +58,53 @@ class DeadLetterClosed(Fact, frozen=True, kw_only=True, tag="dead_letter.closed"
     action: Literal["redrive", "discard"]
     by: str
     why: str = ""
+    channel: str = ""
 
 
 class EntryDisowned(Fact, frozen=True, kw_only=True, tag="entry.disowned"):
     """A person stated that no version of streamproc wrote an entry that cannot be read; readers pass over it.
 
     `digest` is of the entry's bytes (streamproc/archive/disowned.py), so that the statement holds for no other bytes.
+    Version 1 knew no channel.
     """
 
+    v: int = 2
     entry: str
     digest: str
     by: str
     why: str
+    channel: str = ""
+
+
+class TokenCreated(Fact, frozen=True, kw_only=True, tag="token.created"):
+    """A bearer token of the HTTP API was made. The token itself is nowhere; `digest` is its SHA-256 in hex.
+
+    Version 1 knew no reviewer, version 2 no channel.
+    """
+
+    v: int = 3
+    name: str
+    scope: TokenScope
+    agent: str = ""
+    """Whose intents it may submit and read; only where the scope is `agent`."""
+    account: str = ""
+    digest: str
+    expires_at: int
+    """µs; 0: never."""
+    by: str
+    reviewer: str = ""
+    """Who answers holds by it, as the policy's `reviewers` has the name; empty: the token's own name."""
+    channel: str = ""
+    """By which `by` made it (domain/attribution.py)."""
+
+
+class TokenRevoked(Fact, frozen=True, kw_only=True, tag="token.revoked"):
+    """A token is not valid any more. Version 1 knew no channel."""
+
+    v: int = 2
+    name: str
+    by: str
+    channel: str = ""
 
 
 class AccessRefused(Fact, frozen=True, kw_only=True, tag="access.refused"):

@@ -179,7 +179,9 @@ def replan(
     at: int,
     by: str,
     why: str,
+    channel: str = "",
     confirmed_by: str = "",
+    confirmed_channel: str = "",
     proposal: str = "",
 ) -> list[PolicyChanged]:
     """*changes*, which were planned together on other policies, planned again on the present ones.
@@ -193,7 +195,16 @@ def replan(
     wanted |= {change.scope: _rebased(change, wanted.get(change.scope)) for change in changes}
     report = Report(", ".join(change.scope for change in changes))
     made = _changes(current, wanted, report, at=at, by=by, why=why)
-    return [replace(change, confirmed_by=confirmed_by, proposal=proposal) for change in made]
+    return [
+        replace(
+            change,
+            channel=channel,
+            confirmed_by=confirmed_by,
+            confirmed_channel=confirmed_channel,
+            proposal=proposal,
+        )
+        for change in made
+    ]
 
 
 def _rebased(change: PolicyChanged | ScopeChange, own: Fields | None) -> Fields | None:

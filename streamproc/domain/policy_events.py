@@ -1,22 +1,17 @@
 """Events about policies: changes, and those that wait for a second person because they loosen something (ADR 23)."""
 
-from typing import Literal, TypeAlias
-
 from msgspec import Struct
 
 from streamproc.domain.facts import Fact
-
-Channel: TypeAlias = Literal["cli", "api"]
-"""Where a person's name comes from: claimed on the command line, or the token's owner over HTTP."""
 
 
 class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
     """One scope's policy changed. `after` and `effective` are in force from then on.
 
-    Version 1 of this event knew no second person.
+    Version 1 of this event knew no second person, version 2 no channels.
     """
 
-    v: int = 2
+    v: int = 3
     scope: str
     """`agent:<id>`, `account:<id>`, `team:<id>`, `defaults`, `reviewers`, `agents`, `changes`, or `freeze:` and one of
     the first three: its freeze by `streamproc freeze`, whatever its policy says."""
@@ -33,6 +28,10 @@ class PolicyChanged(Fact, frozen=True, kw_only=True, tag="policy.changed"):
     """The second person, if the change had to wait for one."""
     proposal: str = ""
     """Id of the proposal that this person confirmed."""
+    channel: str = ""
+    """By which `by` changed or proposed it (domain/attribution.py)."""
+    confirmed_channel: str = ""
+    """That of the second person."""
 
 
 def headline(change: PolicyChanged) -> str:
@@ -61,14 +60,18 @@ class Loosening(Struct, frozen=True, kw_only=True):
 
 
 class PolicyProposed(Fact, frozen=True, kw_only=True, tag="policy.proposed"):
-    """Somebody proposed a change that loosens something. Nothing is in force until a second person confirms it."""
+    """Somebody proposed a change that loosens something. Nothing is in force until a second person confirms it.
 
+    Version 1 of this event and of the confirmation knew only the channel's kind.
+    """
+
+    v: int = 2
     proposal: str
     changes: list[ScopeChange]
     loosens: list[Loosening]
     by: str
     why: str
-    channel: Channel
+    channel: str
     expires_at: int
     """µs."""
 
@@ -76,17 +79,20 @@ class PolicyProposed(Fact, frozen=True, kw_only=True, tag="policy.proposed"):
 class ProposalConfirmed(Fact, frozen=True, kw_only=True, tag="policy.proposal_confirmed"):
     """A second person confirmed the proposal: it is put in force on every partition."""
 
+    v: int = 2
     proposal: str
     by: str
-    channel: Channel
+    channel: str
     base: list[dict[str, int]]
     """For each partition, the versions of the scopes at the confirmation. If one of them has moved on, the partition
     has the change already, or another one came first; so repeating the confirmation leaves it alone."""
 
 
 class ProposalWithdrawn(Fact, frozen=True, kw_only=True, tag="policy.proposal_withdrawn"):
-    """The proposal was withdrawn, by its proposer or by somebody else."""
+    """The proposal was withdrawn, by its proposer or by somebody else. Version 1 knew no channel."""
 
+    v: int = 2
     proposal: str
     by: str
     why: str
+    channel: str = ""

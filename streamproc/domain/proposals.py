@@ -12,12 +12,11 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from streamproc.domain.attribution import folded
+from streamproc.domain.attribution import folded, kind_of
 from streamproc.domain.budget import US
 from streamproc.domain.events import Event
 from streamproc.domain.policy_changes import ScopeState, replan
 from streamproc.domain.policy_events import (
-    Channel,
     Loosening,
     PolicyChanged,
     PolicyProposed,
@@ -40,6 +39,8 @@ PROPOSAL_BYTES_MAX = 262_144
 
 ID = re.compile(r"prop_[0-9a-f]{16}")
 
+Kind: TypeAlias = Literal["cli", "api"]
+"""Where a proposer's name comes from: claimed on the command line, or the token's owner over HTTP."""
 State: TypeAlias = Literal["waiting", "expired", "confirmed", "withdrawn"]
 
 
@@ -56,20 +57,27 @@ class SamePerson(Refused):
 
 
 class Proposal(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A proposed change and what became of it. Times in µs; `closed_at` 0: neither confirmed nor withdrawn."""
+    """A proposed change and what became of it. Times in µs; `closed_at` 0: neither confirmed nor withdrawn.
+
+    Kept in Redis, where earlier versions read it too: they know no more of a channel than its kind.
+    """
 
     id: str
     changes: list[ScopeChange]
     loosens: list[Loosening]
     by: str
     why: str
-    channel: Channel
+    channel: Kind
     proposed_at: int
     expires_at: int
     confirmed_by: str = ""
     withdrawn_by: str = ""
     closed_at: int = 0
     base: list[dict[str, int]] = []
+    proposed_channel: str = ""
+    """In full; empty where an earlier version proposed it, and so below."""
+    confirmed_channel: str = ""
+    withdrawn_channel: str = ""
 
     def state(self, now_us: int) -> State:
         """Its present state."""
@@ -95,18 +103,24 @@ def proposals_after(proposals: Mapping[str, Proposal], events: Iterable[Event]) 
                 loosens=event.loosens,
                 by=event.by,
                 why=event.why,
-                channel=event.channel,
+                channel="api" if kind_of(event.channel) == "api" else "cli",
                 proposed_at=event.at,
                 expires_at=event.expires_at,
+                proposed_channel=event.channel,
             )
         elif type(event) is ProposalConfirmed or type(event) is ProposalWithdrawn:
             proposal = known.get(event.proposal)
             if proposal is None or proposal.closed_at:
                 continue
             if type(event) is ProposalConfirmed:
-                ended = replace(proposal, confirmed_by=event.by, base=event.base, closed_at=event.at)
+                ended = replace(
+                    proposal, confirmed_by=event.by, confirmed_channel=event.channel, base=event.base,
+                    closed_at=event.at,
+                )  # fmt: skip
             else:
-                ended = replace(proposal, withdrawn_by=event.by, closed_at=event.at)
+                ended = replace(
+                    proposal, withdrawn_by=event.by, withdrawn_channel=event.channel, closed_at=event.at
+                )
             known[event.proposal] = ended
     return known
 
@@ -123,7 +137,7 @@ def is_same_person(one: str, other: str) -> bool:
     return folded(one) == folded(other)
 
 
-def refuse_confirmation(proposal: Proposal, by: str, channel: Channel, now_us: int) -> None:
+def refuse_confirmation(proposal: Proposal, by: str, channel: str, now_us: int) -> None:
     """Raise Refused unless this person may confirm it now. (Who confirmed it already may be told so again.)"""
     name = proposal.id
     refuse_closed(proposal, now_us)
@@ -131,7 +145,7 @@ def refuse_confirmation(proposal: Proposal, by: str, channel: Channel, now_us: i
         raise SamePerson(f"proposal {name} must be confirmed by somebody with a name: none was given")
     if is_same_person(by, proposal.by):
         raise SamePerson(f"proposal {name} is by {proposal.by}; somebody else must confirm it")
-    if proposal.channel == "api" and channel != "api":
+    if proposal.channel == "api" and kind_of(channel) != "api":
         raise SamePerson(
             f"proposal {name} was made over HTTP by a token's owner; another token's owner confirms it there"
         )
@@ -150,16 +164,17 @@ def refuse_closed(proposal: Proposal, now_us: int) -> None:
 
 
 def plan_confirmed(
-    scopes: Mapping[str, ScopeState], proposal: Proposal, *, confirmed_by: str, at: int
+    scopes: Mapping[str, ScopeState], proposal: Proposal, *, confirmed_by: str, channel: str, at: int
 ) -> list[PolicyChanged]:
-    """The changes that the proposal makes to one partition's policies now.
+    """The changes that the proposal makes to one partition's policies now. `channel`: the second person's.
 
     Raises Refused if it would now loosen what the proposal did not state, so that nobody confirmed it; InputError if it
     does not fit what is in force.
     """
     changes = replan(
         scopes, proposal.changes, at=at, by=proposal.by, why=proposal.why,
-        confirmed_by=confirmed_by, proposal=proposal.id,
+        channel=proposal.proposed_channel or proposal.channel,
+        confirmed_by=confirmed_by, confirmed_channel=channel, proposal=proposal.id,
     )  # fmt: skip
     told = {(one.scope, one.field, repr(one.before), repr(one.after)) for one in proposal.loosens}
     for one in loosened(scopes, changes):

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from streamproc.domain.attribution import kind_of
 from streamproc.domain.budget import US
 from streamproc.domain.events import Event, Finding, PayoutDecided, PayoutRequested
 from streamproc.domain.intent import Beneficiary, masked
@@ -104,17 +105,20 @@ def finding_json(finding: Finding) -> dict[str, Any]:
 OF_OTHERS = frozenset({"paid_for", "vendor_paid_at", "other_vendors", "other_accounts"})
 """Parts of evidence that tell of other agents' payouts: what was paid on the account for a vendor, or to a fund
 account."""
+CHANNELS = ("channel", "confirmed_channel")
+"""Where what an agent may see names a person's token or host."""
 
 
 def for_its_agent(shown: Mapping[str, Any]) -> dict[str, Any]:
-    """A payout, or an event's data, as its own agent may see it. It keeps each rule that fired; whoever may ask for
-    payouts could otherwise ask for one after the other, and learn whom the others pay, and where. Of a reviewer it
-    shows the name, and not by which token, or from which host, the answer came."""
+    """A payout, an event's data, or a change of its policy, as the agent may see it. It keeps each rule that fired;
+    whoever may ask for payouts could otherwise ask for one after the other, and learn whom the others pay, and where.
+    Of a reviewer, or who changed a policy, it shows the name, and not by which token, or from which host, that came."""
     kept = dict(shown)
-    if "channel" in shown:
-        kept["channel"] = _kind(shown["channel"])
+    for name in CHANNELS:
+        if shown.get(name):
+            kept[name] = kind_of(shown[name])
     if "reviews" in shown:
-        kept["reviews"] = [{**review, "channel": _kind(review["channel"])} for review in shown["reviews"]]
+        kept["reviews"] = [{**review, "channel": kind_of(review["channel"])} for review in shown["reviews"]]
     if "findings" in shown:
         kept["findings"] = [
             {**finding, "evidence": _own(finding.get("evidence", {}))} for finding in shown["findings"]
@@ -122,10 +126,6 @@ def for_its_agent(shown: Mapping[str, Any]) -> dict[str, Any]:
     if shown.get("beneficiary") is not None:
         kept["beneficiary"] = _own(shown["beneficiary"])
     return kept
-
-
-def _kind(channel: str) -> str:
-    return channel.partition(":")[0]
 
 
 def _own(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,11 @@ class Token(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Who acts by it: its reviewer, or its own name. Two tokens of one reviewer are one person."""
         return self.reviewer or self.name
 
+    @property
+    def channel(self) -> str:
+        """The channel of what is done by it."""
+        return f"api:{self.name}"
+
     def opens(self, now_us: int) -> bool:
         """Whether it is good now."""
         return not self.revoked_at and (not self.expires_at or now_us < self.expires_at)
@@ -141,9 +146,11 @@ def _check_agent(wanted: TokenCreated) -> None:
         raise InputError(f"agent {UNKNOWN_AGENT} stands for payouts that name no agent; it gets no token")
 
 
-def plan_revocation(tokens: Mapping[str, Token], name: str, *, at: int, by: str) -> TokenRevoked | None:
+def plan_revocation(
+    tokens: Mapping[str, Token], name: str, *, at: int, by: str, channel: str
+) -> TokenRevoked | None:
     """The event; None where the token is revoked already. Raises InputError for a name that nobody has."""
     token = tokens.get(name)
     if token is None:
         raise InputError(f"there is no token {name[:80]!r}; `streamproc token list` has their names")
-    return None if token.revoked_at else TokenRevoked(at=at, name=name, by=by)
+    return None if token.revoked_at else TokenRevoked(at=at, name=name, by=by, channel=channel)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import ScopeState
 from streamproc.domain.policy_changes import Contended
-from streamproc.domain.policy_events import Channel, Loosening, ScopeChange
+from streamproc.domain.policy_events import Loosening, ScopeChange
 from streamproc.domain.policy_loosening import loosened, two_people
 from streamproc.domain.proposals import Proposal
 from streamproc.log.inspect import clock_us
@@ -56,20 +57,23 @@ def _guarded(scopes: Scopes) -> bool:
 
 
 async def make(
-    site: Site, plan: Plan, *, by: str, why: str, channel: Channel = "cli", freezes: bool = False
+    site: Site, plan: Plan, *, by: str, why: str, channel: str = "cli", freezes: bool = False
 ) -> list[Applied] | Proposal:
     """Put a change in force on every partition; or, where it loosens and the policies want two people, propose it.
 
     The whole change waits then, also what of it tightens. One that `freezes` goes before others that are not done.
-    Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy,
-    Contended where others keep changing policies at the same time.
+    `channel`: where it was made, for the audit. Safe to repeat: what is in force already changes nothing. Raises
+    InputError for an inconsistent policy, Contended where others keep changing policies at the same time.
     """
     async with change_lease(site, freezes=freezes) as mine:
         seen = await preview(site, plan)
         if seen.waits:
             return await propose(site, _wanted(seen), seen.loosens, by=by, why=why, channel=channel)
-        await withdraw_overtaken(site, seen.changes, by=by)
-        return [await _make_on(site, partition, plan, mine, by=by) for partition in range(site.partitions)]
+        await withdraw_overtaken(site, seen.changes, by=by, channel=channel)
+        return [
+            await _make_on(site, partition, plan, mine, by=by, channel=channel)
+            for partition in range(site.partitions)
+        ]
 
 
 def _wanted(seen: Preview) -> list[ScopeChange]:
@@ -83,11 +87,14 @@ def _wanted(seen: Preview) -> list[ScopeChange]:
     return list(wanted.values())
 
 
-async def _make_on(site: Site, partition: int, plan: Plan, mine: ChangeLease, *, by: str) -> Applied:
+async def _make_on(
+    site: Site, partition: int, plan: Plan, mine: ChangeLease, *, by: str, channel: str
+) -> Applied:
     names = Names(partition)
     for _ in range(CHANGES_MAX):
         rev, scopes = await read_scopes(site.client, names)
-        changes = plan(partition, scopes, await clock_us(site.client))
+        planned = plan(partition, scopes, await clock_us(site.client))
+        changes = [replace(change, channel=channel) for change in planned]
         if not changes:
             if await mine.passes(partition, rev):
                 return Applied(partition, None, [])

@@ -86,22 +86,22 @@ async def show_letter(site: Site, text: str) -> dict[str, Any]:
     return shown
 
 
-async def redrive(site: Site, text: str, *, by: str, why: str = "") -> str:
+async def redrive(site: Site, text: str, *, by: str, why: str = "", channel: str = "cli") -> str:
     """Give the letter's entry back to the group that could not handle it; the id of the entry that records it."""
-    closed = await _close(site, text, "redrive", by, why)
+    closed = await _close(site, text, "redrive", by, why, channel)
     return f"{stream_id(text).partition}:{closed.record}"
 
 
-async def discard(site: Site, text: str, *, by: str, why: str = "") -> int:
+async def discard(site: Site, text: str, *, by: str, why: str = "", channel: str = "cli") -> int:
     """Remove a dead letter; the log still has its entry, that it was set aside, who discarded it and why.
 
     Returns the paise that are not reserved any more, if it was of an intent that was admitted and never decided.
     """
-    return (await _close(site, text, "discard", by, why)).freed
+    return (await _close(site, text, "discard", by, why, channel)).freed
 
 
 async def _close(
-    site: Site, text: str, action: Literal["redrive", "discard"], by: str, why: str
+    site: Site, text: str, action: Literal["redrive", "discard"], by: str, why: str, channel: str
 ) -> letters.Closed:
     where = stream_id(text)
     names = site.names_of(where.partition)
@@ -117,6 +117,7 @@ async def _close(
         action=action,
         by=by,
         why=why,
+        channel=channel,
     )
     m = msgspec.json.encode({"by": "operator", "actor": by})
     given_up = None

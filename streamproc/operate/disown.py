@@ -32,6 +32,7 @@ class Statement(Struct, frozen=True):
     entry: StreamId
     by: str
     why: str
+    channel: str
     no_later_version: bool = False
 
 
@@ -47,10 +48,11 @@ class Disowning(Struct, frozen=True):
     unread: list[str]
 
 
-def statement(text: str, *, by: str, why: str, no_later_version: bool = False) -> Statement:
+def statement(text: str, *, by: str, why: str, channel: str, no_later_version: bool = False) -> Statement:
     """The statement that was typed. Raises InputError."""
     entry = stream_id(text, of="log entry", shown_by="log tail")
-    return Statement(entry, who(by, called="--by"), because(why, called="--why"), no_later_version)
+    by, why = who(by, called="--by"), because(why, called="--why")
+    return Statement(entry, by, why, channel, no_later_version)
 
 
 def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
@@ -64,7 +66,9 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
                 " --no-later-version"
             ) from problem
         digest = digest_of(row.e, row.m)
-        return EntryDisowned(at=at_us, entry=row.id, digest=digest, by=said.by, why=said.why)
+        return EntryDisowned(
+            at=at_us, entry=row.id, digest=digest, by=said.by, why=said.why, channel=said.channel
+        )
     raise JobFailed(f"entry {said.entry} can be read: only what cannot be read can be disowned")
 
 
@@ -90,7 +94,7 @@ async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disownin
         closed = [
             f"{where.partition}:{one.id}"
             for one in taken.letters
-            if await _discarded(site, where, one.id, said.by)
+            if await _discarded(site, where, one.id, said)
         ]
         letters += closed
         if not taken.all_seen:
@@ -106,10 +110,10 @@ async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disownin
     )
 
 
-async def _discarded(site: Site, where: StreamId, letter: str, by: str) -> bool:
+async def _discarded(site: Site, where: StreamId, letter: str, said: Statement) -> bool:
     """Discard a dead letter. False if somebody else has just closed it, who may have given it back to its group."""
     try:
-        await discard(site, f"{where.partition}:{letter}", by=by)
+        await discard(site, f"{where.partition}:{letter}", by=said.by, channel=said.channel)
     except JobFailed:
         return False
     return True

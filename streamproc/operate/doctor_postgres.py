@@ -4,6 +4,7 @@ does not answer."""
 from collections.abc import Iterator
 from typing import Any
 
+from projections.heads import outdated_views
 from projections.schema import missing_in
 from streamproc.archive.blockers import blocking
 from streamproc.archive.gauges import views_behind
@@ -120,9 +121,13 @@ async def _blocked(pool: Any) -> list[Check]:
 async def _views(pool: Any) -> Check:
     async with asked(pool) as db:
         gone = await missing_in(db)
+        outdated = [] if gone else await outdated_views(db)
     if gone:
         todo = "run `streamproc migrate`, which makes them, and `streamproc replay`, which fills them"
         return Check("views", "bad", f"their tables are gone: {', '.join(gone)}", todo)
+    if outdated:
+        todo = f"run `streamproc replay {' '.join(outdated)}`: the projector of this version stops at them"
+        return Check("views", "bad", f"they are another version's: {', '.join(outdated)}", todo)
     with refusals_as_job_failed():
         behind = await views_behind(pool)
     late = [

@@ -8,7 +8,6 @@ from msgspec import Struct
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, ScopeState, plan_freeze
 from streamproc.domain.policy_changes import Overtaken
-from streamproc.domain.policy_events import Channel
 from streamproc.domain.proposals import Proposal
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
@@ -30,9 +29,7 @@ class Frozen(Struct, frozen=True):
     proposal: Proposal | None = None
 
 
-async def freeze(
-    site: Site, scope: str, *, frozen: bool, by: str, why: str, channel: Channel = "cli"
-) -> Frozen:
+async def freeze(site: Site, scope: str, *, frozen: bool, by: str, why: str, channel: str = "cli") -> Frozen:
     """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat. Each freeze
     is recorded, and what is older than it does not lift it.
 

@@ -73,8 +73,10 @@ def change_json(change: PolicyChanged) -> dict[str, Any]:
         "version": change.version,
         "at": iso(change.at),
         "by": change.by,
+        "channel": change.channel or None,
         "why": change.why,
         "confirmed_by": change.confirmed_by or None,
+        "confirmed_channel": change.confirmed_channel or None,
         "removed": change.after is None,
         "fields": [msgspec.to_builtins(field) for field in changed_fields(change)],
     }
@@ -178,6 +180,8 @@ def _changed(row: PolicyRow) -> PolicyChanged:
         by=row.by_whom,
         why=row.why,
         confirmed_by=row.confirmed_by,
+        channel=row.channel,
+        confirmed_channel=row.confirmed_channel,
     )
 
 

@@ -53,7 +53,15 @@ class PolicyDesk:
         return {**state_json(f"agent:{agent}", state), "freeze": None if frozen is None else frozen.own}
 
     async def change(
-        self, agent: str, fields: Mapping[str, Any], *, replaces: bool, version: int | None, by: str, why: str
+        self,
+        agent: str,
+        fields: Mapping[str, Any],
+        *,
+        replaces: bool,
+        version: int | None,
+        by: str,
+        channel: str,
+        why: str,
     ) -> Made:
         """Put fields in force, instead of or into the agent's own. Raises Stale, NoPolicy, InputError."""
         scope, found = f"agent:{agent}", 0
@@ -80,14 +88,14 @@ class PolicyDesk:
                     raise
             return wanted(scopes, at)
 
-        made = await self._make(plan, by=by, why=why)
+        made = await self._make(plan, by=by, channel=channel, why=why)
         if made.proposal is not None or made.version:
             return made
         return replace(made, version=found)
 
-    async def _make(self, plan: Plan, *, by: str, why: str) -> Made:
+    async def _make(self, plan: Plan, *, by: str, channel: str, why: str) -> Made:
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            made = await make(site, plan, by=by, why=why, channel="api")
+            made = await make(site, plan, by=by, why=why, channel=channel)
         if isinstance(made, Proposal):
             return Made(proposal=proposals.proposal_json(made, made.proposed_at))
         return _made(made)
@@ -106,16 +114,16 @@ class PolicyDesk:
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             return await proposals.listed(site)
 
-    async def confirm(self, proposal: str, *, by: str) -> Made:
+    async def confirm(self, proposal: str, *, by: str, channel: str) -> Made:
         """Put it in force, as its second person. Raises NotThere, SamePerson, Refused, InputError."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            done = await proposals.confirm(site, proposal, by=by, channel="api")
+            done = await proposals.confirm(site, proposal, by=by, channel=channel)
         return _made(done.applied, done.left)
 
-    async def withdraw(self, proposal: str, *, by: str, why: str) -> dict[str, Any]:
+    async def withdraw(self, proposal: str, *, by: str, channel: str, why: str) -> dict[str, Any]:
         """End it. Raises NotThere, Refused."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            ended = await proposals.withdraw(site, proposal, by=by, why=why)
+            ended = await proposals.withdraw(site, proposal, by=by, why=why, channel=channel)
         return proposals.proposal_json(ended, ended.closed_at)
 
     async def freezes(self) -> list[dict[str, Any]]:
@@ -123,10 +131,12 @@ class PolicyDesk:
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             return await freezes.frozen_now(site)
 
-    async def freeze(self, scope: str, *, frozen: bool, by: str, why: str) -> tuple[dict[str, Any], Made]:
+    async def freeze(
+        self, scope: str, *, frozen: bool, by: str, channel: str, why: str
+    ) -> tuple[dict[str, Any], Made]:
         """Freeze a scope or lift that."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            done = await freezes.freeze(site, scope, frozen=frozen, by=by, why=why, channel="api")
+            done = await freezes.freeze(site, scope, frozen=frozen, by=by, why=why, channel=channel)
         shown = {
             "scope": done.scope, "frozen": done.frozen, "changed": bool(done.changed), "notes": done.notes,
         }  # fmt: skip

@@ -11,7 +11,7 @@ from msgspec import Struct
 from streamproc.domain.budget import US
 from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConfirmed, ProposalWithdrawn
 from streamproc.domain.policy_changes import Contended, ScopeState
-from streamproc.domain.policy_events import Channel, Loosening, ScopeChange
+from streamproc.domain.policy_events import Loosening, ScopeChange
 from streamproc.domain.proposals import (
     EXPIRES_S,
     PROPOSAL_BYTES_MAX,
@@ -64,7 +64,7 @@ async def propose(
     *,
     by: str,
     why: str,
-    channel: Channel,
+    channel: str,
 ) -> Proposal:
     """Record a proposal; nothing of it is in force.
 
@@ -100,7 +100,7 @@ async def propose(
     raise Contended(f"others changed proposals {CHANGES_MAX} times meanwhile; nothing is recorded, try again")
 
 
-async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confirmed:
+async def confirm(site: Site, name: str, *, by: str, channel: str) -> Confirmed:
     """Confirm a proposal and put it in force on every partition.
 
     Of several people one wins; the others raise Refused, which names that one. Safe to repeat after a crash, by the
@@ -111,7 +111,7 @@ async def confirm(site: Site, name: str, *, by: str, channel: Channel) -> Confir
         return await _confirm(site, name, mine, by=by, channel=channel)
 
 
-async def _confirm(site: Site, name: str, mine: ChangeLease, *, by: str, channel: Channel) -> Confirmed:
+async def _confirm(site: Site, name: str, mine: ChangeLease, *, by: str, channel: str) -> Confirmed:
     for _ in range(CHANGES_MAX):
         rev, proposals = await read_proposals(site.client)
         proposal, at = _known(proposals, name), await clock_us(site.client)
@@ -124,9 +124,10 @@ async def _confirm(site: Site, name: str, mine: ChangeLease, *, by: str, channel
         base, planned = [], []
         for partition in range(site.partitions):
             _, scopes = await read_scopes(site.client, Names(partition))
-            planned.append(Applied(partition, None, plan_confirmed(scopes, proposal, confirmed_by=by, at=at)))
+            changes = plan_confirmed(scopes, proposal, confirmed_by=by, channel=channel, at=at)
+            planned.append(Applied(partition, None, changes))
             base.append(base_of(scopes, proposal.changes))
-        if await withdraw_overtaken(site, planned, by=by, but=name):
+        if await withdraw_overtaken(site, planned, by=by, channel=channel, but=name):
             continue
         event = ProposalConfirmed(at=at, proposal=name, by=by, channel=channel, base=base)
         if await change_proposal(site.client, rev, proposals, event) is not None:
@@ -189,16 +190,23 @@ def _still_wanted(
     if base_of(scopes, proposal.changes) != base:
         return [], _overtaken(scopes, proposal, base)
     try:
-        changes = plan_confirmed(scopes, proposal, confirmed_by=proposal.confirmed_by, at=at)
+        changes = _confirmed(scopes, proposal, at)
     except (InputError, JobFailed) as problem:
         return [], str(problem)
     return changes, "" if changes else _overtaken(scopes, proposal, base)
 
 
+def _confirmed(scopes: Mapping[str, ScopeState], proposal: Proposal, at: int) -> list[PolicyChanged]:
+    """`plan_confirmed` of what was confirmed already, as its second person did."""
+    return plan_confirmed(
+        scopes, proposal, confirmed_by=proposal.confirmed_by, channel=proposal.confirmed_channel, at=at
+    )
+
+
 def _overtaken(scopes: Mapping[str, ScopeState], proposal: Proposal, base: Mapping[str, int]) -> str:
     """What came after the confirmation where the change is not in force; '' where it is."""
     with suppress(InputError, JobFailed):
-        if not plan_confirmed(scopes, proposal, confirmed_by=proposal.confirmed_by, at=0):
+        if not _confirmed(scopes, proposal, 0):
             return ""
     now = base_of(scopes, proposal.changes)
     moved = ", ".join(scope for scope in sorted(now) if now[scope] != base.get(scope))
@@ -207,13 +215,13 @@ def _overtaken(scopes: Mapping[str, ScopeState], proposal: Proposal, base: Mappi
     )
 
 
-async def withdraw(site: Site, name: str, *, by: str, why: str) -> Proposal:
+async def withdraw(site: Site, name: str, *, by: str, why: str, channel: str = "cli") -> Proposal:
     """End a waiting proposal, whoever made it. Raises NotThere, or Refused if it is over."""
     for _ in range(CHANGES_MAX):
         rev, proposals = await read_proposals(site.client)
         proposal, at = _known(proposals, name), await clock_us(site.client)
         refuse_closed(proposal, at)
-        event = ProposalWithdrawn(at=at, proposal=name, by=by, why=why)
+        event = ProposalWithdrawn(at=at, proposal=name, by=by, why=why, channel=channel)
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return proposals_after(proposals, [event])[name]
     raise Contended(
@@ -221,7 +229,9 @@ async def withdraw(site: Site, name: str, *, by: str, why: str) -> Proposal:
     )
 
 
-async def withdraw_overtaken(site: Site, planned: Sequence[Applied], *, by: str, but: str = "") -> int:
+async def withdraw_overtaken(
+    site: Site, planned: Sequence[Applied], *, by: str, channel: str, but: str = ""
+) -> int:
     """End the waiting proposals, `but` one, that loosen what is about to be changed; how many there were.
 
     All in one commit, since a freeze waits for it.
@@ -236,7 +246,7 @@ async def withdraw_overtaken(site: Site, planned: Sequence[Applied], *, by: str,
                 _, scopes = await read_scopes(site.client, Names(part.partition))
                 found |= {one.id: one for one in overtaken(others, scopes, part.changes, at)}
         why = "what it loosens was changed meanwhile; propose it anew"
-        events = [ProposalWithdrawn(at=at, proposal=name, by=by, why=why) for name in found]
+        events = [ProposalWithdrawn(at=at, proposal=name, by=by, why=why, channel=channel) for name in found]
         if not events or await change_proposal(site.client, rev, proposals, *events) is not None:
             break
     return len(found)  # also where others kept changing proposals: a freeze must not fail by this
@@ -263,11 +273,13 @@ def proposal_json(proposal: Proposal, now_us: int) -> dict[str, Any]:
         "state": proposal.state(now_us),
         "by": proposal.by,
         "why": proposal.why,
-        "channel": proposal.channel,
+        "channel": proposal.proposed_channel or proposal.channel,
         "proposed_at": iso(proposal.proposed_at),
         "expires_at": iso(proposal.expires_at),
         "confirmed_by": proposal.confirmed_by or None,
+        "confirmed_channel": proposal.confirmed_channel or None,
         "withdrawn_by": proposal.withdrawn_by or None,
+        "withdrawn_channel": proposal.withdrawn_channel or None,
         "closed_at": iso(proposal.closed_at) if proposal.closed_at else None,
         "loosens": [msgspec.to_builtins(one) for one in proposal.loosens],
         "changes": [msgspec.to_builtins(one) for one in proposal.changes],

@@ -181,7 +181,8 @@ class _Fork:
         first, at = made[0], self._sources.now_us
         changes = replan(
             self.scopes, made, at=at, by=first.by, why=first.why,
-            confirmed_by=first.confirmed_by, proposal=first.proposal,
+            channel=first.channel, confirmed_by=first.confirmed_by, confirmed_channel=first.confirmed_channel,
+            proposal=first.proposal,
         )  # fmt: skip
         self.scopes = scopes_after(self.scopes, *changes)
         return changes

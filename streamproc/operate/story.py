@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from streamproc.domain import events as e
+from streamproc.domain.attribution import named
 from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord, is_terminal
@@ -209,9 +210,9 @@ def _other(event: e.Event) -> str:
         case e.DeadLetterClosed():
             done = "gave back to its group" if event.action == "redrive" else "discarded"
             why = f": {event.why}" if event.why else ""
-            return f"{event.by} {done} dead letter {event.letter} ({event.group}){why}"
+            return f"{named(event.by, event.channel)} {done} dead letter {event.letter} ({event.group}){why}"
         case e.EntryDisowned():
-            return f"{event.by} stated that none of us wrote entry {event.entry}: {event.why}"
+            return f"{named(event.by, event.channel)} stated that none of us wrote entry {event.entry}: {event.why}"
         case e.AccessRefused():
             return f"refused by {event.channel}, {event.what}: {event.problem}"
         case e.NotificationSent():

@@ -52,6 +52,7 @@ async def create(
     by: str,
     pays_from: str = "",
     reviewer: str = "",
+    channel: str = "cli",
 ) -> Made:
     """Make a token. `pays_from`: the account that this installation pays from, if that is known.
 
@@ -73,6 +74,7 @@ async def create(
             expires_at=at + expires_s * US,
             by=by,
             reviewer=reviewer,
+            channel=channel,
         )
         event = plan_creation(tokens, wanted)
         if await change_token(site.client, rev, tokens, event) is not None:
@@ -80,11 +82,12 @@ async def create(
     raise JobFailed(f"others changed tokens {CHANGES_MAX} times meanwhile; nothing was made, try again")
 
 
-async def revoke(site: Site, name: str, *, by: str) -> bool:
+async def revoke(site: Site, name: str, *, by: str, channel: str = "cli") -> bool:
     """Revoke a token: the next request with it is refused. False if it was revoked already."""
     for _ in range(CHANGES_MAX):
         rev, tokens = await read_tokens(site.client)
-        event = plan_revocation(tokens, name, at=await clock_us(site.client), by=by)
+        at = await clock_us(site.client)
+        event = plan_revocation(tokens, name, at=at, by=by, channel=channel)
         if event is None:
             return False
         if await change_token(site.client, rev, tokens, event) is not None:

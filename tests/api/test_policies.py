@@ -239,6 +239,8 @@ async def test_what_loosens_waits_until_another_tokens_owner_confirms_it(api: Ap
     assert sorted(answer.json()["changed"] for answer in answers) == [False, False, True]
     [event] = [one for one in await of_type(api.engine, PolicyChanged) if one.proposal]
     assert (event.by, event.confirmed_by, event.why) == ("asha", "ravi", "season")
+    assert (event.channel, event.confirmed_channel) == ("api:asha-laptop", "api:ravi")
+    assert (proposal.by, proposal.channel) == ("asha", "api:asha-laptop")
     assert (await ask(api, ravi, "GET", "policies/bot")).json()["own"] == {**OWN, "daily_limit": 2_000_000}
     late = await ask(api, await api.token("meera", "admin"), "POST", f"{path}/confirm")
     assert (late.status_code, "confirmed by ravi" in problem(late)["detail"]) == (409, True)
@@ -250,6 +252,37 @@ async def test_what_loosens_waits_until_another_tokens_owner_confirms_it(api: Ap
 
     async with asyncio.timeout(DEADLINE_S):
         await refused_twice()
+
+
+async def test_every_change_says_by_which_token_it_came_but_not_to_the_agent(api: Api) -> None:
+    admin = await api.token("asha-laptop", "admin", reviewer="asha")
+    agent, viewer = await api.token("a", agent="bot"), await api.token("v", "viewer")
+    assert (await ask(api, admin, "PATCH", "policies/bot", {"daily_limit": 10})).status_code == 200
+    assert (await ask(api, admin, "PUT", "freezes/agent:bot", {"why": "it loops"})).status_code == 200
+    assert (await ask(api, admin, "DELETE", "freezes/agent:bot", why="mended")).status_code == 200
+    mine = [one for one in await of_type(api.engine, PolicyChanged) if one.by == "asha"]
+    assert [one.channel for one in mine] == ["api:asha-laptop"] * 3
+    for token, channel in ((viewer, "api:asha-laptop"), (agent, "api")):
+        shown = await ask(api, token, "GET", "policies/bot/history")
+        told = msgspec.convert(shown.json(), shapes.History).items
+        assert [(one.by, one.channel) for one in told if one.by == "asha"] == [("asha", channel)] * 3
+        assert ("asha-laptop" in shown.text) == (token == viewer)
+
+
+async def test_the_agent_sees_who_confirmed_a_change_and_not_from_where(api: Api) -> None:
+    await api.engine.apply(TWO_PEOPLE)
+    asha = await api.token("asha-laptop", "admin", reviewer="asha")
+    ravi = await api.token("ravi-phone", "admin", reviewer="ravi")
+    said = await ask(api, asha, "PATCH", "policies/bot", {"daily_limit": 2_000_000})
+    path = f"policies/proposals/{said.json()['proposal']['id']}"
+    assert (await ask(api, ravi, "POST", f"{path}/confirm")).status_code == 200
+    shown = await ask(api, await api.token("a", agent="bot"), "GET", "policies/bot/history")
+    last = shown.json()["items"][-1]
+    assert (last["by"], last["channel"], last["confirmed_by"], last["confirmed_channel"]) == (
+        "asha", "api", "ravi", "api",
+    )  # fmt: skip
+    assert "laptop" not in shown.text
+    assert "phone" not in shown.text
 
 
 async def test_many_who_confirm_at_once_are_one_confirmation(api: Api) -> None:
@@ -273,7 +306,8 @@ async def test_what_tightens_is_in_force_at_once_and_a_proposal_can_be_withdrawn
     assert (await ask(api, admin, "PATCH", "policies/bot", {"daily_limit": 10})).status_code == 200
     said = await ask(api, admin, "PATCH", "policies/bot", {"daily_limit": 20})
     path = f"policies/proposals/{said.json()['proposal']['id']}"
-    assert (await ask(api, admin, "DELETE", path, why="no need")).json()["withdrawn_by"] == "admin"
+    ended = (await ask(api, admin, "DELETE", path, why="no need")).json()
+    assert (ended["withdrawn_by"], ended["withdrawn_channel"]) == ("admin", "api:admin")
     assert (await ask(api, admin, "DELETE", path)).status_code == 409
     found = msgspec.convert((await ask(api, admin, "GET", "policies/proposals")).json(), shapes.Proposals)
     assert [one.state for one in found.items] == ["withdrawn"]

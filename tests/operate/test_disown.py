@@ -12,11 +12,11 @@ from streamproc.archive.disowned import digest_of, is_disowned
 from streamproc.cli import run as cli
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.events import EntryDisowned
-from streamproc.domain.wire import encode_events
+from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import disown as log
 from streamproc.log.names import Names
-from streamproc.log.stream import Entry
+from streamproc.log.stream import Entry, entry_of
 from streamproc.operate import disown as disowning
 from streamproc.operate.dead import discard, list_letters, redrive
 from streamproc.operate.disown import Disowning, disown, statement
@@ -36,6 +36,7 @@ OF_NO_GROUP = '[{"type":"token.created","v":1,"broken'
 LATER = '[{"type":"payout.teleported","v":1,"at":1}]'
 
 
+SHELL = "cli:asha@laptop"
 MADE = b'{"by":"stranger"}'
 
 
@@ -46,7 +47,7 @@ async def strange(site: Site, e: str | bytes = GARBAGE, m: str | bytes = '{"by":
 
 
 async def disowned(site: Site, entry: str, *, no_later_version: bool = False) -> Disowning:
-    said = statement(entry, by="asha", why="a load test", no_later_version=no_later_version)
+    said = statement(entry, by="asha", why="a load test", channel=SHELL, no_later_version=no_later_version)
     return await disown(site, said, consumers.GROUPS)
 
 
@@ -86,7 +87,9 @@ async def test_views_and_a_replay_pass_over_it_and_show_what_came_after(
         assert [view.view for view in done.views if view.equal is not True] == []
         assert (await site.pool.fetchval("SELECT state FROM payouts WHERE payout = 'pout_1'")) == "approved"
         lines = await site.pool.fetch("SELECT reason, actor FROM audit WHERE reason LIKE '%disowned%'")
-    assert [tuple(line) for line in lines] == [(f"entry {entry[2:]} disowned: a load test", "asha")]
+    assert [tuple(line) for line in lines] == [
+        (f"entry {entry[2:]} disowned by {SHELL}: a load test", "asha")
+    ]
 
 
 async def test_views_that_stood_still_at_it_go_on_by_themselves(redis_url: str, postgres: str) -> None:
@@ -113,6 +116,9 @@ async def test_its_dead_letters_are_discarded_with_it_and_those_of_others_stay(r
         assert [row["entry"] for row in await list_letters(site)] == [first, second]
         done = await disowned(site, first)
         assert [row["entry"] for row in await list_letters(site)] == [second]
+        last = await site.client.xrevrange(Names(0).log, count=1)
+        [closed] = decode_events(entry_of(last[0]).e)
+        assert (closed.by, closed.channel) == ("asha", SHELL)
     assert (done.entry, len(done.letters), done.groups) == (first, 1, [])
 
 
@@ -148,10 +154,10 @@ async def test_a_letter_that_is_given_back_at_the_same_time_brings_it_to_no_grou
         entry = await strange(site)
         await engine.settled()
 
-        async def after_another(site: Site, letter: str, *, by: str) -> int:
+        async def after_another(site: Site, letter: str, **said: str) -> int:
             monkeypatch.setattr(disowning, "discard", discard)
             await redrive(site, letter, by="ravi")
-            return await discard(site, letter, by=by)
+            return await discard(site, letter, **said)
 
         monkeypatch.setattr(disowning, "discard", after_another)
         done = await disowned(site, entry)
@@ -220,7 +226,7 @@ async def test_what_can_be_read_is_no_entry_or_has_no_reason_is_refused(redis_ur
         ("0:1-1", "x" * (WHY_CHARS_MAX + 1), "the limit is 500"),
     ):
         with pytest.raises(InputError, match=says):
-            statement(text, by="asha", why=why)
+            statement(text, by="asha", why=why, channel=SHELL)
 
 
 async def test_it_stands_for_these_bytes_alone(redis_url: str, postgres: str) -> None:

@@ -355,6 +355,18 @@ async def test_views_whose_tables_somebody_dropped_are_bad_by_name_at_once(
     assert (await examined(environment(redis_url, postgres, bank)))["views"].status == "ok"
 
 
+async def test_views_of_another_version_are_bad_before_anything_is_late(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    """After an upgrade the projector stops at them, and what asks for a column of this version fails."""
+    await prepare(postgres)
+    await project_all(postgres, ListedLog(history(seed=1, payouts=3)))
+    await fetch(postgres, "UPDATE view_heads SET version = version - 1 WHERE view IN ('audit', 'policies')")
+    found = (await examined(environment(redis_url, postgres, bank)))["views"]
+    assert (found.status, found.detail) == ("bad", "they are another version's: audit, policies")
+    assert "`streamproc replay audit policies`" in found.todo
+
+
 async def test_a_session_whose_lock_keeps_the_projector_waiting_is_named(
     redis_url: str, postgres: str, bank: Sandbox
 ):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from streamproc.cli import run as cli
+from streamproc.cli.person import shell
 from streamproc.domain.policy import parse_policy_file
 from streamproc.errors import InputError
 from streamproc.log.connection import connected
@@ -98,9 +99,9 @@ async def test_the_command_says_what_it_did_and_fails_where_a_policy_keeps_it_fr
     assert "freeze:agent:bot, version 2" in (await said("policy", "show", "bot"))[1]
     _, out, _ = await said("policy", "history", "bot")
     assert [line.split("  ")[1] for line in out.splitlines() if line.startswith("2")] == [
-        "freeze:agent:bot added, version 1 by asha: it loops",
-        "freeze:agent:bot changed, version 2 by asha: it loops",
-        "agent:bot added, version 1 by asha: because",
+        f"freeze:agent:bot added, version 1 by asha ({shell()}): it loops",
+        f"freeze:agent:bot changed, version 2 by asha ({shell()}): it loops",
+        "agent:bot added, version 1 by asha (cli): because",
     ]
     code, out, _ = await said("unfreeze", "agent", "bot", *who, "--json")
     assert (code, json.loads(out)["changed"]) == (0, True)

@@ -28,7 +28,9 @@ async def desk(redis_url: str) -> AsyncIterator[PolicyDesk]:
 
 async def put(desk: PolicyDesk, daily_limit: int, version: int | None = None) -> Made:
     fields = {"daily_limit": daily_limit}
-    return await desk.change("bot", fields, replaces=True, version=version, by="asha", why="because")
+    return await desk.change(
+        "bot", fields, replaces=True, version=version, by="asha", channel="api:asha", why="because"
+    )
 
 
 async def test_what_changes_nothing_names_the_version_that_it_found_and_not_a_later_one(

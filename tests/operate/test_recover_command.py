@@ -16,6 +16,8 @@ import consumers
 from projections.schema import prepare
 from streamproc.archive.store import connection, open_head, take_lock
 from streamproc.cli import run as cli
+from streamproc.cli.person import shell
+from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.names import META, Names
@@ -247,12 +249,13 @@ async def test_the_same_command_again_ends_what_was_killed_and_states_nothing_tw
     with environment.context() as patched:  # killed once it was stated, before anything was rebuilt
         patched.setattr(job, "_rebuild_all", no_more)
         assert await run(*command) == 1
-    said = statement(entry, by="asha", why="a load test")
+    said = statement(entry, by="asha", why="a load test", channel="cli:asha@laptop")
     await job.rebuild(settings, await look(settings), disowned=[said])  # killed before the bank was asked
     assert await run(*command) == 0
     async with connection(postgres, name="test") as db:
-        stated = "SELECT count(*) FROM events WHERE position('entry.disowned'::bytea IN e) > 0"
-        assert await db.fetchval(stated) == 1
+        [row] = await db.fetch("SELECT e FROM events WHERE position('entry.disowned'::bytea IN e) > 0")
+    [stated] = decode_events(row["e"])
+    assert (stated.by, stated.channel) == ("asha", shell())
 
 
 async def no_more(*_: object) -> None:

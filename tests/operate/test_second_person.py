@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from streamproc.cli import run as cli
+from streamproc.cli.person import shell
 from streamproc.domain import proposals as rules
 from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConfirmed, ProposalWithdrawn
 from streamproc.domain.policy import parse_policy_file
@@ -22,7 +23,7 @@ from streamproc.log.stream import LogView, open_log
 from streamproc.operate import change_lease, policies, proposals
 from streamproc.operate.changes import make
 from streamproc.operate.freezes import freeze
-from streamproc.operate.policies import apply, in_force
+from streamproc.operate.policies import in_force
 from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 from tests.operate.recovering import archive, recovered
@@ -48,7 +49,8 @@ async def guarded(redis_url: str, *, partitions: int = 1, postgres: str = "") ->
 
 
 async def put(site: Site, text: str, *, by: str = "asha") -> list[Applied] | Proposal:
-    return await apply(site, parse_policy_file(text, name="test.yaml"), prune=False, by=by, why="season")
+    plan = policies.of_file(parse_policy_file(text, name="test.yaml"), prune=False, by=by, why="season")
+    return await make(site, plan, by=by, why="season", channel=f"cli:{by}@laptop")
 
 
 async def proposed(site: Site, text: str = LOOSER, *, by: str = "asha") -> Proposal:
@@ -58,7 +60,7 @@ async def proposed(site: Site, text: str = LOOSER, *, by: str = "asha") -> Propo
 
 
 async def confirmed(site: Site, name: str, by: str = "vikram") -> proposals.Confirmed:
-    return await proposals.confirm(site, name, by=by, channel="cli")
+    return await proposals.confirm(site, name, by=by, channel=f"cli:{by}@laptop")
 
 
 async def bot(site: Site) -> dict[str, Any]:
@@ -96,6 +98,7 @@ async def test_the_whole_file_waits_and_is_in_force_once_somebody_else_confirms_
             assert (change.by, change.confirmed_by, change.why, change.proposal) == (
                 "asha", "vikram", "season", proposal.id,
             )  # fmt: skip
+            assert (change.channel, change.confirmed_channel) == ("cli:asha@laptop", "cli:vikram@laptop")
 
 
 async def test_what_only_tightens_is_in_force_at_once(redis_url: str) -> None:
@@ -142,10 +145,10 @@ async def test_who_proposed_it_cannot_confirm_it_however_the_name_is_written(
 
 async def test_what_was_proposed_over_http_is_not_confirmed_by_a_claimed_name(redis_url: str) -> None:
     async with guarded(redis_url) as site:
-        made = await proposals.propose(site, [], [], by="asha", why="", channel="api")
+        made = await proposals.propose(site, [], [], by="asha", why="", channel="api:asha-laptop")
         with pytest.raises(SamePerson, match="over HTTP"):
             await confirmed(site, made.id)
-        assert (await proposals.confirm(site, made.id, by="vikram", channel="api")).left == []
+        assert (await proposals.confirm(site, made.id, by="vikram", channel="api:vikram-phone")).left == []
 
 
 async def test_after_a_day_it_is_expired_and_withdrawn_it_is_over(
@@ -326,6 +329,8 @@ async def test_what_was_changed_and_changed_back_is_not_undone_by_a_proposal_of_
         await put(site, f"policies: {{bot: {json.dumps(WAS | {'per_txn_limit': 100})}}}", by="meera")
         with pytest.raises(Refused, match=f"{first.id} is withdrawn by vikram"):
             await confirmed(site, first.id)
+        [ended] = await told(site, ProposalWithdrawn)
+        assert (ended.proposal, ended.channel) == (first.id, "cli:vikram@laptop")
         assert (await bot(site))["daily_limit"] == 1_000
 
 
@@ -534,7 +539,9 @@ async def test_what_was_proposed_and_confirmed_on_a_log_that_had_lost_its_tail_i
         found = {one["id"]: one["state"] for one in await proposals.listed(site)}
         assert found == {first.id: "confirmed", second.id: "waiting"}
         assert await bot(site) == IS
-        assert (await told(site, PolicyChanged))[-1].confirmed_by == "vikram"
+        kept = (await told(site, PolicyChanged))[-1]
+        assert (kept.by, kept.channel) == ("asha", "cli:asha@laptop")
+        assert (kept.confirmed_by, kept.confirmed_channel) == ("vikram", "cli:vikram@laptop")
         assert "freeze:agent:other" in await in_force(site)
 
 
@@ -549,8 +556,9 @@ async def test_history_names_both_people_from_the_log_and_from_the_archive(
             changes, _ = await policies.history(without_archive, "bot")
         await fold_into_views(redis_url, postgres)
         from_views, note = await policies.history(site, "bot")
-    assert [(c.by, c.confirmed_by) for c in changes] == [("asha", ""), ("asha", "vikram")]
-    assert [(c.by, c.confirmed_by) for c in from_views] == [("asha", ""), ("asha", "vikram")]
+    both = [("asha", "cli:asha@laptop", "", ""), ("asha", "cli:asha@laptop", "vikram", "cli:vikram@laptop")]
+    for told_by in (changes, from_views):
+        assert [(c.by, c.channel, c.confirmed_by, c.confirmed_channel) for c in told_by] == both
     assert note == ""
 
 
@@ -589,7 +597,7 @@ async def test_the_commands_propose_list_confirm_and_withdraw(
         )
         assert await bot(site) == {**WAS, "daily_limit": 2_000} | {"per_txn_limit": 900}
         code, out, _ = await said("policy", "history", "bot")
-        assert "version 2 by asha, confirmed by vikram: season" in out
+        assert f"version 2 by asha ({shell()}), confirmed by vikram ({shell()}): season" in out
         await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
         code, out, _ = await said("unfreeze", "agent", "bot", *who, "--json")
         waits = json.loads(out)["proposal"]

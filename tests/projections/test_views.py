@@ -142,6 +142,33 @@ def test_the_line_of_a_review_says_by_which_shell_token_or_account_it_came(chann
     assert kinds(SEEN, review) == [("review", None, line, "asha")]
 
 
+SHELL = "cli:root@host"
+TOKEN: dict[str, Any] = {
+    "at": NOW, "name": "laptop", "scope": "approver", "digest": "d", "expires_at": 0, "by": "ann", "reviewer": "asha"
+}  # fmt: skip
+LETTER: dict[str, Any] = {
+    "at": NOW, "payout": "", "group": "g", "entry": "1-1", "letter": "0:1-1", "action": "discard", "by": "ann",
+    "why": "a test",
+}  # fmt: skip
+ENTRY: dict[str, Any] = {"at": NOW, "entry": "1-1", "digest": "d", "by": "ann", "why": "a test"}
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (e.TokenCreated(**TOKEN, channel=SHELL), f"token laptop created: approver of asha by {SHELL}"),
+        (e.TokenCreated(**TOKEN), "token laptop created: approver of asha"),
+        (e.TokenRevoked(at=NOW, name="laptop", by="ann", channel=SHELL), f"token laptop revoked by {SHELL}"),
+        (e.DeadLetterClosed(**LETTER, channel=SHELL), f"dead letter 0:1-1: discard by {SHELL}: a test"),
+        (e.DeadLetterClosed(**LETTER), "dead letter 0:1-1: discard: a test"),
+        (e.EntryDisowned(**ENTRY, channel=SHELL), f"entry 1-1 disowned by {SHELL}: a test"),
+        (e.EntryDisowned(**ENTRY), "entry 1-1 disowned: a test"),
+    ],
+)
+def test_the_line_of_what_an_operator_did_says_by_which_shell_where_that_is_known(event: Any, line: str):
+    assert [(reason, actor) for _, _, reason, actor in kinds(event)] == [(line, "ann")]
+
+
 FROZEN = {"frozen": True, "by": "ann", "why": "it loops"}
 
 
@@ -161,6 +188,15 @@ FROZEN = {"frozen": True, "by": "ann", "why": "it loops"}
         (
             "agent:bot", 2, {}, None, {"confirmed_by": "vikram", "why": ""},
             "agent:bot removed, version 2, confirmed by vikram",
+        ),
+        (
+            "freeze:agent:bot", 2, FROZEN, None, {"channel": "cli:root@host"},
+            "freeze:agent:bot removed, version 2 by cli:root@host: why",
+        ),
+        (
+            "agent:bot", 2, {}, {"daily_limit": 5},
+            {"channel": "api:ann-laptop", "confirmed_by": "vikram", "confirmed_channel": "api:vikram"},
+            "agent:bot changed, version 2 by api:ann-laptop, confirmed by vikram (api:vikram): why",
         ),
     ],
 )  # fmt: skip
@@ -183,24 +219,26 @@ def test_the_lines_of_a_proposal_name_the_scopes_that_it_changes_the_first_of_ma
         loosens=[],
         by="ann",
         why="season",
-        channel="cli",
+        channel="cli:ann@laptop",
         expires_at=NOW,
     )
     confirmed = e.ProposalConfirmed(
         at=NOW,
         proposal="prop_1",
         by="vikram",
-        channel="cli",
+        channel="api:vikram-phone",
         base=[{"defaults": 1}, {"defaults": 1, "agent:bot": 0}],
     )
-    withdrawn = e.ProposalWithdrawn(at=NOW, proposal="prop_1", by="ann", why="late")
+    withdrawn = e.ProposalWithdrawn(at=NOW, proposal="prop_1", by="ann", why="late", channel="cli:ann@laptop")
     assert kinds(proposed, confirmed, withdrawn) == [
         (
             "policy", None,
-            "proposed prop_1 of agent:bot0, agent:bot1, agent:bot2, agent:bot3, agent:bot4 and 2 more: season", "ann",
+            "proposed prop_1 of agent:bot0, agent:bot1, agent:bot2, agent:bot3, agent:bot4 and 2 more"
+            " by cli:ann@laptop: season",
+            "ann",
         ),
-        ("policy", None, "confirmed prop_1 of agent:bot, defaults", "vikram"),
-        ("policy", None, "withdrawn prop_1: late", "ann"),
+        ("policy", None, "confirmed prop_1 of agent:bot, defaults by api:vikram-phone", "vikram"),
+        ("policy", None, "withdrawn prop_1 by cli:ann@laptop: late", "ann"),
     ]  # fmt: skip
 
 
