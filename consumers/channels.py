@@ -151,6 +151,7 @@ def notice_message(channels: Channels, notice: Notice) -> Message:
             priority=PRIORITY_HIGH if notice.urgent else PRIORITY_DEFAULT,
             tags=("rotating_light",) if notice.urgent else ("warning",),
             click=notice.link,
+            overtakes=True,
         )
         ways["ntfy"] = lambda: topic.publish(push)
     if room is not None:
