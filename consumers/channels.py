@@ -209,6 +209,11 @@ async def close_messages(channels: Channels, work: Work, ctx: BatchContext, *, a
         raise Undeliverable(str(problem), after_s=problem.after_s) from problem
 
 
+def has_open_messages(record: PayoutRecord) -> bool:
+    """Whether a message of the hold, on any channel, does not say yet how it ended."""
+    return any(_open_messages(record, channel) for channel in HOLDS)
+
+
 def _open_messages(record: PayoutRecord, channel: Channel) -> Sequence[HoldMessage]:
     closed = {n.ref for n in record.notices if n.channel == channel and n.kind == "outcome"}
     return [message for message in _asking(record, channel) if message.ref not in closed]
