@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 
+from streamproc.errors import LogUnavailable
 from streamproc.log.batch import Handler
 from streamproc.log.claims import Claims
 from streamproc.log.upkeep import Upkeep
@@ -70,9 +71,16 @@ class SlowLane:
         self._ids.clear()
         self._end_s = None
         self._handler.forget()
+        clock = asyncio.get_running_loop().time
         self._task = task = asyncio.create_task(self._run(client))
         try:
             yield
+        except LogUnavailable:
+            # Of another connection. What is under way is finished all the same: cut off, it may be told twice.
+            self._end_s = clock()
+            self._came.set()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
         finally:
             self._task = None
             task.cancel()

@@ -28,6 +28,7 @@ class Slack:
     """A stage whose holds may wait; it holds each of them until it is let go."""
 
     def __init__(self) -> None:
+        self.asked: list[str] = []
         self.told: list[str] = []
         self.asking, self.answers = asyncio.Event(), asyncio.Event()
         self.problems: dict[str, list[Exception]] = {}
@@ -42,6 +43,7 @@ class Slack:
                 work.fail(Later())
                 continue
             if is_hold:
+                self.asked.append(work.payout)
                 self.asking.set()
                 await self.answers.wait()
             if problems := self.problems.get(work.payout):
@@ -201,6 +203,25 @@ async def test_a_redis_that_is_away_for_what_waits_is_connected_to_anew(
         await slack.told_of(HOLDS[-1])
         await are_pending(client, 0)
     assert slack.told == HOLDS
+
+
+async def test_what_is_under_way_is_not_cut_off_and_told_twice_where_another_connection_is_lost(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    await pay(client, *HOLDS[:3])
+    async with telling(redis_url, slack) as consumer:
+        await slack.asking.wait()
+        await are_pending(client, 3)
+        consumer._lost_beside = LogUnavailable("away")
+
+        async def connects_anew() -> bool:
+            return consumer._slow._end_s is not None or len(slack.asked) > 1
+
+        await until(connects_anew, what="the consumer connects anew")
+        slack.answers.set()
+        await slack.told_of(HOLDS[2])
+        await are_pending(client, 0)
+    assert slack.asked == slack.told == HOLDS[:3]
 
 
 async def test_when_too_many_wait_the_rest_is_told_in_its_pass(
