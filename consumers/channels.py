@@ -151,6 +151,7 @@ def notice_message(channels: Channels, notice: Notice) -> Message:
             priority=PRIORITY_HIGH if notice.urgent else PRIORITY_DEFAULT,
             tags=("rotating_light",) if notice.urgent else ("warning",),
             click=notice.link,
+            overtakes=True,
         )
         ways["ntfy"] = lambda: topic.publish(push)
     if room is not None:
@@ -206,6 +207,11 @@ async def close_messages(channels: Channels, work: Work, ctx: BatchContext, *, a
                 _closed(work, ctx, "ntfy", message.ref)
     except TryAgain as problem:
         raise Undeliverable(str(problem), after_s=problem.after_s) from problem
+
+
+def has_open_messages(record: PayoutRecord) -> bool:
+    """Whether a message of the hold, on any channel, does not say yet how it ended."""
+    return any(_open_messages(record, channel) for channel in HOLDS)
 
 
 def _open_messages(record: PayoutRecord, channel: Channel) -> Sequence[HoldMessage]:

@@ -1,5 +1,8 @@
 """Notification: tells people. The log is the outbox: an entry is acknowledged when somebody was told of it.
 
+Slack takes a message a second, and an agent may have any number of payouts held: what is about holds waits in the slow
+lane for its turn, while alerts and private answers are sent (ADR 33).
+
 Messages are sent at least once. Slack and ntfy have no idempotency, so if a worker dies between a message and its
 commit it is sent again; both messages have the same buttons, and the one that the log knows is updated later. If a hold
 is answered while its message is on the way, the payout has changed and the commit is refused; the message is then
@@ -17,6 +20,7 @@ from consumers.channels import (
     alert_message,
     close_messages,
     deliver,
+    has_open_messages,
     hold_message,
     show_progress,
 )
@@ -43,7 +47,7 @@ from streamproc.domain.notified import Channel, NoticeKind
 from streamproc.domain.wire import decode_meta
 from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
-from streamproc.log.work import BatchContext, Group, Item, Stage, Work, written_ms
+from streamproc.log.work import BatchContext, Group, Item, Later, Stage, Work, written_ms
 
 CONCURRENT_MAX = 4
 """Messages of one worker under way at once. Slack takes one a second in a channel; with these waiting, and a digest
@@ -97,17 +101,35 @@ class Notifier:
         self.channels, self.counting, self.once, self.note_untold = channels, counting, once, note_untold
 
     async def handle(self, items: Sequence[Item], ctx: BatchContext) -> None:
-        """Tell people of a batch."""
+        """Tell people of a batch, and leave to the slow lane what may wait."""
         works: dict[Work, list[Event]] = {}
         for work, event in items:
             works.setdefault(work, []).append(event)
         now = await self._first_alarms(works, ctx)
-        # Alerts first: an agent may have any number of payouts held, of which Slack takes one a second.
-        ordered = sorted(works.items(), key=lambda item: item[0] not in now)
+        at_once: dict[Work, list[Event]] = {}
+        for work, events in works.items():
+            if ctx.may_wait and self._may_wait(work, events):
+                work.fail(Later())
+            else:
+                at_once[work] = events
+        # Alerts first here too: there may be no room in the slow lane.
+        ordered = sorted(at_once.items(), key=lambda item: item[0] not in now)
         jobs = [(work, partial(self._one, work, events, now.get(work, []), ctx)) for work, events in ordered]
         await run_bounded(
             jobs, at_once=CONCURRENT_MAX, start_s=START_S, pass_s=PASS_S, waits_for="its turn to be told"
         )
+
+    def _may_wait(self, work: Work, events: Sequence[Event]) -> bool:
+        """Whether a message is sent for this work that nobody waits for but the people who decide holds.
+
+        An alert never waits, not even one for a digest: handled again after that was sent, it would be counted twice.
+        """
+        record = work.record
+        if record is None or work.out or not self.channels.any:
+            return False
+        if any(type(event) is ReviewRefused or alarm_of(event, "") is not None for event in events):
+            return False
+        return record.state == "held" or has_open_messages(record)
 
     async def _first_alarms(
         self, works: dict[Work, list[Event]], ctx: BatchContext
@@ -311,6 +333,7 @@ def notification(channels: Channels, counting: Counting, once: Once, note_untold
         stages=(stage,),
         outputs_are_facts=True,
         looks_again=True,
+        slow_lane=channels.any,
         read_max=READ_MAX,
         works_max=WORKS_MAX,
         wanted=WANTED,

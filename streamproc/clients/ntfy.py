@@ -26,13 +26,15 @@ PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX = 3, 4, 5
 
 
 class Push(Struct, frozen=True, omit_defaults=True):
-    """A message. `message` is shown as it is, not as Markdown; `click` is a URL, or empty."""
+    """A message. `message` is shown as it is, not as Markdown; `click` is a URL, or empty. `overtakes`: it is sent
+    before others that wait for their turn."""
 
     title: str
     message: str
     priority: int = PRIORITY_DEFAULT
     tags: Sequence[str] = ()
     click: str = ""
+    overtakes: bool = False
 
 
 def open_ntfy(url: str, *, topic: str, token: str = "", breaker: Breaker | None = None) -> "Ntfy":
@@ -81,7 +83,9 @@ class Ntfy:
         if push.click:
             body["click"] = push.click
         content = msgspec.json.encode(body)
-        answer = await self._http.call("POST", "", headers=self._headers, content=content)
+        answer = await self._http.call(
+            "POST", "", headers=self._headers, content=content, urgent=push.overtakes
+        )
         if answer.status >= 300:
             raise TryAgain(f"ntfy answered {answer.status}", after_s=5.0)
         return _id_in(answer.body)

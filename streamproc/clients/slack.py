@@ -97,13 +97,20 @@ class Slack:
         """Close the connections."""
         await self._http.aclose()
 
-    async def call(self, method: str, body: Mapping[str, object]) -> dict[str, object]:
-        """Call `method` (`chat.postMessage`); Slack's answer. Raises SlackRefused, TryAgain, OutcomeUnknown."""
+    async def call(
+        self, method: str, body: Mapping[str, object], *, urgent: bool = False
+    ) -> dict[str, object]:
+        """Call `method` (`chat.postMessage`); Slack's answer. `urgent` goes before calls that wait for their turn.
+
+        Raises SlackRefused, TryAgain, OutcomeUnknown.
+        """
         if not _METHOD.fullmatch(method):
             raise ValueError(f"{method!r} is no method of the Web API")
         # Escaped as ASCII: a lone surrogate cannot be encoded otherwise.
         content = json.dumps(body, separators=(",", ":")).encode("ascii")
-        answer = await self._http.call("POST", f"/{method}", headers=self._headers, content=content)
+        answer = await self._http.call(
+            "POST", f"/{method}", headers=self._headers, content=content, urgent=urgent
+        )
         return _read(method, answer)
 
     async def open_view(self, trigger: str, view: Mapping[str, object]) -> None:

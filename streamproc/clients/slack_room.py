@@ -43,8 +43,9 @@ class SlackRoom:
         return await self._post(body)
 
     async def tell(self, notice: Notice) -> str:
-        """Post an alert or a digest; the message's `channel:ts`. Raises TryAgain."""
-        return await self._post(notice_message(notice))
+        """Post an alert or a digest, before holds that wait for their turn; the message's `channel:ts`. Raises
+        TryAgain."""
+        return await self._post(notice_message(notice), urgent=True)
 
     async def progress(self, ref: str, notice: HoldNotice, *, heading: str) -> None:
         """Update a message, still with buttons. Raises TryAgain."""
@@ -64,15 +65,15 @@ class SlackRoom:
             "parse": "none",
             "link_names": False,
         }
-        said = await self._call("chat.postEphemeral", body)
+        said = await self._call("chat.postEphemeral", body, urgent=True)
         return _ref(self._channel, said.get("message_ts"))
 
     def _question(self, notice: HoldNotice, heading: str) -> Mapping[str, Any]:
         value = button_value(notice.payout, self._secret) if self._secret else ""
         return hold_message(notice, value=value, heading=heading)
 
-    async def _post(self, body: Mapping[str, Any]) -> str:
-        said = await self._call("chat.postMessage", {"channel": self._channel, **body})
+    async def _post(self, body: Mapping[str, Any], *, urgent: bool = False) -> str:
+        said = await self._call("chat.postMessage", {"channel": self._channel, **body}, urgent=urgent)
         channel = said.get("channel")
         known = channel if isinstance(channel, str) and _CHANNEL.fullmatch(channel) else self._channel
         return _ref(known, said.get("ts"))
@@ -88,9 +89,9 @@ class SlackRoom:
             if problem.error not in _GONE:
                 raise TryAgain(str(problem), after_s=REFUSED_AFTER_S) from problem
 
-    async def _call(self, method: str, body: Mapping[str, Any]) -> dict[str, object]:
+    async def _call(self, method: str, body: Mapping[str, Any], *, urgent: bool = False) -> dict[str, object]:
         try:
-            return await self._slack.call(method, body)
+            return await self._slack.call(method, body, urgent=urgent)
         except SlackRefused as problem:
             raise TryAgain(str(problem), after_s=REFUSED_AFTER_S) from problem
 

@@ -27,7 +27,7 @@ from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Deferral, Handover, Raw
 from streamproc.log.templates import Fate
-from streamproc.log.work import BatchContext, Group, Work, run_chain, written_ms
+from streamproc.log.work import BatchContext, Group, Later, Work, run_chain, written_ms
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +66,16 @@ class Handler:
         self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged; nobody waits for that, so `acknowledge` does it later."""
+        self.later: list[Work] = []
+        """What the last `handle` left to the slow lane, in order."""
+        self.may_wait = False
 
     async def handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
-        """Handle entries to the end: committed, deferred, dead-lettered, or in `skipped`. `ahead`: they are opened
-        already."""
+        """Handle entries to the end: committed, deferred, dead-lettered, in `skipped` or, if they `may_wait`, in
+        `later`. `ahead`: they are opened already."""
+        self.later = []
         opened = ahead or self.opener.open(entries, taken=taken)
         if taken and opened.skipped:  # by a commit, which removes traces of earlier attempts
             await self._send(client, [Handover(entry, taken=True) for entry in opened.skipped])
@@ -208,6 +212,7 @@ class Handler:
             cache=Cache(client, self.names),
             book_now=lambda: self._policies_now.now(client),
             entry=lambda entry: events_in(client, self.names, entry),
+            may_wait=self.may_wait,
         )
         self.telemetry.loaded(ctx, at_ns)
         return ctx
@@ -311,6 +316,8 @@ class Handler:
         deferred: list[tuple[Work, Deferral]] = []
         for work in works:
             match work.problem:
+                case Later():
+                    self.later.append(work)
                 case TryAgain(after_s=after_s):
                     deferred.append((work, Deferral(work.entry, after_s, counts=False)))
                 case Unprocessable():

@@ -7,7 +7,7 @@ nothing. What is not committed is found again: by this consumer after a reconnec
 connections ended (dead_consumers.py), or after CLAIM_IDLE.
 
 Upkeep (timers, retries, lost consumers; upkeep.py) runs beside the batches on a connection of its own: no payout waits
-for it, and timers fire while a batch is at the bank.
+for it, and timers fire while a batch is at the bank. So does the slow lane of a group that has one (slow_lane.py).
 
 An entry that fails by itself is deferred with backoff, and becomes a dead letter after ATTEMPTS_MAX. A dependency that
 is away (TryAgain) costs no attempt. An unexpected error counts as a failed attempt of one entry only: the batch is run
@@ -31,6 +31,7 @@ from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
+from streamproc.log.slow_lane import SlowLane
 from streamproc.log.upkeep import Found, Upkeep
 from streamproc.log.work import Group
 from streamproc.waiting import set_within
@@ -77,6 +78,7 @@ class Consumer:
         self._handler = Handler(partition, group, limits, name)
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
         self._claims = Claims(self.names, group.name, name, limits.claim_idle_s)
+        self._slow = SlowLane(Handler(partition, group, limits, name), self._upkeep, self._claims)
         self._finding: asyncio.Future[Found] | None = None
         """What the upkeep found and is to be handled. None: it is to look for nothing yet."""
         self._apart: deque[list[bytes]] = deque()
@@ -102,6 +104,7 @@ class Consumer:
                     connected(self.url, home=home, name=self.name) as client,
                     connected(self.url, home=home, name=self.name) as beside,
                     self._looking(beside, stopping) as looking,
+                    self._slow_lane(),
                 ):
                     await self._take_up_own(client)
                     delay = RECONNECT_BASE_S
@@ -124,7 +127,7 @@ class Consumer:
             while not stopping.is_set():
                 waits = self._handler.skipped or self._handler.telemetry.has_unrecorded
                 await asyncio.wait(
-                    {reading, finding, looking, stopped},
+                    {reading, finding, looking, stopped, *self._slow.tasks},
                     timeout=0 if self._apart else QUIET_S if waits else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
@@ -138,8 +141,9 @@ class Consumer:
                     await self._handle_found(client, finding.result())
                     self._finding = finding = asyncio.get_running_loop().create_future()
                 await self._handle_apart(client)
-                if looking.done():
-                    looking.result()
+                for beside in (looking, *self._slow.tasks):
+                    if beside.done():
+                        beside.result()
                 if self._lost_beside is not None:
                     raise self._lost_beside  # connects anew, and takes up again all that is pending with us
                 await self._acknowledge(client, is_quiet=is_quiet)
@@ -152,6 +156,7 @@ class Consumer:
             if finding.done():
                 await self._handle_found(client, finding.result())
             await self._handler.acknowledge(client)
+            await self._slow.finish()
         finally:
             self._handler.telemetry.record()
             for task in (reading, stopped):
@@ -159,15 +164,25 @@ class Consumer:
             await asyncio.gather(reading, stopped, return_exceptions=True)
 
     async def _handle(
-        self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
+        self,
+        client: Redis,
+        entries: Sequence[Raw],
+        *,
+        taken: bool,
+        ahead: Opened | None = None,
+        is_suspect: bool = False,
     ) -> None:
         ours = await self._claims.ours(client, entries)
         self._in_hand_since = asyncio.get_running_loop().time()
+        known = ahead if ours is entries else None
+        # A suspect was delivered now, which counts: waiting must not make a dead letter of it.
+        self._handler.may_wait = self._slow.has_room and not is_suspect
         try:
-            await self._handler.handle(client, ours, taken=taken, ahead=ahead if ours is entries else None)
+            await self._handler.handle(client, ours, taken=taken, ahead=known)
         finally:
             self._in_hand_since = None
-        self._claims.done(entry for entry, _ in entries)
+        self._slow.add(self._handler.later)
+        self._claims.done(entry for entry, _ in entries if entry not in self._slow)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
         """Acknowledge skipped entries and write telemetry when that delays no payout, or when it is due."""
@@ -228,6 +243,18 @@ class Consumer:
             await asyncio.gather(looking, return_exceptions=True)
             self._finding = None
 
+    @asynccontextmanager
+    async def _slow_lane(self) -> AsyncIterator[None]:
+        """Run the group's slow lane, if it has one, on a connection of its own."""
+        if not self.group.slow_lane:
+            yield
+            return
+        async with (
+            connected(self.url, home=self.names.log, name=self.name) as client,
+            self._slow.running(client),
+        ):
+            yield
+
     async def _look(self, client: Redis, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             await set_within(stopping, UPKEEP_S)
@@ -241,7 +268,7 @@ class Consumer:
         await scripts.fire_due(client, self.names)
         since, now = self._in_hand_since, asyncio.get_running_loop().time()
         in_hand_s = 0.0 if since is None else now - since
-        if in_hand_s < RENEW_MAX_S:
+        if max(in_hand_s, self._slow.in_hand_s(now)) < RENEW_MAX_S:
             await self._claims.renew(client)
         finding = self._finding
         if finding is None or finding.done():
@@ -271,7 +298,7 @@ class Consumer:
                     await self._handler.dead_letter(client, entry, why)
                 elif entry is not None:
                     entries.append(entry)
-            await self._handle(client, entries, taken=True)
+            await self._handle(client, entries, taken=True, is_suspect=True)
             self._claims.done(few)
 
     async def _take_up_own(self, client: Redis) -> None:

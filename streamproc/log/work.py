@@ -24,6 +24,12 @@ from streamproc.log.scripts import FOR_GOOD, kept_admission
 from streamproc.log.templates import Offer
 from streamproc.telemetry.watch import Call
 
+
+class Later(Exception):
+    """Fails a work that may wait (`BatchContext.may_wait`): its entry goes to the consumer's slow lane, and is handled
+    anew there. Nothing was done for it yet."""
+
+
 Settlement: TypeAlias = str
 """'committed', 'released' or '' for none."""
 
@@ -103,8 +109,8 @@ class Work(Struct, eq=False):
         self.timers.append(timer)
 
     def fail(self, problem: Exception) -> None:
-        """Take the work out of the chain: Unprocessable makes its entry a dead letter, all else defers it; only
-        TryAgain costs no attempt."""
+        """Take the work out of the chain: Unprocessable makes its entry a dead letter, Later leaves it to the slow
+        lane, all else defers it; only TryAgain costs no attempt."""
         self.problem = problem
 
     def keep_s(self, retention_s: float) -> int:
@@ -136,6 +142,8 @@ class BatchContext:
     """The policies in force at this moment, which may be newer than `book`: a batch may wait long at the barrier."""
     entry: Callable[[str], Awaitable[list[Event]]]
     """The events of another entry of this log; none where it has left Redis."""
+    may_wait: bool = False
+    """Works that are slow may be left to the slow lane, by Later."""
     passed: list[tuple[str, int, int]] = field(default_factory=list)
     """Stages that had something to do: name, begin and end (ns, this host's clock)."""
     _parties: dict[tuple[str, str, Identity], Party] = field(default_factory=dict)
@@ -200,6 +208,8 @@ class Group(Struct, frozen=True):
     """Makes a batch's fast path, for what the chain decides at once; it must come to the same result as the chain."""
     outputs_are_facts: bool = False
     looks_again: bool = False
+    slow_lane: bool = False
+    """What may wait is handled beside the rest (slow_lane.py)."""
     read_max: int = 256
     """Entries read at once: as many as the floor of the benchmarks reads. Other sizes have not been measured."""
     works_max: int = 256

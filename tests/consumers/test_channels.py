@@ -140,7 +140,7 @@ async def test_a_heading_says_whether_it_is_the_first_message_and_an_escalation_
         await send()
     (_, asked), (push,) = people.room.heard[0], people.topic.pushes
     assert (asked["heading"], asked["thread"]) == (heading, IN_SLACK.ref)
-    assert (push.title, push.priority) == (f"{heading} ₹2,000.00 for bot?", priority)
+    assert (push.title, push.priority, push.overtakes) == (f"{heading} ₹2,000.00 for bot?", priority, False)
 
 
 async def test_only_a_message_in_slack_that_asked_is_answered_in_its_thread() -> None:
@@ -192,7 +192,7 @@ async def test_an_alert_rings_and_it_does_so_louder_where_money_has_moved(
     alarm = Alarm(code, "bot", "acc", "pout_1", 250_000, "pout_1", facts)
     assert await deliver(people.channels, alert_message(people.channels, alarm)) == ("ntfy", "ref-1")
     (push,) = people.topic.pushes
-    assert (push.tags, push.priority) == ((tag,), priority)
+    assert (push.tags, push.priority, push.overtakes) == ((tag,), priority, True)
     assert push.title == f"Alert: {code}, agent bot, account acc"
     assert push.click == "https://pay.example/v1/payouts/pout_1"
     assert push.message.splitlines()[1:] == ["payout: pout_1", "amount: ₹2,500.00", "agent: bot"]
@@ -279,6 +279,7 @@ async def test_the_end_is_shown_in_every_open_message_once_and_said_once_more_in
     assert close[1]["outcome"] == outcome_of(work.known())
     (push,) = people.topic.pushes
     assert (push.title, push.priority) == ("REJECTED: ₹2,000.00 for bot", PRIORITY_LOW)
+    assert not push.overtakes
     assert push.message.startswith("pout_1: nobody decided it in time")
     assert recorded(work) == [
         ("outcome", "slack", "C1:2.0"), ("outcome", "ntfy", "n1"), ("outcome", "ntfy", "n2"),

@@ -1,11 +1,16 @@
-"""A storm of alerts is two messages: one at once, and one with the number when its minute is over."""
+"""A storm of alerts is two messages: one at once, and one with the number when its minute is over. A storm of holds is
+as many messages as holds, and no alert waits for them."""
 
 import asyncio
+from typing import Any, cast
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 import consumers
 from consumers.digest import send_digests
+from streamproc.clients import slack
+from streamproc.domain.button import APPROVE, payout_of
 from streamproc.domain.events import PayoutDecided
 from streamproc.domain.wire import encode_events
 from streamproc.log.connection import connect
@@ -15,8 +20,8 @@ from streamproc.log.scripts import Delivery, append_once
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import snapshot
 from streamproc.telemetry.metrics import Meters
-from tests.people import people, telling_engine
-from tests.words import ACCOUNT, NOW
+from tests.people import SECRET, people, telling_engine, texts
+from tests.words import ACCOUNT, NOW, observed, reviewed
 
 STORM = 5_000
 
@@ -87,3 +92,67 @@ async def test_a_digest_that_no_channel_takes_waits_for_the_next_lease_and_is_co
     points = [p for family in snapshot(meters.registry) for p in family.points]
     [counted] = [p for p in points if p.name == "streamproc_notifications_total"]
     assert (counted.labels["kind"], counted.value) == ("digest", 1)
+
+
+HELD = 60
+POLICIES = """
+policies: {bot: {require_approval_above: 100000, hold_ttl: 1h, rate_limit: {count: 0, window: 1m}}}
+reviewers: [asha]
+"""
+
+
+class ClosedRoom:
+    """Slack, which takes what asks for a decision only once it is opened."""
+
+    def __init__(self, room: Any) -> None:
+        self.room = room
+        self.asked, self.opened = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.room, name)
+
+    async def ask(self, notice: Any, *, heading: str, thread: str = "") -> str:
+        self.asked.set()
+        await self.opened.wait()
+        return str(await self.room.ask(notice, heading=heading, thread=thread))
+
+
+async def test_an_alert_behind_many_holds_is_the_first_message_and_holds_are_told_in_order(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slack, "CALLS_BURST", 1_000)
+    async with people(ntfy_topic="") as told:
+        room = ClosedRoom(told.channels.slack)
+        told.channels = type(told.channels)(slack=cast(Any, room))
+        engine = telling_engine(redis_url, told)
+        async with engine:
+            await engine.apply(POLICIES)
+            for n in range(HELD):
+                await engine.append(ACCOUNT, observed(f"pout_{n}", 200_000, at=engine.producer.now_us()))
+            await room.asked.wait()
+            stranger = observed("pout_alert", 100, agent="stranger", at=engine.producer.now_us())
+            await engine.append(ACCOUNT, stranger)
+            (alert,) = await told.slack_has(1)
+            assert "NO_POLICY" in alert["body"]["text"]
+            answer = reviewed(
+                "pout_0", "asha", "reject", at=engine.producer.now_us(), why="no", channel="cli"
+            )
+            await engine.append(ACCOUNT, answer)
+            room.opened.set()
+            await engine.until("pout_0", "PayoutDecided")
+            messages = await told.slack_has(1 + HELD + 1)
+            await engine.settled()
+            assert len(await told.slack()) == 1 + HELD + 1
+    posted = [message for message in messages if message["method"] == "chat.postMessage"][1:]
+    assert [payout_of(approve_value(message), SECRET) for message in posted] == [
+        f"pout_{n}" for n in range(HELD)
+    ]
+    (closed,) = [message for message in messages if message["method"] == "chat.update"]
+    assert closed["ts"] == posted[0]["ts"]
+    assert any("rejected by asha" in text["text"] for text in texts(closed["body"]["blocks"]))
+
+
+def approve_value(message: dict[str, Any]) -> str:
+    """What the button of a hold's message carries."""
+    (actions,) = [block for block in message["body"]["blocks"] if block["type"] == "actions"]
+    return next(str(one["value"]) for one in actions["elements"] if one["action_id"] == APPROVE)

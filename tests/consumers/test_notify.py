@@ -367,13 +367,15 @@ async def test_progress_that_comes_after_the_outcome_does_not_bring_the_buttons_
             await handled_by_another_worker()
 
         async def handled_by_another_worker() -> None:
+            """It takes over what the first one has read beside the progress that it is showing."""
             other = batch.Handler(0, told.group(redis_url), batch.Limits())
-            read = ("XREADGROUP", "GROUP", other.group.name, "another", "STREAMS", engine.names.log, ">")
+            log, group = engine.names.log, other.group.name
             async with connected(redis_url) as client, asyncio.timeout(DEADLINE_S):
                 while len(await told.slack()) < 2:
-                    for _, entries in await client.execute_command(*read) or ():
-                        await other.handle(client, entries, taken=False)
-                        await other.acknowledge(client)
+                    _, *rows = await client.xpending_range(log, group, "-", "+", 10)
+                    for row in rows:
+                        claim = ("XCLAIM", log, group, "another", 0, row["message_id"])
+                        await other.handle(client, await client.execute_command(*claim), taken=True)
 
         late = LateRoom(told.channels.slack, approved)
         told.channels = type(told.channels)(slack=late, ntfy=told.channels.ntfy)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -37,7 +37,7 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.wire import encode_events
 from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
-from streamproc.log.work import Work
+from streamproc.log.work import Later, Work
 from tests.consumers.listeners import SHOWN_IN, People, ctx, held, rejected, told
 from tests.words import NOW
 
@@ -103,9 +103,15 @@ class Stage:
         self.untold.append((partition, list(holds)))
 
     async def told_of(
-        self, *events: Event, record: PayoutRecord | None = None, age_s: float = 0.0, **more: Any
+        self,
+        *events: Event,
+        record: PayoutRecord | None = None,
+        age_s: float = 0.0,
+        may_wait: bool = False,
+        **more: Any,
     ) -> Work:
-        """The work of an entry with these events, after the stage; written `age_s` before."""
+        """The work of an entry with these events, after the stage; written `age_s` before. `may_wait`: there is a slow
+        lane with room."""
         work = Work(
             ENTRY.encode(),
             list(events),
@@ -117,7 +123,9 @@ class Stage:
             setattr(work, name, value)
         stage = Notifier(self.people.channels, self, self._record, self._note)
         now_us = ENTRY_MS * 1_000 + int(age_s * US)
-        await stage.handle([(work, event) for event in events], ctx(now_us=now_us))
+        batch = ctx(now_us=now_us)
+        batch.may_wait = may_wait
+        await stage.handle([(work, event) for event in events], batch)
         return work
 
 
@@ -490,6 +498,60 @@ async def test_alerts_of_a_batch_are_told_before_its_holds_which_may_be_many() -
     ]
     await Notifier(stage.people.channels, stage, stage._record, stage._note).handle(works, ctx())
     assert stage.people.topic.what == ["publish", *["ask"] * (CONCURRENT_MAX + 1)]
+
+
+OPEN, CLOSED = told("hold"), told("outcome")
+WAITING = {
+    "a hold": (decided(), held()),
+    "a reminder": (timer("hold_reminder"), held(OPEN)),
+    "an approval that is shown": (counted(), held(OPEN)),
+    "the end of a hold that was told": (decided("REJECTED", "HOLD_EXPIRED"), rejected(OPEN)),
+    "its end at the bank": (RELEASED, rejected(OPEN)),
+}
+AT_ONCE = {
+    "an alert": (BYPASSED, held(OPEN)),
+    "an alert that ends a hold": (decided("REJECTED", "FROZEN"), rejected(OPEN)),
+    "a private answer": (refused(), held(OPEN)),
+    "a mismatch": (MISMATCH, None),
+    "a hold that left Redis": (decided(), None),
+    "a rejection that nobody was told of": (RELEASED, rejected()),
+    "the end of a hold whose message says it": (RELEASED, rejected(OPEN, CLOSED)),
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+async def test_what_is_about_holds_waits_for_its_turn_where_it_may_and_nothing_is_done_yet(what: str) -> None:
+    event, record = WAITING[what]
+    stage = Stage()
+    left = await stage.told_of(event, record=record, may_wait=True)
+    assert (type(left.problem), left.out) == (Later, [])
+    assert stage.people.room.what == stage.people.topic.what == []
+    there = await stage.told_of(event, record=record)
+    assert there.problem is None
+    assert stage.people.room.what != []
+
+
+@pytest.mark.parametrize("what", AT_ONCE)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "counted"])
+async def test_alerts_and_private_answers_wait_for_no_hold_nor_does_what_sends_nothing(
+    what: str, first: bool
+) -> None:
+    event, record = AT_ONCE[what]
+    work = await Stage(first=first).told_of(event, record=record, may_wait=True)
+    assert work.problem is None
+
+
+async def test_what_has_sent_a_message_does_not_wait_again() -> None:
+    work = await Stage().told_of(decided(), record=held(), may_wait=True, stale_times=1, out=[SENT])
+    assert work.problem is None
+
+
+async def test_without_a_channel_nothing_waits() -> None:
+    people, nobody = People(slack=False, ntfy=False), cast(Any, None)
+    work = await Stage(people).told_of(decided(), record=held(), may_wait=True)
+    assert work.problem is None
+    assert not notification(people.channels, nobody, nobody, nobody).slow_lane
+    assert notification(People().channels, nobody, nobody, nobody).slow_lane
 
 
 def test_a_worker_takes_few_messages_in_hand_and_decodes_only_what_may_concern_somebody() -> None:

@@ -5,12 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from streamproc.clients.slack import CALLS_BURST
+from streamproc.domain.button import APPROVE, payout_of
 from streamproc.domain.events import NotificationSent
+from streamproc.log.stream import Append, Producer
 from tests.bank import free_port, until
-from tests.journeys.system import System, running_system
+from tests.journeys.system import ACCOUNT, STEP_MAX_S, System, running_system
 from tests.journeys.truth import at_rest
 from tests.people import CHANNEL, SECRET, TOPIC
 from tests.telemetry.pages import samples, total
+from tests.words import observed
 
 METRICS = "metrics-token-of-the-test"
 POLICIES = """
@@ -142,3 +146,64 @@ async def test_operators_see_of_which_hold_nobody_could_be_told(redis_url: str, 
         await system.settled()
         _, out, _ = await system.cli("hold", "list", "--json")
         assert [item["notified"] for item in json.loads(out)["items"]] == [True]
+
+
+FLOOD = 300
+"""Holds, of which Slack takes one a second after the first ones: this test does not wait for all of them."""
+FLOODED = """
+policies:
+  buyer: {require_approval_above: 100000, hold_ttl: 1h, rate_limit: {count: 0, window: 1m}}
+  first: {blocked_domains: [evil.example]}
+  second: {blocked_domains: [evil.example]}
+reviewers: {asha: {slack: U0ASHA}}
+"""
+
+
+async def test_an_alert_overtakes_hundreds_of_holds_also_after_the_worker_was_killed_amid(
+    redis_url: str, postgres: str
+) -> None:
+    async with told_system(redis_url, postgres, ntfy_topic="") as system:
+        await system.apply(FLOODED)
+        held = [f"pout_{n:03}" for n in range(FLOOD)]
+        await observe(system, *held)
+        await slack(system, CALLS_BURST + 3, "chat.postMessage")  # from now on holds wait for their turns
+        assert await alerted(system, "first") < FLOOD / 2
+
+        await system.kill("worker-1")
+        before = len(await slack(system, 1, "chat.postMessage"))
+        await system.start("worker-2")
+        # The killed worker's last call may have arrived, unrecorded.
+        await slack(system, before + 3, "chat.postMessage")
+        assert await alerted(system, "second") < FLOOD / 2
+
+        messages = await slack(system, 1, "chat.postMessage")
+        told = [payout for message in messages if (payout := asked_about(message))]
+        assert len(told) - len(set(told)) <= 1  # the one that the killed worker had in hand
+        assert list(dict.fromkeys(told)) == held[: len(set(told))]
+        assert sum("DOMAIN_BLOCKED" in one["body"]["text"] for one in messages) == 2  # each alert once
+
+
+async def observe(system: System, *payouts: str, agent: str = "buyer", url: str | None = None) -> None:
+    """The bank shows payouts that wait for approval, in this order."""
+    async with Producer(system.redis_url, partitions=1, name="webhook") as producer:
+        for payout in payouts:
+            seen = observed(payout, 250_000, agent=agent, url=url, account=ACCOUNT, at=producer.now_us())
+            await producer.append(Append(ACCOUNT, (), [seen]))
+
+
+async def alerted(system: System, agent: str) -> int:
+    """An agent would pay somebody who is blocked; how many messages Slack got before the alert of that."""
+    await observe(system, f"pout_{agent}", agent=agent, url="https://evil.example/")
+
+    async def there() -> list[int]:
+        posted = await slack(system, 1, "chat.postMessage")
+        return [n for n, one in enumerate(posted) if f"pout_{agent}" in json.dumps(one["body"])]
+
+    (place,) = await until(there, what="the alert is told", deadline_s=STEP_MAX_S)
+    return place
+
+
+def asked_about(message: dict[str, Any]) -> str:
+    """The payout whose hold a message asks to decide, or ''."""
+    buttons = [e for b in message["body"]["blocks"] if b["type"] == "actions" for e in b["elements"]]
+    return next((payout_of(e["value"], SECRET) or "" for e in buttons if e["action_id"] == APPROVE), "")

@@ -1,0 +1,255 @@
+"""What may wait is handled beside the rest: in order, one at a time, by one worker, and nothing else waits for it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from redis.asyncio import Redis
+
+from streamproc.domain.events import PayoutObserved
+from streamproc.errors import LogUnavailable, TryAgain
+from streamproc.log import batch, dead_consumers, scripts, slow_lane, upkeep
+from streamproc.log.batch import Limits
+from streamproc.log.group import DELIVERIES_MAX, Consumer
+from streamproc.log.names import Names
+from streamproc.log.upkeep import SUSPECT_DELIVERIES
+from streamproc.log.work import BatchContext, Group, Item, Later, Stage
+from tests.bank import until
+from tests.deadline import DEADLINE_S
+from tests.log.test_left import hold, pay
+
+NAMES = Names(0)
+NEVER = Limits(claim_idle_s=3_600.0)
+HOLDS = [f"pout_hold_{n:02}" for n in range(40)]
+
+
+class Slack:
+    """A stage whose holds may wait; it holds each of them until it is let go."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.told: list[str] = []
+        self.asking, self.answers = asyncio.Event(), asyncio.Event()
+        self.problems: dict[str, list[Exception]] = {}
+        """What fails a payout, once each."""
+        stage = Stage(name="tell", consumes=frozenset({PayoutObserved}), handle=self._tell)
+        self.group = Group(name="g", stages=(stage,), read_max=8, works_max=8, slow_lane=True)
+
+    async def _tell(self, items: Sequence[Item], ctx: BatchContext) -> None:
+        for work, _ in items:
+            is_hold = work.payout.startswith("pout_hold")
+            if is_hold and ctx.may_wait:
+                work.fail(Later())
+                continue
+            if is_hold:
+                self.asked.append(work.payout)
+                self.asking.set()
+                await self.answers.wait()
+            if problems := self.problems.get(work.payout):
+                work.fail(problems.pop(0))
+            else:
+                self.told.append(work.payout)
+
+    async def told_of(self, payout: str) -> None:
+        async def is_told() -> bool:
+            return payout in self.told
+
+        await until(is_told, what=f"people are told of {payout}")
+
+
+@pytest.fixture
+def slack() -> Slack:
+    return Slack()
+
+
+@asynccontextmanager
+async def telling(url: str, slack: Slack) -> AsyncIterator[Consumer]:
+    """A worker, which is told to stop at the end while a hold is under way, if there is one."""
+    stopping = asyncio.Event()
+    consumer = Consumer(url, 0, slack.group, name="me", limits=NEVER)
+    running = asyncio.create_task(consumer.run(stopping))
+    try:
+        yield consumer
+    finally:
+        stopping.set()
+
+        async def is_finishing() -> bool:
+            return running.done() or consumer._slow._end_s is not None or not consumer._slow.tasks
+
+        try:
+            await until(is_finishing, what="only what waits is left to do")
+        finally:
+            slack.answers.set()
+            async with asyncio.timeout(DEADLINE_S):
+                await running
+
+
+async def pending(client: Redis) -> list[str]:
+    return [row["message_id"].decode() for row in await client.xpending_range(NAMES.log, "g", "-", "+", 99)]
+
+
+async def are_pending(client: Redis, count: int) -> None:
+    async def are() -> bool:
+        return len(await pending(client)) == count
+
+    await until(are, what=f"{count} entries are pending")
+
+
+async def test_what_comes_after_many_holds_does_not_wait_for_them_and_they_stay_in_order(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    await pay(client, *HOLDS, "pout_alert")
+    async with telling(redis_url, slack):
+        await slack.told_of("pout_alert")
+        assert slack.told == ["pout_alert"]
+        await are_pending(client, len(HOLDS))
+        slack.answers.set()
+        await slack.told_of(HOLDS[-1])
+        await are_pending(client, 0)
+    assert slack.told == ["pout_alert", *HOLDS]
+
+
+async def test_what_a_dead_worker_left_waiting_is_told_in_order_by_the_next_one(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_consumers, "IDLE_MS", 1)
+    monkeypatch.setattr(upkeep, "CALLED_S", 0.0)
+    monkeypatch.setattr(upkeep, "MISSING_S", 0.0)
+    monkeypatch.setattr(upkeep, "LOOK_S", 0.0)
+    await hold(client, await pay(client, *HOLDS), 1)
+    await pay(client, "pout_alert")
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await slack.told_of(HOLDS[-1])
+        await slack.told_of("pout_alert")
+        await are_pending(client, 0)
+    assert [one for one in slack.told if one != "pout_alert"] == HOLDS
+
+
+async def test_who_stops_leaves_what_waits_to_others_and_loses_none(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow_lane, "FINISH_S", 0.0)
+    await pay(client, *HOLDS)
+    async with telling(redis_url, slack):
+        await slack.asking.wait()
+        await are_pending(client, len(HOLDS))
+    assert slack.told == HOLDS[:1]  # that one was under way
+    assert len(await pending(client)) == len(HOLDS) - 1
+
+
+async def test_who_stops_with_little_waiting_finishes_it(client: Redis, redis_url: str, slack: Slack) -> None:
+    await pay(client, *HOLDS[:3])
+    async with telling(redis_url, slack):
+        await slack.asking.wait()
+    assert slack.told == HOLDS[:3]
+    assert await pending(client) == []
+
+
+async def test_what_others_took_over_while_it_waited_is_left_to_them(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    ids = await pay(client, *HOLDS[:3])
+    async with telling(redis_url, slack):
+        await slack.asking.wait()
+        await are_pending(client, 3)
+        await client.execute_command("XCLAIM", NAMES.log, "g", "other", 0, ids[1], "JUSTID")
+    assert slack.told == [HOLDS[0], HOLDS[2]]
+    assert await pending(client) == [ids[1].decode()]
+
+
+async def test_claims_on_what_waits_are_renewed(client: Redis, redis_url: str, slack: Slack) -> None:
+    ids = await pay(client, *HOLDS[:3])
+    async with telling(redis_url, slack) as consumer:
+        await slack.asking.wait()
+
+        async def all_are_claimed() -> bool:
+            return set(ids) <= consumer._claims._since.keys()
+
+        await until(all_are_claimed, what="its claims are known")
+    assert not consumer._claims._since
+
+
+async def test_what_could_not_be_told_is_put_off_waits_again_and_is_told(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.01, 0.01, 0.01))
+    slack.problems = {HOLDS[0]: [TryAgain("busy"), TryAgain("busy")]}
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await pay(client, *HOLDS[:3])
+        await slack.told_of(HOLDS[0])
+        await are_pending(client, 0)
+    assert sorted(slack.told) == HOLDS[:3]
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def test_a_redis_that_is_away_for_what_waits_is_connected_to_anew(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    problems, tell = [LogUnavailable("away")], slack.group.stages[0].handle
+
+    async def loses_redis(items: Sequence[Item], ctx: BatchContext) -> None:
+        if problems and not ctx.may_wait:
+            raise problems.pop()
+        await tell(items, ctx)
+
+    stage = Stage(name="tell", consumes=frozenset({PayoutObserved}), handle=loses_redis)
+    slack.group = Group(name="g", stages=(stage,), slow_lane=True)
+    slack.answers.set()
+    await pay(client, *HOLDS)
+    async with telling(redis_url, slack):
+        await slack.told_of(HOLDS[-1])
+        await are_pending(client, 0)
+    assert slack.told == HOLDS
+
+
+async def test_what_is_under_way_is_not_cut_off_and_told_twice_where_another_connection_is_lost(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    await pay(client, *HOLDS[:3])
+    async with telling(redis_url, slack) as consumer:
+        await slack.asking.wait()
+        await are_pending(client, 3)
+        consumer._lost_beside = LogUnavailable("away")
+
+        async def connects_anew() -> bool:
+            return consumer._slow._end_s is not None or len(slack.asked) > 1
+
+        await until(connects_anew, what="the consumer connects anew")
+        slack.answers.set()
+        await slack.told_of(HOLDS[2])
+        await are_pending(client, 0)
+    assert slack.asked == slack.told == HOLDS[:3]
+
+
+async def test_when_too_many_wait_the_rest_is_told_in_its_pass(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", 0)
+    await pay(client, *HOLDS[:3], "pout_alert")
+    async with telling(redis_url, slack):
+        await slack.asking.wait()
+        assert slack.told == []
+        slack.answers.set()
+    assert slack.told == [*HOLDS[:3], "pout_alert"]
+
+
+async def test_what_waits_is_never_held_to_kill_its_workers(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspect is delivered when its turn has come; if it waited after that, the deaths of its workers would count."""
+    monkeypatch.setattr(dead_consumers, "IDLE_MS", 1)
+    monkeypatch.setattr(upkeep, "MISSING_S", 0.0)
+    monkeypatch.setattr(upkeep, "LOOK_S", 0.0)
+    ids = await pay(client, *HOLDS[:3])
+    await hold(client, ids, DELIVERIES_MAX - 1)
+    async with telling(redis_url, slack):
+        await slack.asking.wait()
+        rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+        assert [row["times_delivered"] for row in rows] == [DELIVERIES_MAX, *[DELIVERIES_MAX - 1] * 2]
+        slack.answers.set()
+        await slack.told_of(HOLDS[2])
+    assert DELIVERIES_MAX - 1 > SUSPECT_DELIVERIES
+    assert slack.told == HOLDS[:3]
