@@ -134,7 +134,7 @@ async def test_after_a_clock_that_was_a_month_ahead_an_open_payout_is_looked_at_
     month_s = 30 * DAY_S
     made = await bank.pay(1_000)
     await watch.know(made["id"], "pending", days_ago=60)
-    await watch.list.seed(seeds)
+    await watch.list.seed(seeds, watch.door.now_s)
     watch.door.now_s += month_s
     assert (await watch.watcher.look()).looks == 1
     watch.door.now_s -= month_s

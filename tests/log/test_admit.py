@@ -164,36 +164,6 @@ async def test_a_slot_leaves_the_window_in_the_microsecond_in_which_it_is_as_old
     ]
 
 
-async def test_slots_of_a_clock_that_went_back_since_count_as_of_now_and_leave_the_window_after_it(
-    client: Redis,
-) -> None:
-    """At their own times they would limit the agent until the clock has come there again, a day perhaps."""
-    now_s, _ = await client.time()
-    day_s, window_s, now_s = 86_400, 600, int(now_s)
-    rate = RateAsk("a", 3, window_s * 1_000_000, False)
-
-    async def used(*asked: tuple[str, int]) -> list[tuple[int, bool]]:
-        asks = [Ask(payout, 1, at_s * 1_000_000, rate, None) for payout, at_s in asked]
-        answers = await scripts.admit(client, NAMES, asks, keep_budgets_s=60)
-        return [(answer.rate.used, answer.rate.limited) for answer in answers if answer.rate]
-
-    assert await used(("p1", now_s + day_s), ("p2", now_s + day_s + 1)) == [(0, False), (1, False)]
-    assert await used(("p3", now_s), ("p4", now_s)) == [(2, False), (3, True)]
-    assert await used(("p5", now_s + 2 * window_s)) == [(0, False)]
-
-
-async def test_a_slot_that_is_as_far_ahead_as_hosts_differ_stays_where_it_is(client: Redis) -> None:
-    now_s, _ = await client.time()
-    ahead_us = int(now_s) * 1_000_000 + 6_000_000
-    rate = RateAsk("a", 3, 60_000_000, False)
-    for payout, at in (("p1", ahead_us), ("p2", ahead_us - 6_000_000)):
-        await scripts.admit(client, NAMES, [Ask(payout, 1, at, rate, None)], keep_budgets_s=60)
-    assert [score for _, score in await client.zrange(NAMES.rate("a"), 0, -1, withscores=True)] == [
-        ahead_us,
-        ahead_us,
-    ]
-
-
 async def test_slots_outlast_their_window_by_a_day_so_that_who_comes_late_finds_them(client: Redis) -> None:
     day_s, window_s = 86_400, 60
     ask = Ask("p1", 1, 1_790_000_000_000_000, RateAsk("a", 2, window_s * 1_000_000, False), None)

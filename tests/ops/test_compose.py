@@ -19,7 +19,6 @@ import yaml
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from ops.sandbox.config import SandboxConfig
-from streamproc import processes
 from streamproc.cli import cli
 from streamproc.embedded import _valkey_program
 from streamproc.log.connection import connected
@@ -28,6 +27,7 @@ from streamproc.log.health import server_settings
 from streamproc.log.stream import open_log
 from streamproc.settings import PREFIX, VARIABLES, Role, Settings, load, require
 from streamproc.telemetry.spans import ENDPOINTS
+from tests.ports import free_port
 
 OPS = Path(__file__).parents[2] / "ops"
 PROMTOOL = shutil.which("promtool")
@@ -223,7 +223,7 @@ def test_stores_are_set_as_the_log_needs_them_and_found_where_they_are(tmp_path:
 @pytest.fixture
 async def valkey_of_the_stack(tmp_path: Path) -> AsyncIterator[tuple[int, asyncio.subprocess.Process]]:
     """Valkey as its service starts it: our entrypoint and arguments, by a stand-in for the image's own script."""
-    port, found = processes.free_port(), SERVICES["valkey"]
+    port, found = free_port(), SERVICES["valkey"]
     script = tmp_path / "docker-entrypoint.sh"
     script.write_text(f'#!/bin/sh\nshift\nexec {_valkey_program()} --port {port} --bind 127.0.0.1 "$@"\n')
     script.chmod(0o700)

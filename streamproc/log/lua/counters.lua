@@ -10,7 +10,6 @@
 local call, tonumber, concat = redis.call, tonumber, table.concat
 
 local BACKLOG_S = 86400 -- windows go by the time received; a backlog of a day still finds its slots
-local AHEAD_US = 10000000 -- a slot that is further ahead of Redis's clock was taken before that went back
 local WINDOW_MAX = 2 ^ 53 - 1 -- paise in a window that nobody limits; as `domain.money` has it
 local rates, budgets = {}, {} -- index of the key -> what was read of it and what this call adds
 
@@ -32,8 +31,6 @@ end
 
 -- One agent's slots: those in Redis and those that this batch adds, whose times never fall. A window is open at its start.
 --   newest: time of the newest slot   cut: start of the window of the last payout that was counted; slots up to it can go
---   ahead: slots that were ahead of the clock, as arguments of their ZADD; they count as taken now, since at their own times they
---     would limit the agent until the clock has come there
 --   added: times of new slots   z: arguments of their ZADD   counted: there is something to write
 -- What `slots_used` need not look up again for the next payout, whose window is mostly nearly the same:
 --   seen: window start for which `stored` slots were counted in Redis, the first of them at `oldest` (-1: not counted yet)
@@ -41,17 +38,8 @@ end
 local function rate_of(index, window)
   local r = rates[index]
   if not r then
-    local newest, ahead = tonumber(call('ZREVRANGE', KEYS[index], 0, 0, 'WITHSCORES')[2] or '0'), {}
-    local now = now_us()
-    if newest > now + AHEAD_US then
-      for n, payout in ipairs(call('ZRANGEBYSCORE', KEYS[index], '(' .. int(now), '+inf')) do
-        ahead[2 * n - 1], ahead[2 * n] = int(now), payout
-      end
-      newest = now
-    end
-    r = {
-      newest = newest, window = window, cut = 0, ahead = ahead, added = {}, z = {}, seen = 0, stored = 0, oldest = -1, from = 1,
-    }
+    local newest = call('ZREVRANGE', KEYS[index], 0, 0, 'WITHSCORES')
+    r = { newest = tonumber(newest[2] or '0'), window = window, cut = 0, added = {}, z = {}, seen = 0, stored = 0, oldest = -1, from = 1 }
     rates[index] = r
   end
   return r
@@ -132,7 +120,6 @@ end
 local function write_counters(keep, now)
   for index, r in pairs(rates) do
     if r.counted then
-      for k = 1, #r.ahead, 2 do call('ZADD', KEYS[index], 'XX', r.ahead[k], r.ahead[k + 1]) end
       call('ZREMRANGEBYSCORE', KEYS[index], '-inf', int(r.cut))
       if #r.z > 0 then call('ZADD', KEYS[index], unpack(r.z)) end
       call('EXPIRE', KEYS[index], int(r.window / 1000000 + BACKLOG_S))
