@@ -110,13 +110,18 @@ async def test_what_comes_after_many_holds_does_not_wait_for_them_and_they_stay_
     assert slack.told == ["pout_alert", *HOLDS]
 
 
+def take_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From consumers that are not connected."""
+    monkeypatch.setattr(dead_consumers, "IDLE_MS", 1)
+    monkeypatch.setattr(upkeep, "MISSING_S", 0.0)
+    monkeypatch.setattr(upkeep, "LOOK_S", 0.0)
+
+
 async def test_what_a_dead_worker_left_waiting_is_told_in_order_by_the_next_one(
     client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_consumers, "IDLE_MS", 1)
+    take_over_at_once(monkeypatch)
     monkeypatch.setattr(upkeep, "CALLED_S", 0.0)
-    monkeypatch.setattr(upkeep, "MISSING_S", 0.0)
-    monkeypatch.setattr(upkeep, "LOOK_S", 0.0)
     await hold(client, await pay(client, *HOLDS), 1)
     await pay(client, "pout_alert")
     slack.answers.set()
@@ -240,9 +245,7 @@ async def test_what_waits_is_never_held_to_kill_its_workers(
     client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A suspect is delivered when its turn has come; if it waited after that, the deaths of its workers would count."""
-    monkeypatch.setattr(dead_consumers, "IDLE_MS", 1)
-    monkeypatch.setattr(upkeep, "MISSING_S", 0.0)
-    monkeypatch.setattr(upkeep, "LOOK_S", 0.0)
+    take_over_at_once(monkeypatch)
     ids = await pay(client, *HOLDS[:3])
     await hold(client, ids, DELIVERIES_MAX - 1)
     async with telling(redis_url, slack):
