@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ops.sandbox.config import SandboxConfig
-from ops.sandbox.server import DRAIN_MAX_S, build_app
+from ops.sandbox.server import DRAIN_MAX_S, KEEP_ALIVE_S, build_app
 from tests.ports import free_port
 
 START_MAX_S = 90.0
@@ -93,7 +93,12 @@ class Banks:
 async def listening(app: Starlette, port: int) -> tuple[uvicorn.Server, asyncio.Task[None]]:
     """Start a server; returns it with its task. It does not handle signals, since there may be many servers."""
     config = uvicorn.Config(
-        app, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_MAX_S
+        app,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_MAX_S,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve(), name=f"port {port}")

@@ -21,6 +21,9 @@ from ops.sandbox.world import World
 
 DRAIN_MAX_S = 2
 """How long SIGTERM waits for calls in flight; those that are never answered must not delay it."""
+KEEP_ALIVE_S = 75
+"""How long an idle connection is kept, as web servers usually do: longer than clients keep it, since a call is lost on
+one that is closed just as it is used again."""
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -114,7 +117,11 @@ def run(config: SandboxConfig) -> None:
     """
     with config.bound() as listening:
         settings = uvicorn.Config(
-            _opened(config), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_MAX_S
+            _opened(config),
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=DRAIN_MAX_S,
         )
         server = uvicorn.Server(settings)
 

@@ -27,6 +27,8 @@ RETRY_FACTOR = 1.977
 """Fits the one sequence of retries that was observed: from 5.8 s to 11.4 h in 14 gaps."""
 DELIVERIES_MAX = 200_000
 """Deliveries kept for `GET /_control/deliveries`; the oldest finished ones go first."""
+KEEP_ALIVE_S = 3.0
+"""Life of an idle connection: streamproc closes it after 5 s, and a delivery on one that is just closed is lost."""
 USER_AGENT = "Razorpay-Webhook/v1"
 
 
@@ -222,7 +224,9 @@ class Courier:
 
     async def _post(self, delivery: Delivery, *, copy: bool = False) -> Attempt:
         started = self._clock.now()
-        client = self._client = self._client or httpx.AsyncClient(trust_env=False, timeout=self._timeout_s)
+        client = self._client = self._client or httpx.AsyncClient(
+            trust_env=False, timeout=self._timeout_s, limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_S)
+        )
         status, error = None, ""
         try:
             # httpx's limit is for each read; the bank's five seconds are for the whole answer.

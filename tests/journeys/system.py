@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 
 from projections.schema import prepare
 from streamproc.archive.read import payout_view
+from streamproc.clients.own_api import KEEP_ALIVE_S
 from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.wire import decode_events, payout_of
@@ -272,7 +273,12 @@ async def running_system(
         pool = await asyncpg.create_pool(dsn, min_size=0, max_size=4, timeout=3.0, command_timeout=10.0)
         stack.callback(pool.terminate)
         api = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=CALL_MAX_S, trust_env=False)
+            httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{port}",
+                timeout=CALL_MAX_S,
+                limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_S),
+                trust_env=False,
+            )
         )
         data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-journey-"))
         settings = {"data_dir": data_dir, **settings}

@@ -10,10 +10,13 @@ from typing import Literal
 import httpx
 import pytest
 
+from ops.sandbox import server, webhooks
 from ops.sandbox.config import SandboxConfig
 from ops.sandbox.control import BehaviourChange
 from ops.sandbox.server import build_app, run
 from ops.sandbox.store import Store
+from streamproc.api import connection as api_connection
+from streamproc.clients import http as clients_http
 from tests.bank import free_port, receiving_webhooks, running_sandbox, until
 
 
@@ -142,6 +145,12 @@ async def test_the_controls_are_for_this_machine_unless_configured(
     ):
         assert (await http.get("/_control/record")).status_code == status
         assert (await http.get("/healthz")).status_code == 200
+
+
+def test_idle_connections_are_closed_by_clients_before_servers_do() -> None:
+    """A call on one that its server closes just then is lost."""
+    assert clients_http.KEEPALIVE_S < server.KEEP_ALIVE_S
+    assert webhooks.KEEP_ALIVE_S < api_connection.KEEP_ALIVE_S
 
 
 def test_settings_are_read_from_the_environment_and_unknown_ones_left_alone() -> None:
