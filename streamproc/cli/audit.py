@@ -162,9 +162,11 @@ _FILTERS = (
         "--since",
         default=None,
         metavar="WHEN",
-        help="Only from then on: a time (ISO 8601), or one ago such as 24h or 30d.",
+        help="Only from this time on: ISO 8601, or a time before now such as 24h or 30d.",
     ),
-    click.option("--until", default=None, metavar="WHEN", help="Only before then: a time as for --since."),
+    click.option(
+        "--until", default=None, metavar="WHEN", help="Only before this time, given as for --since."
+    ),
 )
 
 
@@ -201,7 +203,7 @@ def _wanted(asked: dict[str, str | None]) -> "AuditFilter":
 def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> None:
     """List what was decided, reviewed, commanded, confirmed, settled and changed, the newest first.
 
-    `explain PAYOUT` tells the evidence behind a line.
+    `explain PAYOUT` shows the evidence behind a line.
 
     \b
     Example:
@@ -345,7 +347,7 @@ def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
 )
 @output.json_option
 def key(new: Path | None, as_json: bool) -> None:
-    """Print the public key by which checkpoints are signed. Give it to whoever verifies them.
+    """Print the public key that verifies signed checkpoints. Give it to whoever verifies them.
 
     With --new a private key is made; an existing file is never overwritten. After replacing a key, add the old public
     key to STREAMPROC_CHECKPOINT_KEYS.

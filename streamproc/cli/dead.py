@@ -96,9 +96,9 @@ def show(id: str, as_json: bool) -> None:
 def redrive(ids: tuple[str, ...], by: str, why: str, as_json: bool) -> None:
     """Give dead letters back to their groups.
 
-    Do this after correcting what went wrong. Only that group handles the entry again; if it fails again, it becomes
-    a dead letter again. Who did it, and why, is recorded in the log. An ID that is no dead letter (any more) does not
-    keep the others from being given back; exit code 1 then. With --json, several IDs give a list.
+    Fix the cause first. Only the group that failed handles the entry again; if it fails again, the entry becomes a dead
+    letter again. Who did it, and why, is recorded in the log. If an ID is not, or no longer, a dead letter, the others
+    are still given back and the exit code is 1. With --json, several IDs give a list.
 
     \b
     Example:
@@ -141,7 +141,9 @@ def _say_redriven(done: list[dict[str, str]], *, as_json: bool, many: bool) -> N
 
 @dead.command()
 @click.argument("id")
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked.")
+@click.option(
+    "--yes", is_flag=True, help="Do not ask for confirmation. Without a terminal it is never asked."
+)
 @_by
 @_why
 @output.json_option
@@ -171,4 +173,4 @@ def discard(id: str, yes: bool, by: str, why: str, as_json: bool) -> None:
     if as_json:
         output.say_json({"id": id, "discarded": True, "freed_paise": freed})
     else:
-        click.echo(f"{id} is discarded" + (f"; {rupees(freed)} are not reserved any more" if freed else ""))
+        click.echo(f"{id} is discarded" + (f"; {rupees(freed)} is no longer reserved" if freed else ""))

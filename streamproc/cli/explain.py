@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )
 @output.json_option
 def explain(payout: str, as_of: str | None, as_json: bool) -> None:
-    """Tell the whole story of a PAYOUT.
+    """Show the whole history of a PAYOUT.
 
     What was asked, what each rule found and on what evidence, under which policy version, the budget before and
     after, who reviewed it and why, what the bank was told and what it answered. It comes from the archive and from

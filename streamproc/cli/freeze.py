@@ -26,9 +26,10 @@ _why = person.why_option()
 def freeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
     """Freeze an agent, an account or a team: its payouts are REJECTED FROZEN.
 
-    It binds the next decision, reviewers' approvals, and payouts that are approved but not sent to the bank yet: these
-    are rejected there. What the bank was told already, or pays by itself (`queued`), is not called back. No policy file
-    lifts a freeze; only `streamproc unfreeze` does. Your login and this host are recorded beside the name.
+    It binds the next decision, reviewers' approvals, and payouts that are approved but not yet sent to the bank: these
+    are rejected there. A command that was already sent, or a payout that the bank pays by itself (`queued`), cannot be
+    recalled. No policy file lifts a freeze; only `streamproc unfreeze` does. Your login and this host are recorded with
+    the name.
 
     \b
     Example:
@@ -77,7 +78,7 @@ def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: b
             {"scope": done.scope, "frozen": frozen, "changed": bool(done.changed), "notes": done.notes}
         )
     elif done.changed:
-        click.echo(f"{done.scope} is {'frozen' if frozen else 'not frozen any more'}")
+        click.echo(f"{done.scope} is {'frozen' if frozen else 'no longer frozen'}")
     else:
         already = "was frozen already; this freeze is recorded too"
         click.echo(f"{done.scope} {already}" if frozen else f"nothing to change: {done.scope} has no freeze")

@@ -101,7 +101,7 @@ def approve(payout: str, by: str, reason: str, as_json: bool) -> None:
 @_reason
 @output.json_option
 def reject(payout: str, by: str, reason: str, as_json: bool) -> None:
-    """Reject a held PAYOUT: it is never paid, and its budget is free again.
+    """Reject a held PAYOUT: it is never paid, and its budget is released.
 
     The name is only claimed, as with `hold approve`; the login and the host are recorded with the answer.
 

@@ -71,7 +71,7 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
 def stats(as_json: bool) -> None:
     """Show length, memory, first and last entry of each partition, and what keeps its oldest entries.
 
-    Dead letters are counted apart, with their memory: each keeps a copy of its entry until somebody closes it.
+    Dead letters are counted separately, with their memory: each keeps a copy of its entry until somebody closes it.
 
     \b
     Example:
@@ -171,14 +171,17 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
     is_flag=True,
     help="State that no later version wrote it, even if it looks like that.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked.")
+@click.option(
+    "--yes", is_flag=True, help="Do not ask for confirmation. Without a terminal it is never asked."
+)
 @output.json_option
 def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_json: bool) -> None:
     """State that no version of streamproc wrote an entry that cannot be read.
 
-    Every reader of the log stops at such an entry, since a skipped fact is how money goes missing: views stand still,
-    `replay` and `recover` end. After this command all readers pass over its bytes. They stay in the log and in the
-    archive; log and audit say that they are passed over, who stated it and why. An entry that can be read is refused.
+    Every reader of the log stops at such an entry, because skipping a fact is how money goes missing: views stand
+    still, `replay` and `recover` end. After this command all readers skip its bytes. The bytes stay in the log and in
+    the archive, and log and audit say that they are skipped, who stated it and why. An entry that can be read is
+    refused.
 
     \b
     Example:

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 @click.option("--wait", is_flag=True, help="Wait until it is decided.")
 @output.json_option
 def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bool, **given: Any) -> None:
-    """Ask for a payout, as an agent does. Nothing is at the bank before it is approved.
+    """Request a payout, as an agent does. Nothing is at the bank before it is approved.
 
     Exit code 0 if it is accepted (with --wait: approved or held), 1 if it is refused, 2 for wrong use. Without
     --key each call is another payout: after a lost answer, give the key that was printed.

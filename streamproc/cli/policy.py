@@ -68,7 +68,7 @@ def apply(file: Path, prune: bool, by: str, why: str, dry_run: bool, as_json: bo
 def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: bool) -> None:
     """Change the fields of one AGENT's policy that FILE (YAML or TOML, - for stdin) names, and nothing else.
 
-    A field that is null is removed, so that the default counts again. The agent must have a policy.
+    A field that is null is removed, so the default applies again. The agent must have a policy.
 
     \b
     Example:
@@ -177,7 +177,7 @@ def history(scope: str, as_json: bool) -> None:
     """Show every change of a SCOPE and its freezes: what, who, why, when.
 
     SCOPE is an agent's id, account:ID, team:ID, defaults, reviewers, agents (what is bound to them) or changes (who may
-    make them). Of an agent that is called as a scope is, both are shown.
+    make them). If an agent has the name of a scope, both are shown.
 
     \b
     Example:

@@ -28,7 +28,7 @@ def say_waits(proposal: "Proposal", as_json: bool) -> None:
     click.echo(f"{proposal.id} waits for a second person; nothing is in force yet. It loosens:")
     for line in loosens_lines(proposal.loosens):
         click.echo(line)
-    click.echo(f"within 24 hours somebody else says: streamproc policy confirm {proposal.id} --by NAME")
+    click.echo(f"within 24 hours another person must run: streamproc policy confirm {proposal.id} --by NAME")
 
 
 @click.command()
@@ -81,11 +81,11 @@ def _state(one: dict[str, Any]) -> str:
 @_by
 @output.json_option
 def confirm(proposal_id: str, by: str, as_json: bool) -> None:
-    """Confirm a proposed change, as its second person: it is in force from then on.
+    """Confirm a proposed change as its second person, which puts it in force.
 
     The proposer cannot confirm it; one other person is enough. After a crash run it again: nothing is done twice. Names
-    on the command line are only claimed, so your login and this host are recorded beside yours, and a change proposed
-    over HTTP is confirmed there, by another token's owner.
+    on the command line are only claimed, so your login and this host are recorded with your name. A change proposed
+    over HTTP must be confirmed over HTTP, by another token's owner.
 
     \b
     Example:
@@ -117,7 +117,7 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
 @person.why_option(required=False)
 @output.json_option
 def withdraw(proposal_id: str, by: str, why: str, as_json: bool) -> None:
-    """End a proposed change that waits, whoever proposed it; nothing of it comes into force.
+    """Withdraw a proposed change that waits, whoever proposed it: none of it takes effect.
 
     \b
     Example:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked.")
+@click.option(
+    "--yes", is_flag=True, help="Do not ask for confirmation. Without a terminal it is never asked."
+)
 @click.option("--without-bank", is_flag=True, help="Do not ask the bank what happened meanwhile.")
 @click.option(
     "--disown",
@@ -40,18 +42,18 @@ def recover(
     no_later_version: bool,
     as_json: bool,
 ) -> None:
-    """Rebuild what Redis lost from the archive, then ask the bank what happened meanwhile.
+    """Rebuild what Redis lost from the archive, then ask the bank what happened since.
 
-    Use it when roles say that the log is gone or behind its archive. First stop the workers: what they still decide
-    rests on outdated budgets and policies and is dropped here, but their rejections may reach the bank. Stop the
-    projector too, which writes to the archive. Under `up` stop all of it: this command starts the stores itself.
+    Use it when roles say that the log is gone or behind its archive. First stop the workers: they decide on outdated
+    budgets and policies. Their decisions are dropped here, but their rejections may reach the bank. Also stop the
+    projector, which writes to the archive. Under `up` stop all of it: this command starts the stores itself.
 
-    Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters come back; entries
+    Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters are restored. Entries
     that a worker may not have handled are handled again. What came from outside into a log that had lost its end is
-    kept. It may be killed and run again. It ends at an entry that cannot be read; if something else than streamproc
-    wrote that into Redis, state it with --disown, --by and --why, since `log disown` needs a log that is open.
+    kept. You may kill this command and run it again. It stops at an entry that cannot be read. If something other than
+    streamproc wrote that entry into Redis, state so with --disown, --by and --why; `log disown` needs an open log.
 
-    The bank is asked about the account that the settings name. Other accounts with open payouts are named: run this
+    The bank is asked about the account in the settings. If other accounts have open payouts, they are named: run this
     again with the settings of each.
 
     \b
@@ -117,7 +119,7 @@ def _ask(plan: "Plan", *, yes: bool) -> None:
     if plan.gone_after:
         click.echo(plan.gone_after, err=True)
     if plan.interrupted:
-        click.echo("a recovery was begun and did not come to its end", err=True)
+        click.echo("an earlier recovery was started but did not complete", err=True)
     if yes:
         return
     question = f"Are the workers stopped? Rebuild Redis from {plan.entries} archived entries (a million take minutes)"

@@ -64,7 +64,7 @@ def replay(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Rebuild views from the archive, beside the live ones, and put them in their place in one step.
+    """Rebuild views from the archive beside the live ones, then swap them in one step.
 
     Without VIEW, all views. The rebuilt ones are compared with the live ones at the same position before they are
     swapped; if a view's version was raised, in the columns that both have. Readers never see a half-built view;

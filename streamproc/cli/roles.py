@@ -39,9 +39,9 @@ def run_until_stopped(
 def up(context: click.Context, demo: bool) -> None:
     """Run the whole system on this machine.
 
-    Starts Valkey and Postgres from wheels and the bank sandbox, unless STREAMPROC_REDIS_URL,
-    STREAMPROC_POSTGRES_DSN and STREAMPROC_RAZORPAY_KEY_ID name others; migrates the schema; then runs the API,
-    workers, the poller and the projector as supervised children. Ctrl-C drains. Data stay in STREAMPROC_DATA_DIR.
+    Starts Valkey and Postgres from wheels, and the bank sandbox, unless STREAMPROC_REDIS_URL, STREAMPROC_POSTGRES_DSN
+    and STREAMPROC_RAZORPAY_KEY_ID name others. Migrates the schema, then runs the API, workers, the poller and the
+    projector as supervised child processes. Ctrl-C drains them. Data are kept in STREAMPROC_DATA_DIR.
 
     \b
     Example:
@@ -82,10 +82,10 @@ def serve() -> None:
     help="Consumers of each group on each partition.",
 )
 def worker(groups: str | None, concurrency: int) -> None:
-    """Run the stages: decide payouts, tell the bank, and tell people of holds and alerts.
+    """Run the stages: decide payouts, send commands to the bank, notify people of holds and alerts.
 
-    Start as many workers as you like, on as many machines: they share the entries of each group. SIGTERM
-    finishes the batch at hand and leaves.
+    Start as many workers as you like, on as many machines: they share the entries of each group. On SIGTERM a worker
+    finishes its current batch and ends.
 
     \b
     Example:
@@ -105,10 +105,10 @@ def worker(groups: str | None, concurrency: int) -> None:
 
 @click.command()
 def poller() -> None:
-    """Append new payouts and changes that the bank's list shows.
+    """Poll the bank's list, and append new payouts and changes.
 
-    It looks every STREAMPROC_POLL_INTERVAL and finds what no webhook reported; an event that is known already changes
-    nothing.
+    It reads the list every STREAMPROC_POLL_INTERVAL and finds what no webhook reported. An event that is already known
+    changes nothing.
 
     \b
     Example:
@@ -124,9 +124,9 @@ def poller() -> None:
 def projector() -> None:
     """Archive the log in Postgres, keep the views, sign checkpoints.
 
-    One projector writes each partition; others stand by. Money waits for it: see STREAMPROC_EXECUTE_AFTER.
-    STREAMPROC_CHECKPOINT_TO (and STREAMPROC_CHECKPOINT_TOKEN) say where checkpoints go, STREAMPROC_SIGNING_KEY by
-    which key they are signed.
+    One projector writes each partition; others stand by. Money moves only after it has archived the decision
+    (STREAMPROC_EXECUTE_AFTER). STREAMPROC_CHECKPOINT_TO (with STREAMPROC_CHECKPOINT_TOKEN) says where checkpoints go,
+    STREAMPROC_SIGNING_KEY which key signs them.
 
     \b
     Example:

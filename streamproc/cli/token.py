@@ -48,7 +48,11 @@ def token() -> None:
     help="For approver and admin: the policies' reviewer who answers holds with it; the token's name by default.",
 )
 @click.option(
-    "--expires", default="90d", show_default=True, metavar="TIME", help="Valid for, such as 30m, 12h or 90d."
+    "--expires",
+    default="90d",
+    show_default=True,
+    metavar="TIME",
+    help="How long it is valid, such as 30m, 12h or 90d.",
 )
 @click.option(
     "--out",
@@ -70,7 +74,7 @@ def create(
     by: str,
     as_json: bool,
 ) -> None:
-    """Make a token NAME and print it, or write it to FILE, once: only its hash is kept.
+    """Create the token NAME, and print it or write it to FILE, once: only its hash is kept.
 
     \b
     Example:

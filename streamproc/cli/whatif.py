@@ -31,7 +31,9 @@ DECISIONS = ("APPROVED", "HELD", "REJECTED")
     metavar="WHEN",
     help="Judge what was decided since then: a time before now (12h, 30d) or ISO 8601.",
 )
-@click.option("--prune", is_flag=True, help="Without the agents, accounts and teams that FILE does not name.")
+@click.option(
+    "--prune", is_flag=True, help="Leave out the agents, accounts and teams that FILE does not name."
+)
 @click.option(
     "--in-force",
     is_flag=True,
@@ -49,7 +51,7 @@ DECISIONS = ("APPROVED", "HELD", "REJECTED")
     type=click.Choice(["clean", "unavailable"]),
     default="clean",
     show_default=True,
-    help="What to assume of vendors that were never looked up.",
+    help="What to assume about vendors that were never looked up.",
 )
 @output.json_option
 def whatif(
