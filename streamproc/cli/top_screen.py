@@ -116,7 +116,7 @@ def _groups(rows: Sequence[dict[str, Any]]) -> Table:
     """A line per group, over all partitions: the sum of entries, the oldest of all."""
     table = _table("left", "right", "right", "right", "right", "right")
     table.add_row(
-        *(Text(name, "bold") for name in ("group", "lag", "in hand", "put off", "oldest", "workers"))
+        *(Text(name, "bold") for name in ("group", "lag", "pending", "deferred", "oldest", "workers"))
     )
     by_group: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

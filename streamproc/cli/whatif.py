@@ -77,7 +77,7 @@ def whatif(
       streamproc policy whatif --in-force --since 90d
     """
     if (file is None) == (not in_force):
-        raise InputError("name a policy FILE, or --in-force for the policies of then")
+        raise InputError("name a policy FILE, or --in-force for the policies that were in force")
     settings = archive_settings()
     from streamproc.cli.progress import ProgressDisplay
     from streamproc.domain.whatif.judge import Assumptions
