@@ -52,11 +52,11 @@ def audit() -> None:
 )
 @output.json_option
 def verify(partition: int | None, checkpoints: Path | None, keys: tuple[str, ...], as_json: bool) -> None:
-    """Verify the archive from its stored bytes against its chain and its signed checkpoints.
+    """Verify the archive against its chain and signed checkpoints.
 
-    Reads every row, from Postgres alone, and compares with the checkpoints in the database and with those that were
-    published outside. If anything does not fit, the first wrong link of each partition is named, with exit code 1.
-    It also says which entries no checkpoint covers yet.
+    Everything is computed from the stored bytes. Reads every row, from Postgres alone, and compares with the
+    checkpoints in the database and with those that were published outside. If anything does not fit, the first wrong
+    link of each partition is named, with exit code 1. It also says which entries no checkpoint covers yet.
 
     \b
     Example:
@@ -201,9 +201,10 @@ def _wanted(asked: dict[str, str | None]) -> "AuditFilter":
 @click.option("--after", default=None, metavar="ID", help="Continue after the line with this id.")
 @output.json_option
 def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> None:
-    """List what was decided, reviewed, commanded, confirmed, settled and changed, the newest first.
+    """List the audit trail, newest first.
 
-    `explain PAYOUT` shows the evidence behind a line.
+    Its lines say what was decided, reviewed, commanded, confirmed, settled and changed. `explain PAYOUT` shows the
+    evidence behind a line.
 
     \b
     Example:
@@ -263,7 +264,7 @@ def export(
     as_json: bool,
     **asked: str | None,
 ) -> None:
-    """Export the audit to FILE: as a table, or as a bundle that others can verify without us.
+    """Export the audit to FILE, as a table or a verifiable bundle.
 
     A table (CSV, JSON lines, Parquet) has the lines that match, amounts in paise. A bundle has every archived entry of
     the payouts that match, with proofs under a signed checkpoint, the policy versions, and a program that checks it

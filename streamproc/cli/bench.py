@@ -80,7 +80,7 @@ def floor(
     faststream_usual: bool,
     as_json: bool,
 ) -> None:
-    """Compare the engine with a hand-written worker that does the same job.
+    """Compare the engine with a hand-written worker for the same job.
 
     The floor keeps one short event per payout; with --whole a second floor leaves behind all that the engine leaves.
     The sides take turns on this machine. One more round is run first as a warm-up, and not counted. The exit code is 1
@@ -116,7 +116,7 @@ def floor(
 @_number("rounds", 1, ROUNDS_MAX, 3, "Rounds; the median counts.")
 @output.json_option
 def replay(payouts: int, rounds: int, as_json: bool) -> None:
-    """Measure the loading of the archive and the rebuilding of all views.
+    """Measure loading the archive and rebuilding all views.
 
     The same run also measures a projector that folds one event per transaction, and the builders' memory for this
     history and for one a tenth as long. The exit code is 1 if a result is wrong.
@@ -187,12 +187,12 @@ def latency(
 )
 @output.json_option
 def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, as_json: bool) -> None:
-    """Measure the whole path at full load: payouts are appended, decided, archived, chained and shown in the views.
+    """Measure the whole path at full load.
 
-    Workers and projector are the real ones. Payouts are sent as fast as they are decided and shown: into the log, or
-    with --serve over HTTP. The output also has the CPU and memory of each process, which resource was used up, and the
-    bytes stored per payout. The exit code is 1 if a decision is wrong or `streamproc audit verify` finds the archive's
-    chain broken.
+    Payouts are appended, decided, archived, chained and shown in the views. Workers and projector are the real ones.
+    Payouts are sent as fast as they are decided and shown: into the log, or with --serve over HTTP. The output also has
+    the CPU and memory of each process, which resource was used up, and the bytes stored per payout. The exit code is 1
+    if a decision is wrong or `streamproc audit verify` finds the archive's chain broken.
 
     \b
     Example:
@@ -212,7 +212,9 @@ def e2e(payouts: int, rounds: int, workers: int, concurrency: int, serve: bool, 
 @_number("rounds", 1, ROUNDS_MAX, 5, "Rounds; the median counts.")
 @output.json_option
 def govern(payouts: int, rounds: int, as_json: bool) -> None:
-    """Measure the decision alone, in this process: what Python does before anything is written.
+    """Measure the decision alone, in this process.
+
+    It is what Python does before anything is written.
 
     \b
     Example:
@@ -240,10 +242,11 @@ def _axis(name: str, most: int, what: str) -> Callable[[Callable[..., None]], Ca
 @_number("rounds", 1, ROUNDS_MAX, 3, "Rounds; the median counts.")
 @output.json_option
 def scale(payouts: int, rounds: int, as_json: bool, **axes: tuple[int, ...]) -> None:
-    """Measure what a payout costs as the log, the workers, the partitions or the agents grow.
+    """Measure what a payout costs in a larger system.
 
-    One of them is varied at a time, and its values take turns. Only the options given are measured; without any, all of
-    them, with up to a million entries in the log. The other values are compared with the first one.
+    What grows is the log, or the number of workers, partitions or agents. One of them is varied at a time, and its
+    values take turns. Only the options given are measured; without any, all of them, with up to a million entries in
+    the log. The other values are compared with the first one.
 
     \b
     Example:

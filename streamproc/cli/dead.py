@@ -64,7 +64,7 @@ def list_(partition: int | None, limit: int, as_json: bool) -> None:
 @click.argument("id")
 @output.json_option
 def show(id: str, as_json: bool) -> None:
-    """Show a dead letter: its group and payout, its entry, what went wrong.
+    """Show a dead letter: its group, payout, entry and problem.
 
     \b
     Example:

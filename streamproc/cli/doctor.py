@@ -15,7 +15,7 @@ from streamproc.settings import PREFIX, load
 @click.command()
 @output.json_option
 def doctor(as_json: bool) -> None:
-    """Check every dependency and setting, and say what to do about what is wrong.
+    """Check every dependency and setting, and say what to fix.
 
     Redis and how it is set, the log and its groups, Postgres and its schema, the bank's keys (one harmless look at
     the list), Safe Browsing (one harmless URL), webhook secrets, the clock. Exit code 1 if anything is bad.

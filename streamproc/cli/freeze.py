@@ -24,12 +24,12 @@ _why = person.why_option()
 @_why
 @output.json_option
 def freeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
-    """Freeze an agent, an account or a team: its payouts are REJECTED FROZEN.
+    """Freeze an agent, an account or a team.
 
-    It binds the next decision, reviewers' approvals, and payouts that are approved but not yet sent to the bank: these
-    are rejected there. A command that was already sent, or a payout that the bank pays by itself (`queued`), cannot be
-    recalled. No policy file lifts a freeze; only `streamproc unfreeze` does. Your login and this host are recorded with
-    the name.
+    Its payouts are REJECTED FROZEN. A freeze binds the next decision, reviewers' approvals, and payouts that are
+    approved but not yet sent to the bank: these are rejected there. A command that was already sent, or a payout that
+    the bank pays by itself (`queued`), cannot be recalled. No policy file lifts a freeze; only `streamproc unfreeze`
+    does. Your login and this host are recorded with the name.
 
     \b
     Example:

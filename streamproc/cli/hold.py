@@ -30,7 +30,7 @@ def hold() -> None:
 @click.option("--after", default=None, metavar="PAYOUT", help="Continue after this payout's hold.")
 @output.json_option
 def list_(limit: int, after: str | None, as_json: bool) -> None:
-    """List the payouts that wait for a reviewer, the longest waiting first.
+    """List the payouts that wait for a reviewer, longest wait first.
 
     \b
     Example:
@@ -101,9 +101,10 @@ def approve(payout: str, by: str, reason: str, as_json: bool) -> None:
 @_reason
 @output.json_option
 def reject(payout: str, by: str, reason: str, as_json: bool) -> None:
-    """Reject a held PAYOUT: it is never paid, and its budget is released.
+    """Reject a held PAYOUT, so that it is never paid.
 
-    The name is only claimed, as with `hold approve`; the login and the host are recorded with the answer.
+    Its budget is released. The name is only claimed, as with `hold approve`; the login and the host are recorded with
+    the answer.
 
     \b
     Example:

@@ -69,9 +69,10 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
 @log.command()
 @output.json_option
 def stats(as_json: bool) -> None:
-    """Show length, memory, first and last entry of each partition, and what keeps its oldest entries.
+    """Show each partition's length, memory, and what keeps old entries.
 
-    Dead letters are counted separately, with their memory: each keeps a copy of its entry until somebody closes it.
+    The first and the last entry are shown too. Dead letters are counted separately, with their memory: each keeps a
+    copy of its entry until somebody closes it.
 
     \b
     Example:
@@ -126,10 +127,11 @@ def stats(as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @output.json_option
 def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
-    """Remove from Redis entries that are archived, acknowledged by every group, and older than the retention time.
+    """Remove entries that nobody needs any more from Redis.
 
-    The projector does this by itself every STREAMPROC_TRIM_INTERVAL. It says what keeps the rest: the archive,
-    STREAMPROC_RETENTION, or a group. While Postgres is away nothing is trimmed: exit code 1.
+    These are entries that are archived, acknowledged by every group, and older than the retention time. The projector
+    does this by itself every STREAMPROC_TRIM_INTERVAL. It says what keeps the rest: the archive, STREAMPROC_RETENTION,
+    or a group. While Postgres is away nothing is trimmed: exit code 1.
 
     \b
     Example:
@@ -176,12 +178,12 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
 )
 @output.json_option
 def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_json: bool) -> None:
-    """State that no version of streamproc wrote an entry that cannot be read.
+    """State that streamproc did not write an unreadable entry.
 
-    Every reader of the log stops at such an entry, because skipping a fact is how money goes missing: views stand
-    still, `replay` and `recover` end. After this command all readers skip its bytes. The bytes stay in the log and in
-    the archive, and log and audit say that they are skipped, who stated it and why. An entry that can be read is
-    refused.
+    The statement is that no version of streamproc wrote the entry. Every reader of the log stops at an entry that
+    cannot be read, because skipping a fact is how money goes missing: views stand still, `replay` and `recover` end.
+    After this command all readers skip its bytes. The bytes stay in the log and in the archive, and log and audit say
+    that they are skipped, who stated it and why. An entry that can be read is refused.
 
     \b
     Example:
@@ -232,7 +234,7 @@ def _trimmed_text(row: "LogBeginning", *, dry_run: bool) -> str:
 @click.command()
 @output.json_option
 def groups(as_json: bool) -> None:
-    """Show each consumer group: how far behind it is, its pending entries, its consumers.
+    """Show each consumer group: its lag, pending entries, consumers.
 
     LAG: entries not read yet. PENDING: read by a worker, not acknowledged yet. DEFERRED: of these, how many wait for
     their next attempt. OLDEST_MS: age of the oldest. Exit code 1 if a group is missing.

@@ -34,7 +34,7 @@ SDK = ("mcp", "mcp_types")
     "--url", default="", metavar="URL", help="The API; by default the system that the settings name."
 )
 def mcp(over_http: bool, token: Path | None, url: str) -> None:
-    """Let agents request payouts over MCP, the Model Context Protocol.
+    """Let agents request payouts over the Model Context Protocol.
 
     It is only a client of the HTTP API: a token may do here what it may do there. Without --http it serves the one
     client that started it (Claude Desktop, Cursor, VS Code) over stdin and stdout; with --http it serves many at POST

@@ -66,9 +66,10 @@ def apply(file: Path, prune: bool, by: str, why: str, dry_run: bool, as_json: bo
 @click.option("--dry-run", is_flag=True, help="Say what would change and what of it loosens; change nothing.")
 @output.json_option
 def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: bool) -> None:
-    """Change the fields of one AGENT's policy that FILE (YAML or TOML, - for stdin) names, and nothing else.
+    """Change only the fields of AGENT's policy that FILE names.
 
-    A field that is null is removed, so the default applies again. The agent must have a policy.
+    FILE is YAML or TOML, - for stdin. A field that is null is removed, so the default applies again. The agent must
+    have a policy.
 
     \b
     Example:
@@ -129,7 +130,9 @@ def _say_preview(seen: "Preview", as_json: bool) -> None:
 @click.argument("agent", required=False)
 @output.json_option
 def show(agent: str | None, as_json: bool) -> None:
-    """Show the policies in force, or one AGENT's with the defaults filled in.
+    """Show the policies in force, or one AGENT's.
+
+    One agent's policy is shown with the defaults filled in.
 
     \b
     Example:
@@ -174,7 +177,7 @@ def _state_lines(scope: str, state: "ScopeState", *, effective: bool) -> list[st
 @click.argument("scope")
 @output.json_option
 def history(scope: str, as_json: bool) -> None:
-    """Show every change of a SCOPE and its freezes: what, who, why, when.
+    """Show a SCOPE's changes and freezes: what, who, why, when.
 
     SCOPE is an agent's id, account:ID, team:ID, defaults, reviewers, agents (what is bound to them) or changes (who may
     make them). If an agent has the name of a scope, both are shown.

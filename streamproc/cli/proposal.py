@@ -34,7 +34,9 @@ def say_waits(proposal: "Proposal", as_json: bool) -> None:
 @click.command()
 @output.json_option
 def proposals(as_json: bool) -> None:
-    """Show changes that wait, or waited in the last week, for a second person.
+    """Show changes that wait for a second person.
+
+    Those that waited in the last week are shown too.
 
     \b
     Example:
@@ -81,11 +83,11 @@ def _state(one: dict[str, Any]) -> str:
 @_by
 @output.json_option
 def confirm(proposal_id: str, by: str, as_json: bool) -> None:
-    """Confirm a proposed change as its second person, which puts it in force.
+    """Confirm a proposed change as its second person.
 
-    The proposer cannot confirm it; one other person is enough. After a crash run it again: nothing is done twice. Names
-    on the command line are only claimed, so your login and this host are recorded with your name. A change proposed
-    over HTTP must be confirmed over HTTP, by another token's owner.
+    The change is then in force. The proposer cannot confirm it; one other person is enough. After a crash run it again:
+    nothing is done twice. Names on the command line are only claimed, so your login and this host are recorded with
+    your name. A change proposed over HTTP must be confirmed over HTTP, by another token's owner.
 
     \b
     Example:
@@ -117,7 +119,9 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
 @person.why_option(required=False)
 @output.json_option
 def withdraw(proposal_id: str, by: str, why: str, as_json: bool) -> None:
-    """Withdraw a proposed change that waits, whoever proposed it: none of it takes effect.
+    """Withdraw a waiting change: none of it takes effect.
+
+    Whoever may change policies may withdraw any of them.
 
     \b
     Example:

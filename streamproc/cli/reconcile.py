@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @output.json_option
 def reconcile(since: str, as_json: bool) -> None:
-    """Compare the bank's payouts, ours and the budgets, and record each mismatch.
+    """Compare bank, log and budgets, and record each mismatch.
 
     Compares every payout that the bank made in the period with what is known here, and each budget counter with its
     fold of the log. Payouts that are open or moved here but are not in the bank's list are fetched. What is unknown

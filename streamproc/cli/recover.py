@@ -42,11 +42,12 @@ def recover(
     no_later_version: bool,
     as_json: bool,
 ) -> None:
-    """Rebuild what Redis lost from the archive, then ask the bank what happened since.
+    """Rebuild Redis from the archive, then ask the bank.
 
-    Use it when roles say that the log is gone or behind its archive. First stop the workers: they decide on outdated
-    budgets and policies. Their decisions are dropped here, but their rejections may reach the bank. Also stop the
-    projector, which writes to the archive. Under `up` stop all of it: this command starts the stores itself.
+    The bank is asked what happened since. Use it when roles say that the log is gone or behind its archive. First stop
+    the workers: they decide on outdated budgets and policies. Their decisions are dropped here, but their rejections
+    may reach the bank. Also stop the projector, which writes to the archive. Under `up` stop all of it: this command
+    starts the stores itself.
 
     Budgets, reservations, rate slots, payouts, deliveries seen, policies, timers and dead letters are restored. Entries
     that a worker may not have handled are handled again. What came from outside into a log that had lost its end is

@@ -64,12 +64,12 @@ def replay(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Rebuild views from the archive beside the live ones, then swap them in one step.
+    """Rebuild views from the archive, then swap them in one step.
 
-    Without VIEW, all views. The rebuilt ones are compared with the live ones at the same position before they are
-    swapped; if a view's version was raised, in the columns that both have. Readers never see a half-built view;
-    projector and workers go on. A replay that was killed continues where it stopped. Nothing is written to the log, and
-    nothing outside is called.
+    They are built beside the live ones. Without VIEW, all views. The rebuilt ones are compared with the live ones at
+    the same position before they are swapped; if a view's version was raised, in the columns that both have. Readers
+    never see a half-built view; projector and workers go on. A replay that was killed continues where it stopped.
+    Nothing is written to the log, and nothing outside is called.
 
     \b
     Example:

@@ -58,9 +58,10 @@ def up(context: click.Context, demo: bool) -> None:
 
 @click.command()
 def serve() -> None:
-    """Run the HTTP side: the API, webhooks of the bank and of Slack, health, metrics.
+    """Run the HTTP server: API, webhooks, health and metrics.
 
-    A webhook is answered 2xx once its event is in the log and synced to disk.
+    The webhooks are those of the bank and of Slack. A webhook is answered 2xx once its event is in the log and synced
+    to disk.
 
     \b
     Example:
@@ -82,10 +83,10 @@ def serve() -> None:
     help="Consumers of each group on each partition.",
 )
 def worker(groups: str | None, concurrency: int) -> None:
-    """Run the stages: decide payouts, send commands to the bank, notify people of holds and alerts.
+    """Decide payouts, send commands to the bank, notify people.
 
-    Start as many workers as you like, on as many machines: they share the entries of each group. On SIGTERM a worker
-    finishes its current batch and ends.
+    A worker runs the stages of the consumer groups. Start as many workers as you like, on as many machines: they share
+    the entries of each group. On SIGTERM a worker finishes its current batch and ends.
 
     \b
     Example:

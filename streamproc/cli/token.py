@@ -23,7 +23,7 @@ _by = person.by_option("Who does it.", required=False)
 
 @click.group()
 def token() -> None:
-    """Tokens of the HTTP API: for agents, viewers, approvers and admins."""
+    """HTTP API tokens: for agents, viewers, approvers and admins."""
 
 
 @token.command()
@@ -74,7 +74,9 @@ def create(
     by: str,
     as_json: bool,
 ) -> None:
-    """Create the token NAME, and print it or write it to FILE, once: only its hash is kept.
+    """Create the token NAME and print it, or write it to FILE.
+
+    This happens once: only its hash is kept.
 
     \b
     Example:

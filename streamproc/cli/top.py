@@ -29,10 +29,11 @@ INTERVAL_S = 2.0
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for machines.")
 def top(once: bool, interval: float, as_json: bool) -> None:
-    """Show decisions, holds, budgets and lag, live until Ctrl-C, or once without a live terminal (a pipe, TERM=dumb).
+    """Show decisions, holds, budgets and lag, live until Ctrl-C.
 
-    A store that is unavailable is named in one line and tried again; with --once the exit code is then 1. Rates are
-    those of the last ten seconds, decisions those of the last minute. Budgets are the fullest windows of agents.
+    Without a live terminal (a pipe, TERM=dumb) they are shown once. A store that is unavailable is named in one line
+    and tried again; with --once the exit code is then 1. Rates are those of the last ten seconds, decisions those of
+    the last minute. Budgets are the fullest windows of agents.
 
     \b
     Example:

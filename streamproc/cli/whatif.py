@@ -63,12 +63,12 @@ def whatif(
     unknown_reputation: str,
     as_json: bool,
 ) -> None:
-    """Judge the past again under the policies of FILE, as if they had been in force.
+    """Judge past payouts again under the policies of FILE.
 
-    Budgets and rates evolve under FILE: what it rejects leaves room for later payouts. Scopes that FILE does not name
-    are as they were at each time, and freezes of that time stay. Reviewers and the bank do what they did. The answer
-    counts old and new outcomes, names each changed payout with its reason, and says what was assumed. It reads only the
-    archive, changes nothing and calls nothing outside.
+    They are judged as if these policies had been in force. Budgets and rates evolve under FILE: what it rejects leaves
+    room for later payouts. Scopes that FILE does not name are as they were at each time, and freezes of that time stay.
+    Reviewers and the bank do what they did. The answer counts old and new outcomes, names each changed payout with its
+    reason, and says what was assumed. It reads only the archive, changes nothing and calls nothing outside.
 
     \b
     Example:
