@@ -91,10 +91,10 @@ def test_who_stops_it_while_redis_hangs_finds_no_file(tmp_path: Path, how: signa
             preexec_fn=heard,
         ) as create:
             hangs.settimeout(DEADLINE_S)
-            hangs.accept()
-            assert (tmp_path / "token").exists()
-            create.send_signal(how)
-            _, said = create.communicate(timeout=DEADLINE_S)
+            with hangs.accept()[0]:
+                assert (tmp_path / "token").exists()
+                create.send_signal(how)
+                _, said = create.communicate(timeout=DEADLINE_S)
     assert (create.returncode, said) == (1, "streamproc: stopped by the user\n")
     assert list(tmp_path.iterdir()) == []
 
