@@ -10,12 +10,11 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import click
 
 from streamproc.cli import output, person
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site, operator_settings
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
     from streamproc.domain.events import TokenScope
-    from streamproc.domain.tokens import Token
     from streamproc.operate.tokens import Made
 
 _by = person.by_option("Who does it.", required=False)
@@ -157,16 +156,10 @@ def list_(as_json: bool) -> None:
     Example:
       streamproc token list
     """
-    settings = operator_settings()
     from streamproc.domain.shown import iso_or_none
     from streamproc.operate import tokens
-    from streamproc.operate.site import opened
 
-    async def body() -> "list[tuple[Token, str]]":
-        async with opened(settings) as site:
-            return await tokens.listed(site)
-
-    found = output.run(body())
+    found = ask_site(tokens.listed)
     if as_json:
         output.say_json({"items": [tokens.token_json(one, what) for one, what in found]})
         return
@@ -197,15 +190,9 @@ def revoke(name: str, by: str, as_json: bool) -> None:
     Example:
       streamproc token revoke procurement
     """
-    settings = operator_settings()
     from streamproc.operate import tokens
-    from streamproc.operate.site import opened
 
-    async def body() -> bool:
-        async with opened(settings) as site:
-            return await tokens.revoke(site, name, by=by, channel=person.shell())
-
-    changed = output.run(body())
+    changed = ask_site(lambda site: tokens.revoke(site, name, by=by, channel=person.shell()))
     if as_json:
         output.say_json({"name": name, "state": "revoked", "changed": changed})
         return
