@@ -44,7 +44,7 @@ from projections.views import NAMES, VIEWS, View
 from streamproc import processes
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.store import connection, errors_as_job_failed, snapshot, transaction
-from streamproc.errors import JobFailed, LogBroken, StreamprocError
+from streamproc.errors import JobFailed, LogBroken, first_of_ours
 
 JOBS_MAX = 64
 """Most builders at once."""
@@ -203,9 +203,7 @@ async def _build(
                 if share.done_seq < share.target_seq:
                     tasks.create_task(one(share))
     except BaseExceptionGroup as problems:
-        failed = problems.subgroup(StreamprocError)
-        while isinstance(failed, BaseExceptionGroup):
-            failed = failed.exceptions[0]  # type: ignore[assignment]
+        failed = first_of_ours(problems)
         if failed is None:
             raise
         raise failed from problems
