@@ -15,7 +15,16 @@ from msgspec import Struct
 
 from consumers.bank_events import record_answer, record_sighting
 from consumers.concurrency import run_bounded
-from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
+from consumers.create import (
+    LOOK_AGAIN_S,
+    Attempt,
+    CommandAnswer,
+    Creator,
+    Debit,
+    create,
+    look_for_lost,
+    take_for_ours,
+)
 from consumers.recall import Archived, forgotten
 from consumers.verdicts import stopped
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
@@ -104,9 +113,11 @@ async def _enact_one(
         return
     if _is_superseded(cause, record):
         return
+    caused_by = _event_id(work, cause, ctx)
+    attempt = Attempt(work, ctx, bank, debit, cause.at, caused_by)
     if record.intent is not None and record.maybe_sent and not record.created_as:
         if not record.bank_payout:
-            await look_for_lost(work, ctx, bank, decided_at=cause.at, debit=debit)
+            await look_for_lost(attempt)
             return
         take_for_ours(work, ctx, record.bank_payout, record.bank_status)
         record = work.known()
@@ -117,11 +128,10 @@ async def _enact_one(
         # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
             await barrier(ctx.partition, work.entry.decode())
-    caused_by = f"{ctx.partition}:{work.entry.decode()}:{work.events.index(cause)}"
     status = record.bank_status
     creates = wanted == "create" and not record.created_as
     if creates:
-        made = await create(work, ctx, bank, decided_at=cause.at, caused_by=caused_by, debit=debit)
+        made = await create(attempt)
         if made is None:
             return
         status = made.status
@@ -144,7 +154,7 @@ async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank:
     Raises TryAgain where the bank took the command without effect yet, Unprocessable where it refused.
     """
     payout, sent = cause.bank_payout, False
-    caused_by = f"{ctx.partition}:{work.entry.decode()}:{work.events.index(cause)}"
+    caused_by = _event_id(work, cause, ctx)
     facts = await bank.fetch(payout)
     command = command_for(cause, facts.status)
     if command is not None:
@@ -175,6 +185,10 @@ async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank:
         caused_by=caused_by,
         bank_payout=payout,
     )
+
+
+def _event_id(work: Work, event: Cause, ctx: BatchContext) -> str:
+    return f"{ctx.partition}:{work.entry.decode()}:{work.events.index(event)}"
 
 
 def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
