@@ -59,7 +59,6 @@ class Retrial:
     ) -> None:
         self.found = Comparison()
         self._overlay = overlay
-        self._zone = assume.zone
         self._since_us = since_us
         self._has_begun = False
         self._judge = Judge(assume, self.found, strict=overlay is None)
@@ -195,7 +194,7 @@ class Retrial:
             self._put(room if slot is None else slot, partial(self._judge_all, trial))
 
     def _read_answer(self, entry: DecodedEntry) -> None:
-        self._put(entry.settled, partial(self._fates.answer, entry, self._books, self._zone))
+        self._put(entry.settled, partial(self._fates.answer, entry, self._books))
 
     def _read_undecided(self, entry: DecodedEntry) -> None:
         """What was admitted and ended without a decision, or after one that did not know of it."""
