@@ -75,12 +75,16 @@ async def name_at_bank(site: Site, bank_payout: str) -> str | None:
         limit = SCAN_ENTRIES_MAX if end is None else TAIL_ENTRIES_MAX
         _, entries = await log_after(site, partition, end or ZERO, bank_payout.encode(), limit=limit)
         for event in [event for entry in entries for event in await readable(site, partition, entry, [])]:
-            if type(event) is BankCommandAnswered and event.command == "create":
-                if event.bank_payout == bank_payout:
-                    return event.payout
-            elif type(event) is PayoutObserved and is_intent(event.payout) and event.facts.id == bank_payout:
-                return event.payout
+            if _intent_paid_by(event) == bank_payout:
+                return payout_of(event)
     return None
+
+
+def _intent_paid_by(event: Event) -> str | None:
+    """The bank's id of the payout that an event tells of as an intent's."""
+    if type(event) is BankCommandAnswered and event.command == "create":
+        return event.bank_payout
+    return event.facts.id if type(event) is PayoutObserved and is_intent(event.payout) else None
 
 
 async def history_until(site: Site, payout: str, limits: Mapping[int, int]) -> History:
