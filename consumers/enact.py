@@ -159,7 +159,7 @@ async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank:
     command = command_for(cause, facts.status)
     if command is not None:
         order = _Order(command, cause, caused_by)
-        answer = await (bank.reject(payout, _remarks(order)) if command == "reject" else bank.cancel(payout))
+        answer = await _command(bank, payout, order)
         sent = answer.outcome == "done"
         facts = (answer.payout if sent else None) or await bank.fetch(payout)
         if sent and command_for(cause, facts.status) is not None:
@@ -219,21 +219,25 @@ def _remarks(order: _Order) -> str:
     return f"streamproc: {order.cause.decision} {order.cause.reason}{by} [{order.caused_by}]"
 
 
+async def _command(bank: Bank, payout: str, order: _Order) -> CommandAnswer:
+    match order.command:
+        case "approve":
+            return await bank.approve(payout, _remarks(order))
+        case "reject":
+            return await bank.reject(payout, _remarks(order))
+        case "cancel":
+            return await bank.cancel(payout)
+        case "create":
+            raise AssertionError("an intent is created before anything else is sent of it")
+
+
 async def _send(work: Work, order: _Order, ctx: BatchContext, bank: Bank) -> None:
     """Send a command and record its outcome by the status that the bank shows after it.
 
     Raises Unprocessable if the bank refuses and the payout still waits.
     """
     payout = work.known().at_bank
-    match order.command:
-        case "approve":
-            answer = await bank.approve(payout, _remarks(order))
-        case "reject":
-            answer = await bank.reject(payout, _remarks(order))
-        case "cancel":
-            answer = await bank.cancel(payout)
-        case "create":
-            raise AssertionError("an intent is created before anything else is sent of it")
+    answer = await _command(bank, payout, order)
     if answer.outcome == "done":
         # An answer that could not be read still means that the command was taken: ask for the result.
         facts = answer.payout or await bank.fetch(payout)
