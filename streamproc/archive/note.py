@@ -69,9 +69,9 @@ class PublicKey(Struct, frozen=True):
 class Signer:
     """A private key, which is never shown."""
 
-    def __init__(self, seed: bytes, name: str = KEY_NAME) -> None:
+    def __init__(self, seed: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public = PublicKey(name, self._key.public_key().public_bytes_raw())
+        self.public = PublicKey(KEY_NAME, self._key.public_key().public_bytes_raw())
 
     @classmethod
     def of_text(cls, text: str) -> "Signer":
