@@ -67,8 +67,8 @@ def _is_untold(record: PayoutRecord | None) -> bool:
 
 
 async def look_for_held(url: str, partition: int, group: str) -> int:
-    """Once for a group that began at the end of a log: set the timers of payouts that were held before, and one that
-    is due at once where nobody was told. The number of these payouts. Safe to repeat: the same timers are the
+    """For a group that began at the end of a log, once: set the timers of payouts that were held before, and one that
+    is due at once where nobody was told. Returns how many payouts these were. Safe to repeat: the same timers are the
     same members. Raises LogUnavailable."""
     names, found = Names(partition), 0
     async with session(url) as client:

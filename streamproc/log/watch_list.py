@@ -13,8 +13,8 @@ from streamproc.log.names import Names, partition_of
 from streamproc.log.nodes import text_of
 
 SEED_EVERY_S = 3_600
-"""How long a payout may be on no list: one whose record was made after the last seeding, and that the bank's list never
-showed, since it is older than what each pass reads."""
+"""How long an open payout may be missing from the list: one whose record was made after the last seeding, and that the
+poller never lists, since it is older than what each pass reads."""
 OLD_LIST_S = 7 * 86_400
 """How long the list that accounts of a partition once shared is kept, for pollers of that version: longer than a
 rolling upgrade takes."""
@@ -38,8 +38,8 @@ class WatchList:
             await client.zadd(self._key, dict(when), nx=True)
 
     async def due(self, now_s: int, limit: int, *, longest_s: int) -> list[tuple[str, PayoutRecord | None]]:
-        """Payouts that are due, the longest first, with their records; after them those that would be due in more than
-        `longest_s`, which nothing is put off for: the clock went back."""
+        """Payouts that are due, the longest first, with their records. Then those that would be due in more than
+        `longest_s`: nothing is put off for so long, so the clock has gone back."""
         async with session(self._url) as client:
             found: list[Any] = await client.zrangebyscore(self._key, "-inf", now_s, start=0, num=limit)
             if len(found) < limit:

@@ -19,7 +19,7 @@ from streamproc.log.stream import Entry, LogView
 from streamproc.operate.site import Site
 
 STORY_ENTRIES_MAX = 10_000
-"""Entries of one payout that are told of. It has some ten, but the bank sends any number of deliveries, and whoever
+"""Entries of one payout that are shown. It has some ten, but the bank sends any number of deliveries, and whoever
 has its keys can make any number of payouts under one reference."""
 READ_AT_ONCE = 1_000
 TAIL_ENTRIES_MAX = 200_000

@@ -32,7 +32,7 @@ from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 
 CHANGE_S_MAX = 20.0
-"""For a change on every partition. Broken off it is safe to repeat, and says 503."""
+"""Limit of a change on every partition. One that is cut off is answered with 503, and is safe to repeat."""
 
 
 class PolicyDesk:
@@ -110,31 +110,31 @@ class PolicyDesk:
         return [change_json(change) for change in changes], note
 
     async def proposals(self) -> list[dict[str, Any]]:
-        """Those that are kept, the newest first."""
+        """The proposals that are kept, the newest first."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             return await proposals.listed(site)
 
     async def confirm(self, proposal: str, *, by: str, channel: str) -> Made:
-        """Put it in force, as its second person. Raises NotThere, SamePerson, Refused, InputError."""
+        """Put a proposal in force, as its second person. Raises NotThere, SamePerson, Refused, InputError."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             done = await proposals.confirm(site, proposal, by=by, channel=channel)
         return _made(done.applied, done.left)
 
     async def withdraw(self, proposal: str, *, by: str, channel: str, why: str) -> dict[str, Any]:
-        """End it. Raises NotThere, Refused."""
+        """End a waiting proposal. Raises NotThere, Refused."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             ended = await proposals.withdraw(site, proposal, by=by, why=why, channel=channel)
         return proposals.proposal_json(ended, ended.closed_at)
 
     async def freezes(self) -> list[dict[str, Any]]:
-        """Those that are in force."""
+        """The freezes in force."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             return await freezes.frozen_now(site)
 
     async def freeze(
         self, scope: str, *, frozen: bool, by: str, channel: str, why: str
     ) -> tuple[dict[str, Any], Made]:
-        """Freeze a scope or lift that."""
+        """Freeze a scope, or lift its freeze."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             done = await freezes.freeze(site, scope, frozen=frozen, by=by, why=why, channel=channel)
         shown = {
