@@ -1,8 +1,9 @@
 """Policies, freezes and budgets for the HTTP API: what the command line does, for a caller that a token names."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -76,16 +77,8 @@ class PolicyDesk:
             # Versions are each partition's own; that of the first is the one that is shown.
             if partition == 0:
                 found = scopes[scope].version if scope in scopes else 0
-                try:
-                    if version is not None:
-                        check_version(scopes, scope, version)
-                except Stale:
-                    # Unless all is as wanted: then an earlier try of this request may have had effect, and its answer
-                    # was lost (RFC 9110, 13.1.1), or it was broken off and this one is to finish it.
-                    with suppress(InputError):
-                        if version != NONE_YET and not wanted(scopes, at):
-                            return []
-                    raise
+                if _is_done(scopes, scope, version, partial(wanted, scopes, at)):
+                    return []
             return wanted(scopes, at)
 
         made = await self._make(plan, by=by, channel=channel, why=why)
@@ -168,6 +161,23 @@ class PolicyDesk:
             return True
         _, known = await read_tokens(site.client)
         return any(token.account == account for token in known.values())
+
+
+def _is_done(scopes: Scopes, scope: str, version: int | None, wanted: Callable[[], list[Any]]) -> bool:
+    """Whether the scope has left the version that a change is of, and all is as wanted all the same.
+
+    Then an earlier try of the request may have had effect, and its answer was lost (RFC 9110, 13.1.1), or it was broken
+    off and this one is to finish it. Raises Stale if the scope has left that version otherwise.
+    """
+    try:
+        if version is not None:
+            check_version(scopes, scope, version)
+    except Stale:
+        with suppress(InputError):
+            if version != NONE_YET and not wanted():
+                return True
+        raise
+    return False
 
 
 def _made(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:
