@@ -58,15 +58,18 @@ def ask_site(
     *,
     run: Callable[[Coroutine[Any, Any, T]], T] = output.run,
 ) -> T:
-    """The running system's answer to one question; `settings` None: that of `operator_settings`."""
-    system = settings or operator_settings()
+    """Ask the running system one question, over connections of its own, and return the answer.
+
+    `settings` None: those of `operator_settings`. `run` runs the coroutine to its end.
+    """
+    chosen = settings or operator_settings()
     from streamproc.operate.site import opened
 
-    async def asked() -> T:
-        async with opened(system) as site:
+    async def answer() -> T:
+        async with opened(chosen) as site:
             return await question(site)
 
-    return run(asked())
+    return run(answer())
 
 
 def archive_settings() -> Settings:

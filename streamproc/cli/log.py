@@ -81,7 +81,7 @@ def stats(as_json: bool) -> None:
     from streamproc.operate import logview
     from streamproc.operate.trim import held_text
 
-    async def looked(site: "Site") -> tuple[list[dict[str, Any]], list[str]]:
+    async def stats_of(site: "Site") -> tuple[list[dict[str, Any]], list[str]]:
         found = await logview.stats(site, settings.retention_s)
         unknown = (
             site.postgres_problem and f"{site.postgres_problem}: what holds the log's beginning is not known"
@@ -93,7 +93,7 @@ def stats(as_json: bool) -> None:
         ]
         return rows, [unknown, *(row.problem for row in found)]
 
-    rows, notes = ask_site(looked, settings)
+    rows, notes = ask_site(stats_of, settings)
     if as_json:
         output.say_json(rows)
         return
@@ -137,7 +137,7 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
     from streamproc.cli.progress import ProgressDisplay
     from streamproc.operate.trim import trim_log
 
-    async def trimmed(site: "Site") -> "list[LogBeginning]":
+    async def trim_all(site: "Site") -> "list[LogBeginning]":
         with ProgressDisplay("log trim", "entries") as display:
             return await trim_log(
                 site,
@@ -147,7 +147,7 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
                 on_removed=partial(display.show, "trimming"),
             )
 
-    rows = ask_site(trimmed, settings)
+    rows = ask_site(trim_all, settings)
     if as_json:
         output.say_json(msgspec.to_builtins(rows))
         return

@@ -85,12 +85,12 @@ def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: boo
 def _make(plan: "Plan", by: str, why: str, dry_run: bool, as_json: bool) -> None:
     from streamproc.operate import changes
 
-    async def asked(site: "Site") -> "list[Applied] | Proposal | Preview":
+    async def preview_or_make(site: "Site") -> "list[Applied] | Proposal | Preview":
         if dry_run:
             return await changes.preview(site, plan)
         return await changes.make(site, plan, by=by, why=why, channel=person.shell())
 
-    made = ask_site(asked)
+    made = ask_site(preview_or_make)
     if isinstance(made, list):
         _say_applied(made, as_json)
     elif isinstance(made, changes.Preview):
