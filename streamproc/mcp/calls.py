@@ -20,6 +20,7 @@ from streamproc.domain.plain import cut, plain
 from streamproc.errors import InputError, TryAgain
 from streamproc.mcp import words
 from streamproc.mcp.tools import KEY, WAIT, WAIT_S, WAIT_S_MAX, Tool
+from streamproc.waiting import set_within
 
 CALLS_MAX: Final = CONNECTIONS_MAX
 """Calls at once of all callers together, so that none waits for a connection to the API."""
@@ -134,7 +135,7 @@ class Calls:
         path, pause_s = f"/v1/payouts/{quote(shown['payout'], safe='')}", LOOK_AFTER_S
         try:
             async with asyncio.timeout(wait_s):
-                while shown["decision"] is None and not await self._stopped_within(pause_s):
+                while shown["decision"] is None and not await set_within(self._stopping, pause_s):
                     pause_s = min(2 * pause_s, LOOK_AFTER_S_MAX)
                     shown = await self._seen(path, caller, tool) or shown
         except TimeoutError:
@@ -149,13 +150,6 @@ class Calls:
         except TryAgain:
             return None  # the payout is accepted all the same, and the next look may succeed
         return answer.body if answer.status == 200 else None
-
-    async def _stopped_within(self, pause_s: float) -> bool:
-        try:
-            async with asyncio.timeout(pause_s):
-                return await self._stopping.wait()
-        except TimeoutError:
-            return False
 
 
 def _headers(caller: Caller) -> dict[str, str]:
