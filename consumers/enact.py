@@ -107,14 +107,14 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
 async def _enact_one(
     work: Work, cause: Cause, ctx: BatchContext, bank: Bank, barrier: Barrier, debit: Debit
 ) -> None:
+    """Do what must be done before the bank is told: look for a lost attempt, and wait for the barrier."""
     record = work.known()
     if isinstance(cause, CancelRequested) and cause.bank_payout:
         await _end_copy(work, cause, ctx, bank)
         return
     if _is_superseded(cause, record):
         return
-    caused_by = _event_id(work, cause, ctx)
-    attempt = Attempt(work, ctx, bank, debit, cause.at, caused_by)
+    attempt = Attempt(work, ctx, bank, debit, cause.at, _event_id(work, cause, ctx))
     if record.intent is not None and record.maybe_sent and not record.created_as:
         if not record.bank_payout:
             await look_for_lost(attempt)
@@ -128,8 +128,14 @@ async def _enact_one(
         # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
             await barrier(ctx.partition, work.entry.decode())
+    await _tell_bank(attempt, cause, bank, creates=wanted == "create" and not record.created_as)
+
+
+async def _tell_bank(attempt: Attempt, cause: Cause, bank: Bank, *, creates: bool) -> None:
+    """Create the payout, if that is wanted, and send what the cause calls for at the status that the bank shows."""
+    work, ctx = attempt.work, attempt.ctx
+    record = work.known()
     status = record.bank_status
-    creates = wanted == "create" and not record.created_as
     if creates:
         made = await create(attempt)
         if made is None:
@@ -143,9 +149,9 @@ async def _enact_one(
         if not creates:
             _moved_on(work, cause, ctx, status)
         return
-    if command in MOVES_MONEY and await stopped(work, command, caused_by, ctx):
+    if command in MOVES_MONEY and await stopped(work, command, attempt.caused_by, ctx):
         return
-    await _send(work, _Order(command, cause, caused_by), ctx, bank)
+    await _send(work, _Order(command, cause, attempt.caused_by), ctx, bank)
 
 
 async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank: Bank) -> None:
