@@ -67,20 +67,26 @@ class Creator(Protocol):
     async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]: ...
 
 
-async def create(
-    work: Work,
-    ctx: BatchContext,
-    bank: Creator,
-    *,
-    decided_at: int,
-    caused_by: str,
-    debit: Debit,
-) -> BankPayout | None:
+class Attempt(Struct, frozen=True):
+    """One try to have an intent at the bank, or to find an earlier one there."""
+
+    work: Work
+    ctx: BatchContext
+    bank: Creator
+    debit: Debit
+    decided_at: int
+    """When the intent was decided (µs)."""
+    caused_by: str
+    """The decision's event id."""
+
+
+async def create(attempt: Attempt) -> BankPayout | None:
     """Make sure that the intent is at the bank, and record it. Returns the payout there; None where the bank refused
     it, or it was frozen, which is recorded too.
 
     Raises Unprocessable where a person must look, and TryAgain where the bank must be asked again.
     """
+    work, ctx, bank, debit = attempt.work, attempt.ctx, attempt.bank, attempt.debit
     record = work.known()
     if record.failure:
         return None
@@ -89,41 +95,39 @@ async def create(
     if work.taken or record.copies:
         found = await bank.find(debit.number, record.payout)
         if (mine := _ours(record, found)) is not None:
-            return _bind(work, ctx, mine, "already", caused_by)
-        _refuse_doubtful(work, found, decided_at)
-    if ctx.now_us - decided_at > CREATE_WITHIN_S * 1_000_000:
+            return _bind(attempt, mine, "already")
+        _refuse_doubtful(work, found, attempt.decided_at)
+    if ctx.now_us - attempt.decided_at > CREATE_WITHIN_S * 1_000_000:
         there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
         raise Unprocessable(
             f"ALARM: intent {record.payout} was approved more than {CREATE_WITHIN_S // 86_400} days ago and is not"
             f" known to be at the bank ({there}). Its idempotency key may be forgotten there, so it is not sent again."
             " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
         )
-    if await stopped(work, "create", caused_by, ctx):
+    if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
             if _pays_the_same(record, payout):
                 record_sighting(work, ctx, payout)
         return None
-    answer = await bank.create(order_bytes(record, debit.number), key_of(caused_by))
+    answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
     if answer.outcome == "done":
-        return _bind(work, ctx, _checked(record, answer), "done", caused_by, answer.http_status)
-    return await _refused(work, ctx, bank, answer, caused_by, debit.number)
+        return _bind(attempt, _checked(record, answer), "done", answer.http_status)
+    return await _refused(attempt, answer)
 
 
-async def look_for_lost(
-    work: Work, ctx: BatchContext, bank: Creator, *, decided_at: int, debit: Debit
-) -> None:
+async def look_for_lost(attempt: Attempt) -> None:
     """Search the bank for an attempt whose answer was lost before its intent was stopped.
 
     A live payout that pays the same is taken for it and recorded, and governance has it rejected. One that ended unpaid
     may be somebody else's: ours may still turn up beside it. If none is found within LOST_FOR_GOOD_S it is not there,
     which is recorded and frees the reserved money. Raises TryAgain until then.
     """
+    work, ctx, debit = attempt.work, attempt.ctx, attempt.debit
     record = work.known()
     _check_debit(record, debit)
-    same = [
-        payout for payout in await bank.find(debit.number, record.payout) if _pays_the_same(record, payout)
-    ]
+    found = await attempt.bank.find(debit.number, record.payout)
+    same = [payout for payout in found if _pays_the_same(record, payout)]
     around_us = {copy.id for copy in record.copies if copy.bypassed}
     live = [
         payout for payout in same if payout.status not in RELEASING_STATUSES and payout.id not in around_us
@@ -134,7 +138,7 @@ async def look_for_lost(
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
         take_for_ours(work, ctx, oldest.id, oldest.status)
         return
-    waited_s = (ctx.now_us - decided_at) / 1_000_000
+    waited_s = (ctx.now_us - attempt.decided_at) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
         raise TryAgain(
             f"intent {record.payout} was stopped after an attempt whose answer is lost; it is looked for at the bank"
@@ -261,17 +265,15 @@ def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
     return payout
 
 
-async def _refused(
-    work: Work, ctx: BatchContext, bank: Creator, answer: CommandAnswer, caused_by: str, debit: str
-) -> BankPayout | None:
+async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None:
     """The bank refused with a 4xx. Its list says whether the payout exists all the same; else the refusal is
     recorded."""
-    record = work.known()
+    record = attempt.work.known()
     assert record.intent is not None
     problem = without_personal(answer.problem, record.intent.beneficiary)
-    found = await bank.find(debit, record.payout)
+    found = await attempt.bank.find(attempt.debit.number, record.payout)
     if (mine := _ours(record, found)) is not None:
-        return _bind(work, ctx, mine, "already", caused_by, answer.http_status)
+        return _bind(attempt, mine, "already", answer.http_status)
     said = f"{answer.http_status} {answer.code} ({problem})"
     known = [copy.id for copy in record.copies if not copy.bypassed and could_be(record, copy)]
     if known or any(_pays_the_same(record, payout) for payout in found):
@@ -286,36 +288,30 @@ async def _refused(
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
     record_answer(
-        work,
-        ctx,
+        attempt.work,
+        attempt.ctx,
         "create",
         "refused",
         "failed",
         http_status=answer.http_status,
         code=answer.code,
         problem=problem,
-        caused_by=caused_by,
+        caused_by=attempt.caused_by,
     )
     return None
 
 
-def _bind(
-    work: Work,
-    ctx: BatchContext,
-    payout: BankPayout,
-    outcome: CommandOutcome,
-    caused_by: str,
-    http_status: int = 0,
-) -> BankPayout:
-    record_sighting(work, ctx, payout)
+def _bind(attempt: Attempt, payout: BankPayout, outcome: CommandOutcome, http_status: int = 0) -> BankPayout:
+    """Record that this payout at the bank is the intent's."""
+    record_sighting(attempt.work, attempt.ctx, payout)
     record_answer(
-        work,
-        ctx,
+        attempt.work,
+        attempt.ctx,
         "create",
         outcome,
         payout.status,
         http_status=http_status,
-        caused_by=caused_by,
+        caused_by=attempt.caused_by,
         bank_payout=payout.id,
     )
     return payout

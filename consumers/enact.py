@@ -15,7 +15,16 @@ from msgspec import Struct
 
 from consumers.bank_events import record_answer, record_sighting
 from consumers.concurrency import run_bounded
-from consumers.create import LOOK_AGAIN_S, CommandAnswer, Creator, Debit, create, look_for_lost, take_for_ours
+from consumers.create import (
+    LOOK_AGAIN_S,
+    Attempt,
+    CommandAnswer,
+    Creator,
+    Debit,
+    create,
+    look_for_lost,
+    take_for_ours,
+)
 from consumers.recall import Archived, forgotten
 from consumers.verdicts import stopped
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
@@ -98,15 +107,17 @@ def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Arc
 async def _enact_one(
     work: Work, cause: Cause, ctx: BatchContext, bank: Bank, barrier: Barrier, debit: Debit
 ) -> None:
+    """Do what must be done before the bank is told: look for a lost attempt, and wait for the barrier."""
     record = work.known()
     if isinstance(cause, CancelRequested) and cause.bank_payout:
         await _end_copy(work, cause, ctx, bank)
         return
     if _is_superseded(cause, record):
         return
+    attempt = Attempt(work, ctx, bank, debit, cause.at, _event_id(work, cause, ctx))
     if record.intent is not None and record.maybe_sent and not record.created_as:
         if not record.bank_payout:
-            await look_for_lost(work, ctx, bank, decided_at=cause.at, debit=debit)
+            await look_for_lost(attempt)
             return
         take_for_ours(work, ctx, record.bank_payout, record.bank_status)
         record = work.known()
@@ -117,11 +128,16 @@ async def _enact_one(
         # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
             await barrier(ctx.partition, work.entry.decode())
-    caused_by = f"{ctx.partition}:{work.entry.decode()}:{work.events.index(cause)}"
+    await _tell_bank(attempt, cause, bank, creates=wanted == "create" and not record.created_as)
+
+
+async def _tell_bank(attempt: Attempt, cause: Cause, bank: Bank, *, creates: bool) -> None:
+    """Create the payout, if that is wanted, and send what the cause calls for at the status that the bank shows."""
+    work, ctx = attempt.work, attempt.ctx
+    record = work.known()
     status = record.bank_status
-    creates = wanted == "create" and not record.created_as
     if creates:
-        made = await create(work, ctx, bank, decided_at=cause.at, caused_by=caused_by, debit=debit)
+        made = await create(attempt)
         if made is None:
             return
         status = made.status
@@ -133,9 +149,9 @@ async def _enact_one(
         if not creates:
             _moved_on(work, cause, ctx, status)
         return
-    if command in MOVES_MONEY and await stopped(work, command, caused_by, ctx):
+    if command in MOVES_MONEY and await stopped(work, command, attempt.caused_by, ctx):
         return
-    await _send(work, _Order(command, cause, caused_by), ctx, bank)
+    await _send(work, _Order(command, cause, attempt.caused_by), ctx, bank)
 
 
 async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank: Bank) -> None:
@@ -144,12 +160,12 @@ async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank:
     Raises TryAgain where the bank took the command without effect yet, Unprocessable where it refused.
     """
     payout, sent = cause.bank_payout, False
-    caused_by = f"{ctx.partition}:{work.entry.decode()}:{work.events.index(cause)}"
+    caused_by = _event_id(work, cause, ctx)
     facts = await bank.fetch(payout)
     command = command_for(cause, facts.status)
     if command is not None:
         order = _Order(command, cause, caused_by)
-        answer = await (bank.reject(payout, _remarks(order)) if command == "reject" else bank.cancel(payout))
+        answer = await _command(bank, payout, order)
         sent = answer.outcome == "done"
         facts = (answer.payout if sent else None) or await bank.fetch(payout)
         if sent and command_for(cause, facts.status) is not None:
@@ -175,6 +191,10 @@ async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank:
         caused_by=caused_by,
         bank_payout=payout,
     )
+
+
+def _event_id(work: Work, event: Cause, ctx: BatchContext) -> str:
+    return f"{ctx.partition}:{work.entry.decode()}:{work.events.index(event)}"
 
 
 def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
@@ -205,21 +225,25 @@ def _remarks(order: _Order) -> str:
     return f"streamproc: {order.cause.decision} {order.cause.reason}{by} [{order.caused_by}]"
 
 
+async def _command(bank: Bank, payout: str, order: _Order) -> CommandAnswer:
+    match order.command:
+        case "approve":
+            return await bank.approve(payout, _remarks(order))
+        case "reject":
+            return await bank.reject(payout, _remarks(order))
+        case "cancel":
+            return await bank.cancel(payout)
+        case "create":
+            raise AssertionError("an intent is created before anything else is sent of it")
+
+
 async def _send(work: Work, order: _Order, ctx: BatchContext, bank: Bank) -> None:
     """Send a command and record its outcome by the status that the bank shows after it.
 
     Raises Unprocessable if the bank refuses and the payout still waits.
     """
     payout = work.known().at_bank
-    match order.command:
-        case "approve":
-            answer = await bank.approve(payout, _remarks(order))
-        case "reject":
-            answer = await bank.reject(payout, _remarks(order))
-        case "cancel":
-            answer = await bank.cancel(payout)
-        case "create":
-            raise AssertionError("an intent is created before anything else is sent of it")
+    answer = await _command(bank, payout, order)
     if answer.outcome == "done":
         # An answer that could not be read still means that the command was taken: ask for the result.
         facts = answer.payout or await bank.fetch(payout)

@@ -52,17 +52,7 @@ def _settle_one(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> N
     if is_intent(record.payout):
         _tell_of_foreign(work, ctx, before)
     if _moved(work) and record.decision != "APPROVED" and not (record.bypassed or record.bank_fee):
-        work.emit(
-            _fee(work, ctx)
-            or GovernanceBypassed(
-                at=ctx.now_us,
-                payout=record.payout,
-                account=record.account,
-                agent=record.agent,
-                amount=record.amount,
-                status=record.bank_status,
-            )
-        )
+        work.emit(_fee(work, ctx) or _bypass(record, ctx, record.amount, record.bank_status))
     _cancel(work, ctx, before)
     _adopt(work, ctx)
     record = work.known()
@@ -129,17 +119,21 @@ def _tell_of_foreign(work: Work, ctx: BatchContext, before: PayoutRecord | None)
             work.emit(CancelRequested(at=ctx.now_us, payout=record.payout, why=why, bank_payout=copy.id))
     for copy in (*foreign_copies(record), *unkept):
         if not copy.bypassed and copy.status in MOVED_STATUSES:
-            work.emit(
-                GovernanceBypassed(
-                    at=ctx.now_us,
-                    payout=record.payout,
-                    account=record.account,
-                    agent=record.agent,
-                    amount=copy.amount,
-                    status=copy.status,
-                    bank_payout=copy.id,
-                )
-            )
+            work.emit(_bypass(record, ctx, copy.amount, copy.status, copy.id))
+
+
+def _bypass(
+    record: PayoutRecord, ctx: BatchContext, amount: int, status: str, bank_payout: str = ""
+) -> GovernanceBypassed:
+    return GovernanceBypassed(
+        at=ctx.now_us,
+        payout=record.payout,
+        account=record.account,
+        agent=record.agent,
+        amount=amount,
+        status=status,
+        bank_payout=bank_payout,
+    )
 
 
 def _fee(work: Work, ctx: BatchContext) -> BankFeeRecorded | None:

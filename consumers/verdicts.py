@@ -21,11 +21,11 @@ from streamproc.domain.governance import (
     Case,
     Reputation,
     Verdict,
+    case_under,
     conclude,
     find,
     uses,
 )
-from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.reminders import hold_timers
@@ -63,9 +63,7 @@ async def objection(record: PayoutRecord, ctx: BatchContext) -> Finding | None:
 
     Asked right before every call that moves money. A freeze that comes between this answer and the bank's is not seen.
     """
-    party = party_of(record, await ctx.book_now())
-    case = Case(record, party.identity, party.agent, "", party.account, party.team, freeze=party.freeze)
-    found = find(BEFORE_MONEY_MOVES, case)
+    found = find(BEFORE_MONEY_MOVES, case_under(await ctx.book_now(), record, ""))
     return found[0] if found else None
 
 

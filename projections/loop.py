@@ -31,7 +31,7 @@ from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.shared import Shared
 from streamproc.archive.store import AWAY, Entry, Head, connection, end_if_frozen, open_head, take_lock
 from streamproc.domain.entry_ids import id_before, id_key
-from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, StreamprocError
+from streamproc.errors import WHEN_LOST, ConfigError, LogBroken, LogUnavailable, first_of_ours
 from streamproc.waiting import set_within
 
 BATCH_MAX = 2_000
@@ -134,18 +134,10 @@ async def run_projector(
                 )
                 tasks.create_task(running, name=f"project-{partition}")
     except BaseExceptionGroup as problems:
-        named = _first_named(problems)
+        named = first_of_ours(problems)
         if named is None:
             raise
         raise named from problems
-
-
-def _first_named(problems: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The first error of our own, which one line can tell a person; None if there are only defects."""
-    found: BaseException | None = problems.subgroup(StreamprocError)
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
 
 
 async def project(

@@ -26,8 +26,8 @@ BACKOFF_MAX_S = 30.0
 CRASHES_MAX = 5
 CRASH_WINDOW_S = 60.0  # five crashes in a minute are a fault that restarts do not cure
 KILL_AFTER_DRAIN_S = 5.0
-"""On top of the drain time, after which a role ends by itself (drain.py): one that is frozen does not. It is also what
-roles have whose turn had not come in the drain time."""
+"""On top of the drain time, after which a role ends by itself (drain.py), unless it is frozen. Roles whose turn to stop
+had not come by then have this long."""
 KILL_STORES_S = 3.0
 """What the stores have to stop once the operator asked twice. Their data outlives a kill."""
 LINE_MAX = 1 << 20  # bytes of one output line; a longer one is dropped rather than held in memory

@@ -64,7 +64,7 @@ OnStart = Callable[[asyncio.subprocess.Process], None]
 
 
 def _unheard(_process: asyncio.subprocess.Process) -> None:
-    """The callback of a server whose process nobody asks for before it is ready."""
+    """The callback where nobody wants a server's process before it is ready."""
 
 
 class Store(NamedTuple):

@@ -60,6 +60,13 @@ class LogBroken(StreamprocError):
     """The log contradicts its own rules; going on could lose payouts, so the process stops."""
 
 
+def first_of_ours(problem: BaseException) -> StreamprocError | None:
+    """The first error of a task group that was raised on purpose; None if there are only defects."""
+    if isinstance(problem, BaseExceptionGroup):
+        return next((ours for one in problem.exceptions if (ours := first_of_ours(one))), None)
+    return problem if isinstance(problem, StreamprocError) else None
+
+
 def kind_of(problem: BaseException | None) -> str:
     """An error that is not ours, for those who may not see its words: they have hosts and users in them."""
     kind = type(problem).__name__

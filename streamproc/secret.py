@@ -1,4 +1,10 @@
-"""A value that must not be shown."""
+"""Values that must not be shown: what holds them, and how a signing key is written."""
+
+import base64
+import binascii
+
+SEED_BYTES = 32
+"""Of an Ed25519 key."""
 
 
 class Secret:
@@ -24,3 +30,14 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(set)" if self._value else "Secret(empty)"
+
+
+def seed_of(text: str) -> bytes:
+    """The seed of a signing key, written in base64. Raises ValueError, never with the value, for anything else."""
+    try:
+        seed = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        seed = b""
+    if len(seed) != SEED_BYTES:
+        raise ValueError("must be the base64 of 32 bytes, as `streamproc audit key --new FILE` writes it")
+    return seed

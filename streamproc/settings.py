@@ -6,8 +6,6 @@ and CI systems write absent values that way. All problems are reported together,
 value: a wrong one may be a secret pasted into the wrong place.
 """
 
-import base64
-import binascii
 import difflib
 import logging
 import re
@@ -23,6 +21,7 @@ from streamproc.domain.duration import exact_duration_s
 from streamproc.domain.plain import is_text
 from streamproc.errors import ConfigError
 from streamproc.secret import Secret as Secret
+from streamproc.secret import seed_of
 from streamproc.setting_urls import dsn, file_or_url, host_names, http_url, origins, redis_url, words
 
 PREFIX = "STREAMPROC_"
@@ -30,7 +29,6 @@ PARTITIONS_MAX = 64  # no more were run; each is a connection to Postgres and th
 WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
 CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a notary that is killed hashes as many again
 CLAIM_IDLE_MIN_S = 1.0  # seconds; a live worker renews its claims up to five times a second
-SIGNING_KEY_BYTES = 32
 CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator takes more
 API_RATE_MAX = 60_000  # requests a minute; each takes some 10 bytes in Redis, in the token's list of times
 BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; a webhook is held in memory as a whole to check its signature
@@ -164,12 +162,7 @@ def _zone(raw: str) -> str:
 
 
 def _signing_key(raw: str) -> Secret:
-    try:
-        seed = base64.b64decode(raw, validate=True)
-    except (binascii.Error, ValueError):
-        seed = b""
-    if len(seed) != SIGNING_KEY_BYTES:
-        raise ValueError("must be the base64 of 32 bytes, as `streamproc audit key --new FILE` writes it")
+    seed_of(raw)
     return Secret(raw)
 
 

@@ -37,6 +37,11 @@ def wrong_fields(errors: list[dict[str, str]]) -> Refusal:
     return Refusal(422, f"{many} with the request", errors=errors)
 
 
+def wrong_field(field: str, problem: str) -> Refusal:
+    """422 for one wrong field."""
+    return wrong_fields([{"field": field, "problem": problem}])
+
+
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
     """A problem as a response."""
     body = problem_body(status, detail, **more)

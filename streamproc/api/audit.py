@@ -5,7 +5,7 @@ from typing import Any, Protocol, get_args
 from starlette.responses import Response
 
 from projections.audit import Kind
-from streamproc.api.answers import json_answer, wrong_fields
+from streamproc.api.answers import json_answer, wrong_field
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.api.policy_shapes import AuditPage
 from streamproc.errors import InputError
@@ -45,7 +45,7 @@ def audit_operations(desk: AuditDesk) -> list[Operation]:
             found = await desk.page(asked, after=call.text("after") or None, limit=call.number("limit"))
         except InputError as problem:
             field, _, what = str(problem).partition(" ")
-            raise wrong_fields([{"field": field, "problem": what}]) from problem
+            raise wrong_field(field, what) from problem
         return json_answer(200, found)
 
     return [

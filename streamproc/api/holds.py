@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
-from streamproc.api.answers import RETRY_AFTER_S, Refusal, json_answer, wrong_fields
+from streamproc.api.answers import RETRY_AFTER_S, Refusal, json_answer, wrong_field
 from streamproc.api.auth import Clock
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.api.payouts import KEY, KEY_CHARS_MAX, PAYOUT_ID, Gateway, visible
@@ -177,7 +177,7 @@ def _after(cursor: str) -> Place | None:
     try:
         return place_at(cursor) if cursor else None
     except ValueError as problem:
-        raise wrong_fields([{"field": "after", "problem": str(problem)}]) from problem
+        raise wrong_field("after", str(problem)) from problem
 
 
 def _append_key(token: str, payout: str, key: str) -> str:

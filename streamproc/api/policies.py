@@ -11,7 +11,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from streamproc.api import policy_shapes as shapes
-from streamproc.api.answers import Refusal, json_answer, wrong_fields
+from streamproc.api.answers import Refusal, json_answer, wrong_field, wrong_fields
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.plain import clean
@@ -266,9 +266,7 @@ class _Policies:
         found, after = await self._desk.proposals(), call.text("after")
         ids = [one["id"] for one in found]
         if after and after not in ids:
-            raise wrong_fields(
-                [{"field": "after", "problem": "is not a proposal that is kept: ask again without it"}]
-            )
+            raise wrong_field("after", "is not a proposal that is kept: ask again without it")
         first = ids.index(after) + 1 if after else 0
         last = first + call.number("limit")
         more = ids[last - 1] if last < len(ids) else None
@@ -304,7 +302,7 @@ class _Policies:
     async def _freeze(self, call: Call, why: str, *, frozen: bool) -> Response:
         why = clean(why.strip(), WHY_CHARS_MAX)
         if not why:
-            raise wrong_fields([{"field": "why", "problem": "must say why, for the audit"}])
+            raise wrong_field("why", "must say why, for the audit")
         scope, token = call.text("scope"), call.token
         try:
             shown, made = await self._desk.freeze(
@@ -317,7 +315,7 @@ class _Policies:
                 raise
             raise Refusal(409, str(newer)) from newer
         except InputError as problem:
-            raise wrong_fields([{"field": "scope", "problem": str(problem)}]) from problem
+            raise wrong_field("scope", str(problem)) from problem
         return _made(made) if made.proposal is not None else json_answer(200, shown)
 
     async def budget(self, call: Call) -> Response:
@@ -329,7 +327,7 @@ class _Policies:
         try:
             windows = await self._desk.budget(agent, account)
         except InputError as problem:
-            raise wrong_fields([{"field": "account", "problem": str(problem)}]) from problem
+            raise wrong_field("account", str(problem)) from problem
         if windows is None:
             _no_policy(agent)
         return json_answer(200, {"agent": agent, "windows": windows})
@@ -351,15 +349,14 @@ def _version_wanted(call: Call) -> int | None:
     match = call.text("If-Match")
     if call.text("If-None-Match"):
         if match:
-            raise wrong_fields([{"field": "If-None-Match", "problem": "contradicts If-Match"}])
+            raise wrong_field("If-None-Match", "contradicts If-Match")
         return NONE_YET
     return None if not match else 0 if match == "*" else int(match.strip('"'))
 
 
 def _why(given: object) -> str:
     if not isinstance(given, str) or len(given) > WHY_CHARS_MAX:
-        problem = f"must be text of at most {WHY_CHARS_MAX} characters"
-        raise wrong_fields([{"field": "why", "problem": problem}])
+        raise wrong_field("why", f"must be text of at most {WHY_CHARS_MAX} characters")
     return clean(given.strip(), WHY_CHARS_MAX)
 
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 
-from streamproc.api.answers import JSON, Refusal, wrong_fields
+from streamproc.api.answers import JSON, Refusal, wrong_field, wrong_fields
 from streamproc.api.operations import Number, Operation, Parameter
 from streamproc.clients.json_text import NotJson, decode_json, names_are_unique
 from streamproc.ingress.body import BODY_READ_S_MAX, TooLarge, read_body
@@ -28,7 +28,7 @@ def read_parameters(request: Request, operation: Operation) -> dict[str, str | i
     given: dict[str, str | int] = {}
     errors: list[dict[str, str]] = []
     if b"%" in request.scope["query_string"] and not _is_text(request.scope["query_string"]):
-        raise wrong_fields([{"field": "query", "problem": "must be UTF-8"}])
+        raise wrong_field("query", "must be UTF-8")
     queries = defaultdict[str, list[str]](list)
     for name, value in request.query_params.multi_items():
         queries[name].append(value)

@@ -14,7 +14,7 @@ from functools import partial
 import asyncpg
 
 from streamproc.archive.load import head_seq
-from streamproc.archive.pool import asked
+from streamproc.archive.pool import acquired
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Entry, connection
 from streamproc.domain.events import EntryDisowned, Event
@@ -102,4 +102,4 @@ def disowned_in(dsn: str, partition: int) -> Disowned:
 
 async def is_disowned(pool: asyncpg.Pool, partition: int, entry: Entry) -> bool:
     """Whether a person disowned an entry, for one question. Raises TryAgain when Postgres is away."""
-    return await Disowned(partition, partial(asked, pool)).looked_for(entry)
+    return await Disowned(partition, partial(acquired, pool)).looked_for(entry)

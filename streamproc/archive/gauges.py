@@ -7,7 +7,7 @@ from datetime import datetime
 import asyncpg
 from msgspec import Struct
 
-from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
+from streamproc.archive.pool import QUERY_TIMEOUT_S, acquired
 from streamproc.archive.sql import statements
 from streamproc.errors import TryAgain
 
@@ -107,7 +107,7 @@ async def positions(pool: asyncpg.Pool) -> dict[int, str]:
 @asynccontextmanager
 async def _bounded(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     try:
-        async with asked(pool) as db:
+        async with acquired(pool) as db:
             yield db
     except asyncpg.UndefinedTableError as problem:
         raise TryAgain(f"Postgres cannot say: {type(problem).__name__}") from problem

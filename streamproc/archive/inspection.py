@@ -177,17 +177,16 @@ class Inspector:
             grown = Frontier.unpacked(size, row["frontier"]).root()
         except (BadNote, ValueError) as bad:
             return Fault(where, str(bad), partition, size, row["entry_id"])
-        stated = (
-            signed.archive,
-            signed.partition,
-            signed.size,
-            signed.entry,
-            signed.hash,
-            signed.root,
-            grown,
+        compared = (
+            ("the archive", signed.archive, self.archive),
+            ("the partition", signed.partition, partition),
+            ("size", signed.size, size),
+            ("entry_id", signed.entry, row["entry_id"]),
+            ("hash", signed.hash, row["hash"]),
+            ("root", signed.root, row["root"]),
+            ("frontier", grown, row["root"]),
         )
-        stored = (self.archive, partition, size, row["entry_id"], row["hash"], row["root"], row["root"])
-        wrong = [name for name, one, other in zip(_FIELDS, stated, stored, strict=True) if one != other]
+        wrong = [name for name, stated, stored in compared if stated != stored]
         if not wrong:
             return signed
         problem = f"the row and its signed note do not agree on {', '.join(wrong)}: one of them was changed"
@@ -214,6 +213,3 @@ class Inspector:
         first, last = (sizes[0], sizes[-1]) if sizes else (0, 0)
         row = await self._db.fetchrow(_SQL["missing_outside"], part.partition, sizes, first, last)
         part.not_outside, part.missing_since, part.missing_within = row
-
-
-_FIELDS = ("the archive", "the partition", "size", "entry_id", "hash", "root", "frontier")

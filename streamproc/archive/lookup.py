@@ -7,7 +7,7 @@ import asyncpg
 from msgspec import Struct
 
 from streamproc.archive.load import entries_by_id
-from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
+from streamproc.archive.pool import QUERY_TIMEOUT_S, acquired
 from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO, id_key
@@ -23,7 +23,7 @@ _SQL = statements("streamproc.archive", "lookup.sql")
 
 async def refuses_writes(pool: asyncpg.Pool) -> str:
     """Why this Postgres takes no writes; '' if it does. Raises TryAgain when Postgres is away."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         return str(await db.fetchval(_SQL["refuses_writes"], timeout=QUERY_TIMEOUT_S))
 
 
@@ -36,7 +36,7 @@ class Room(Struct, frozen=True):
 
 async def room(pool: asyncpg.Pool) -> Room:
     """How many connections Postgres allows. Raises TryAgain when it is away, or has none left."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         row = await db.fetchrow(_SQL["room"], timeout=QUERY_TIMEOUT_S)
     return Room(row["allowed"], row["open"])
 
@@ -49,7 +49,7 @@ async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) 
 
 async def archived_entry(pool: asyncpg.Pool, partition: int, entry: str) -> Row | None:
     """An entry by its id; None where it is not archived. Raises TryAgain when Postgres is away."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         found = await entries_by_id(db, partition, [entry])
     return found[0] if found else None
 
@@ -69,7 +69,7 @@ async def held_page(
     """
     at = None if after is None else _EPOCH + timedelta(microseconds=after.received_at)
     payout = "" if after is None else after.payout
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         rows = await db.fetch(
             _SQL["held_page"], at, payout, account or None, agent or None, limit, timeout=QUERY_TIMEOUT_S
         )
@@ -79,7 +79,7 @@ async def held_page(
 async def entries_between(pool: asyncpg.Pool, partition: int, first: str, end: str) -> int:
     """How many entries the archive has from `first` up to, but not including, `end`. Raises TryAgain when Postgres
     is away."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         found: int = await db.fetchval(
             _SQL["entries_between"], partition, *id_key(first), *id_key(end), timeout=QUERY_TIMEOUT_S
         )
@@ -93,7 +93,7 @@ async def folded_budgets(
 
     One row per window that ever was: some hundreds of thousands in years. Raises TryAgain when Postgres is away.
     """
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         rows = await db.fetch(_SQL["folded_budgets"], partition, timeout=WHOLE_VIEW_S)
     windows = {
         (row["scope"], row["window_name"]): (row["reserved"], row["committed"])

@@ -20,9 +20,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Struct
 
+from streamproc.secret import SEED_BYTES, seed_of
+
 KEY_NAME = "streamproc"
 """The name has no partition, since one key signs all; the origin line says whose checkpoint it is."""
-SEED_BYTES = 32
 NOTE_CHARS_MAX = 16_384
 """Ours have about 450; a witness adds some 150 for each signature."""
 ED25519 = b"\x01"
@@ -69,20 +70,14 @@ class PublicKey(Struct, frozen=True):
 class Signer:
     """A private key, which is never shown."""
 
-    def __init__(self, seed: bytes, name: str = KEY_NAME) -> None:
+    def __init__(self, seed: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.public = PublicKey(name, self._key.public_key().public_bytes_raw())
+        self.public = PublicKey(KEY_NAME, self._key.public_key().public_bytes_raw())
 
     @classmethod
     def of_text(cls, text: str) -> "Signer":
-        """The key whose seed is written in base64. Raises ValueError, never with the value, for anything else."""
-        try:
-            seed = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            seed = b""
-        if len(seed) != SEED_BYTES:
-            raise ValueError("must be the base64 of 32 bytes, as `streamproc audit key --new FILE` writes it")
-        return cls(seed)
+        """The key whose seed is this text (see `seed_of`). Raises ValueError."""
+        return cls(seed_of(text))
 
     def sign(self, text: str) -> str:
         """A signed note of the text, which must end with a newline."""

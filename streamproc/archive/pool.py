@@ -50,7 +50,7 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 
 @asynccontextmanager
-async def asked(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+async def acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """A connection for a query. Raises TryAgain when Postgres is away.
 
     After a failure the caller does not wait until the connection is given back: that has Postgres cancel the query,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import asyncpg
 from msgspec import Struct
 
-from streamproc.archive.pool import QUERY_TIMEOUT_S, asked
+from streamproc.archive.pool import QUERY_TIMEOUT_S, acquired
 from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO, id_key
@@ -90,13 +90,13 @@ class AuditFilter(Struct, frozen=True, kw_only=True):
 
 async def archived_upto(pool: asyncpg.Pool, partition: int) -> str:
     """The id of the last archived entry; 0-0 when there is none."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         return await db.fetchval(_SQL["archived_upto"], partition, timeout=QUERY_TIMEOUT_S) or ZERO
 
 
 async def views_upto(pool: asyncpg.Pool, partition: int) -> str:
     """The id of the last entry that the views show; 0-0 when there is none."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         return await db.fetchval(_SQL["views_upto"], partition, timeout=QUERY_TIMEOUT_S) or ZERO
 
 
@@ -117,7 +117,7 @@ async def await_views(pool: asyncpg.Pool, partition: int, entry: str, *, timeout
 
 async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool:
     """Whether this very entry is in the archive."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         found: bool = await db.fetchval(
             _SQL["entry_archived"], partition, *id_key(entry), timeout=QUERY_TIMEOUT_S
         )
@@ -126,14 +126,14 @@ async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool
 
 async def payout_history(pool: asyncpg.Pool, payout: str, limit: int) -> list[ArchivedEntry]:
     """A payout's entries in log order, the first `limit` of them."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         rows = await db.fetch(_SQL["payout_history"], payout, limit, timeout=QUERY_TIMEOUT_S)
     return [_entry(row) for row in rows]
 
 
 async def payout_view(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
     """The payout as the view `payouts` has it; None when it was never observed or not archived yet."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         record = await db.fetchval(_SQL["payout_record"], payout, timeout=QUERY_TIMEOUT_S)
     return decode_record(record) if record is not None else None
 
@@ -145,7 +145,7 @@ async def payout_known(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
     decided, and an intent created, a second time.
     """
     try:
-        async with asked(pool) as db:
+        async with acquired(pool) as db:
             record, more = await db.fetchrow(_SQL["payout_known"], payout, timeout=QUERY_TIMEOUT_S)
     except asyncpg.PostgresError as problem:
         raise TryAgain(f"the view payouts cannot be asked: {kind_of(problem)}") from problem
@@ -159,7 +159,7 @@ async def payout_known(pool: asyncpg.Pool, payout: str) -> PayoutRecord | None:
 
 async def payout_at_bank(pool: asyncpg.Pool, bank_payout: str) -> str | None:
     """Our id of the intent that the bank has under its own id `bank_payout`; None if there is none."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         found: str | None = await db.fetchval(_SQL["payout_at_bank"], bank_payout, timeout=QUERY_TIMEOUT_S)
     return found
 
@@ -183,14 +183,14 @@ async def audit_rows(
     """The audit's lines that match, the newest first, after a place; at most `limit` and AUDIT_ROWS_MAX of them."""
     query, values = audit_query(wanted, after=after)
     query = f"{query} LIMIT {min(limit, AUDIT_ROWS_MAX):d}"
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         rows = await db.fetch(query, *values, timeout=QUERY_TIMEOUT_S)
     return [AuditRow(**dict(row)) for row in rows]
 
 
 async def audit_place(pool: asyncpg.Pool, partition: int, entry: str, place: int) -> AuditPlace | None:
     """The place of an event's line; None if the audit has no such line."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         row = await db.fetchrow(
             _SQL["audit_place"], partition, *id_key(entry), place, timeout=QUERY_TIMEOUT_S
         )
@@ -202,15 +202,17 @@ def audit_query(
 ) -> tuple[str, list[object]]:
     """The query for the lines that match, without a limit, and its values. Uses the conditions that the view's
     indexes serve."""
-    asked = {name: value for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None}
+    filters = {
+        name: value for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None
+    }
     if wanted.reason is not None and wanted.reason not in REASONS_OF_ALL:
         length = "long" if len(wanted.reason) >= REASON_INDEXED_CHARS else "seldom"
-        asked[f"{length}_reason"] = asked.pop("reason")
+        filters[f"{length}_reason"] = filters.pop("reason")
     if wanted.kind in KINDS_SELDOM:
-        asked["seldom_kind"] = asked.pop("kind")
+        filters["seldom_kind"] = filters.pop("kind")
     if wanted.decision is not None and wanted.decision != "APPROVED":
-        asked["seldom_decision"] = asked.pop("decision")
-    conditions: list[tuple[str, Sequence[object]]] = [(name, [value]) for name, value in asked.items()]
+        filters["seldom_decision"] = filters.pop("decision")
+    conditions: list[tuple[str, Sequence[object]]] = [(name, [value]) for name, value in filters.items()]
     if after is not None:
         conditions.append(("after", after))
     parts, values = [_SQL["audit_lines"]], list[object]()
@@ -227,7 +229,7 @@ def _numbered_after(count: int, condition: str) -> str:
 
 async def policy_versions(pool: asyncpg.Pool, scope: str) -> list[PolicyRow]:
     """The versions of a scope, the oldest first; a version that partitions agree on is given once."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         rows = await db.fetch(_SQL["policy_versions"], scope, AUDIT_ROWS_MAX, timeout=QUERY_TIMEOUT_S)
     return [PolicyRow(**dict(row)) for row in rows]
 

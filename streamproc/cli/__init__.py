@@ -36,7 +36,7 @@ from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up,
 from streamproc.cli.token import token
 from streamproc.cli.top import top
 from streamproc.cli.wrong_use import line_of, require_utf8
-from streamproc.errors import NO_ROOM, ConfigError, InputError, StreamprocError
+from streamproc.errors import NO_ROOM, ConfigError, InputError, StreamprocError, first_of_ours
 
 WRONG_USE, FAILED = 2, 1
 
@@ -111,8 +111,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except StreamprocError as problem:
         return _refuse(problem)
     except BaseExceptionGroup as problems:
-        named = _named(problems)
-        if named is None:
+        named = first_of_ours(problems)
+        if named is None or problems.split(StreamprocError)[1] is not None:  # a defect is never hidden
             raise
         return _refuse(named)
 
@@ -120,15 +120,3 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _refuse(problem: StreamprocError) -> int:
     click.echo("\n".join(output.visible(line) for line in f"streamproc: {problem}".split("\n")), err=True)
     return WRONG_USE if isinstance(problem, ConfigError | InputError) else FAILED
-
-
-def _named(problems: BaseExceptionGroup[BaseException]) -> StreamprocError | None:
-    """The first error of a task group, if all of them were raised on purpose."""
-    ours, rest = problems.split(StreamprocError)
-    if ours is None or rest is not None:
-        return None
-    first: BaseException = ours
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    assert isinstance(first, StreamprocError)
-    return first

@@ -3,13 +3,20 @@
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
+from streamproc.cli import output
 from streamproc.cli.logline import log_to_stderr
 from streamproc.errors import ConfigError
 from streamproc.run_file import discover, holder, is_held
 from streamproc.settings import PREFIX, Role, Settings, load, require, secrets_of
+
+if TYPE_CHECKING:
+    from streamproc.operate.site import Site
+
+T = TypeVar("T")
 
 
 def role_settings(role: Role) -> Settings:
@@ -43,6 +50,26 @@ def operator_settings() -> Settings:
     if not settings.redis_url:
         raise ConfigError(no_system(settings, f"{PREFIX}REDIS_URL or {PREFIX}DATA_DIR"))
     return settings
+
+
+def ask_site(
+    question: "Callable[[Site], Coroutine[Any, Any, T]]",
+    settings: Settings | None = None,
+    *,
+    run: Callable[[Coroutine[Any, Any, T]], T] = output.run,
+) -> T:
+    """Ask the running system one question, over connections of its own, and return the answer.
+
+    `settings` None: those of `operator_settings`. `run` runs the coroutine to its end.
+    """
+    chosen = settings or operator_settings()
+    from streamproc.operate.site import opened
+
+    async def answer() -> T:
+        async with opened(chosen) as site:
+            return await question(site)
+
+    return run(answer())
 
 
 def archive_settings() -> Settings:

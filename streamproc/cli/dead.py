@@ -1,15 +1,17 @@
 """`streamproc dead`: entries that could not be handled."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamproc.cli import output, person
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site, operator_settings
 from streamproc.errors import JobFailed
 
-LIMIT_MAX = 1_000
+if TYPE_CHECKING:
+    from streamproc.operate.site import Site
 
+LIMIT_MAX = 1_000
 
 _by = person.by_option("Who does it.", required=False)
 _why = person.why_option(required=False)
@@ -37,16 +39,13 @@ def list_(partition: int | None, limit: int, as_json: bool) -> None:
     Example:
       streamproc dead list
     """
-    settings = operator_settings()
     from streamproc.operate import dead as operate
-    from streamproc.operate.site import opened
 
-    async def body() -> tuple[list[dict[str, Any]], int]:
-        async with opened(settings) as site:
-            rows = await operate.list_letters(site, partition=partition, limit=limit)
-            return rows, await operate.count_letters(site, partition=partition)
+    async def listed(site: "Site") -> tuple[list[dict[str, Any]], int]:
+        rows = await operate.list_letters(site, partition=partition, limit=limit)
+        return rows, await operate.count_letters(site, partition=partition)
 
-    rows, count = output.run(body())
+    rows, count = ask_site(listed)
     if count > len(rows):
         output.note(
             f"there are {count - len(rows)} more, newer ones: --limit {LIMIT_MAX} shows so many of each partition"
@@ -70,15 +69,9 @@ def show(id: str, as_json: bool) -> None:
     Example:
       streamproc dead show 0:1700000000000-0
     """
-    settings = operator_settings()
     from streamproc.operate import dead as operate
-    from streamproc.operate.site import opened
 
-    async def body() -> dict[str, Any]:
-        async with opened(settings) as site:
-            return await operate.show_letter(site, id)
-
-    shown = output.run(body())
+    shown = ask_site(lambda site: operate.show_letter(site, id))
     if as_json:
         output.say_json(shown)
         return
@@ -107,24 +100,22 @@ def redrive(ids: tuple[str, ...], by: str, why: str, as_json: bool) -> None:
     """
     settings = operator_settings()
     from streamproc.operate import dead as operate
-    from streamproc.operate.site import opened
 
     for id in ids:
         operate.stream_id(id)  # a wrong one is refused before any is given back
     done: list[dict[str, str]] = []
     problems: list[str] = []
 
-    async def body() -> None:
-        async with opened(settings) as site:
-            for id in ids:
-                try:
-                    recorded = await operate.redrive(site, id, by=by, why=why, channel=person.shell())
-                    done.append({"id": id, "recorded": recorded})
-                except JobFailed as problem:
-                    problems.append(str(problem))
+    async def give_back(site: "Site") -> None:
+        for id in ids:
+            try:
+                recorded = await operate.redrive(site, id, by=by, why=why, channel=person.shell())
+                done.append({"id": id, "recorded": recorded})
+            except JobFailed as problem:
+                problems.append(str(problem))
 
     try:
-        output.run(body())
+        ask_site(give_back, settings)
     finally:
         _say_redriven(done, as_json=as_json, many=len(ids) > 1)
     if problems:
@@ -160,16 +151,11 @@ def discard(id: str, yes: bool, by: str, why: str, as_json: bool) -> None:
     settings = operator_settings()
     from streamproc.domain.money import rupees
     from streamproc.operate import dead as operate
-    from streamproc.operate.site import opened
 
     if not yes:
         output.confirm(f"Discard dead letter {id}?")
 
-    async def body() -> int:
-        async with opened(settings) as site:
-            return await operate.discard(site, id, by=by, why=why, channel=person.shell())
-
-    freed = output.run(body())
+    freed = ask_site(lambda site: operate.discard(site, id, by=by, why=why, channel=person.shell()), settings)
     if as_json:
         output.say_json({"id": id, "discarded": True, "freed_paise": freed})
     else:

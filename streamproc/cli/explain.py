@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli import output
-from streamproc.cli.context import archive_settings, operator_settings
+from streamproc.cli.context import archive_settings, ask_site
 
 if TYPE_CHECKING:
     from streamproc.operate.explain import Story
+    from streamproc.operate.site import Site
 
 
 @click.command()
@@ -33,19 +34,16 @@ def explain(payout: str, as_of: str | None, as_json: bool) -> None:
       streamproc explain pout_00000000000001 --json
       streamproc explain pout_00000000000001 --as-of 2026-11-22T18:00:00+05:30
     """
-    settings = operator_settings()
     from streamproc.operate import explain as told
-    from streamproc.operate.site import opened
     from streamproc.operate.story import tell
 
-    async def body() -> "Story":
-        async with opened(settings) as site:
-            if as_of is not None:
-                dsn = archive_settings().postgres_dsn.reveal()
-                return await told.explain_as_of(site, dsn, payout, as_of)
-            return await told.explain(site, payout)
+    async def explained(site: "Site") -> "Story":
+        if as_of is not None:
+            dsn = archive_settings().postgres_dsn.reveal()
+            return await told.explain_as_of(site, dsn, payout, as_of)
+        return await told.explain(site, payout)
 
-    story = output.run_or_undo(body())
+    story = ask_site(explained, run=output.run_or_undo)
     if as_json:
         output.say_json(told.as_json(story))
     else:

@@ -1,15 +1,10 @@
 """`streamproc freeze` and `unfreeze`: stop an agent, an account or a team at once, whatever its policy says."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from streamproc.cli import output, person, proposal
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site
 from streamproc.errors import JobFailed
-
-if TYPE_CHECKING:
-    from streamproc.operate.freezes import Frozen
 
 _kind = click.argument("kind", type=click.Choice(["agent", "account", "team"]))
 _id = click.argument("name", metavar="ID")
@@ -59,17 +54,13 @@ def unfreeze(kind: str, name: str, by: str, why: str, as_json: bool) -> None:
 
 
 def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: bool) -> None:
-    settings = operator_settings()
     from streamproc.operate import freezes
-    from streamproc.operate.site import opened
 
-    async def body() -> "Frozen":
-        async with opened(settings) as site:
-            return await freezes.freeze(
-                site, f"{kind}:{name}", frozen=frozen, by=by, why=why, channel=person.shell()
-            )
-
-    done = output.run(body())
+    done = ask_site(
+        lambda site: freezes.freeze(
+            site, f"{kind}:{name}", frozen=frozen, by=by, why=why, channel=person.shell()
+        )
+    )
     if done.proposal is not None:
         proposal.say_waits(done.proposal, as_json)
         return

@@ -1,16 +1,12 @@
 """`streamproc hold`: which payouts wait for a person, and a person's answer."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from streamproc.cli import output, person
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site
 from streamproc.errors import JobFailed
-
-if TYPE_CHECKING:
-    from streamproc.domain.holds import Outcome
-    from streamproc.operate.holds import Holds
 
 LIMIT_MAX = 1_000
 
@@ -36,17 +32,11 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
     Example:
       streamproc hold list
     """
-    settings = operator_settings()
     from streamproc.domain.money import rupees
     from streamproc.domain.shown import hold_json, iso_or_none
     from streamproc.operate import holds
-    from streamproc.operate.site import opened
 
-    async def body() -> "Holds":
-        async with opened(settings) as site:
-            return await holds.list_holds(site, after=after, limit=limit)
-
-    found = output.run(body())
+    found = ask_site(lambda site: holds.list_holds(site, after=after, limit=limit))
     output.note(found.note)
     if as_json:
         output.say_json({"items": [hold_json(record) for record in found.items], "next": found.next})
@@ -116,17 +106,13 @@ def reject(payout: str, by: str, reason: str, as_json: bool) -> None:
 def _answer(
     payout: str, action: Literal["approve", "reject"], by: str, reason: str, *, as_json: bool
 ) -> None:
-    settings = operator_settings()
     import msgspec
 
     from streamproc.operate import holds
-    from streamproc.operate.site import opened
 
-    async def body() -> "Outcome":
-        async with opened(settings) as site:
-            return await holds.answer(site, payout, action, by=by, why=reason, channel=person.shell())
-
-    outcome = output.run(body())
+    outcome = ask_site(
+        lambda site: holds.answer(site, payout, action, by=by, why=reason, channel=person.shell())
+    )
     if as_json:
         output.say_json(msgspec.to_builtins(outcome))
     elif outcome.decision is None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamproc.cli import output, person
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site, operator_settings
 
 if TYPE_CHECKING:
     from streamproc.operate.logview import Line
+    from streamproc.operate.site import Site
     from streamproc.operate.trim import LogBeginning
 
 TAIL_MAX = 10_000
@@ -40,9 +41,7 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
       streamproc log tail -n 50 --follow
       streamproc log tail --json | jq .events[].type
     """
-    settings = operator_settings()
     from streamproc.operate import logview
-    from streamproc.operate.site import opened
 
     def say(line: "Line") -> None:
         shown = (
@@ -50,17 +49,16 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
         )
         click.echo(shown)
 
-    async def body() -> None:
-        async with opened(settings) as site:
-            shown = await logview.tail(site, partition=partition, count=count)
-            for line in shown:
+    async def say_all(site: "Site") -> None:
+        shown = await logview.tail(site, partition=partition, count=count)
+        for line in shown:
+            say(line)
+        if follow:
+            async for line in logview.follow(site, partition=partition, after=shown):
                 say(line)
-            if follow:
-                async for line in logview.follow(site, partition=partition, after=shown):
-                    say(line)
 
     try:
-        output.run(body())
+        ask_site(say_all)
     except click.Abort:
         if not follow:
             raise
@@ -82,24 +80,21 @@ def stats(as_json: bool) -> None:
     import msgspec
 
     from streamproc.operate import logview
-    from streamproc.operate.site import opened
     from streamproc.operate.trim import held_text
 
-    async def body() -> tuple[list[dict[str, Any]], list[str]]:
-        async with opened(settings) as site:
-            found = await logview.stats(site, settings.retention_s)
-            unknown = (
-                site.postgres_problem
-                and f"{site.postgres_problem}: what holds the log's beginning is not known"
-            )
-            rows = [
-                msgspec.to_builtins(row.size)
-                | {name: getattr(row.beginning, name, None) for name in ("oldest_ms", "held_by", "held_at")}
-                for row in found
-            ]
-            return rows, [unknown, *(row.problem for row in found)]
+    async def stats_of(site: "Site") -> tuple[list[dict[str, Any]], list[str]]:
+        found = await logview.stats(site, settings.retention_s)
+        unknown = (
+            site.postgres_problem and f"{site.postgres_problem}: what holds the log's beginning is not known"
+        )
+        rows = [
+            msgspec.to_builtins(row.size)
+            | {name: getattr(row.beginning, name, None) for name in ("oldest_ms", "held_by", "held_at")}
+            for row in found
+        ]
+        return rows, [unknown, *(row.problem for row in found)]
 
-    rows, notes = output.run(body())
+    rows, notes = ask_site(stats_of, settings)
     if as_json:
         output.say_json(rows)
         return
@@ -142,21 +137,19 @@ def trim(partition: int | None, dry_run: bool, as_json: bool) -> None:
     import msgspec
 
     from streamproc.cli.progress import ProgressDisplay
-    from streamproc.operate.site import opened
-    from streamproc.operate.trim import LogBeginning, trim_log
+    from streamproc.operate.trim import trim_log
 
-    async def body() -> list[LogBeginning]:
-        async with opened(settings) as site:
-            with ProgressDisplay("log trim", "entries") as display:
-                return await trim_log(
-                    site,
-                    retention_s=settings.retention_s,
-                    partition=partition,
-                    dry_run=dry_run,
-                    on_removed=partial(display.show, "trimming"),
-                )
+    async def trim_all(site: "Site") -> "list[LogBeginning]":
+        with ProgressDisplay("log trim", "entries") as display:
+            return await trim_log(
+                site,
+                retention_s=settings.retention_s,
+                partition=partition,
+                dry_run=dry_run,
+                on_removed=partial(display.show, "trimming"),
+            )
 
-    rows = output.run(body())
+    rows = ask_site(trim_all, settings)
     if as_json:
         output.say_json(msgspec.to_builtins(rows))
         return
@@ -192,17 +185,12 @@ def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_jso
     settings = operator_settings()
     from consumers import GROUPS
     from streamproc.operate import disown as operate
-    from streamproc.operate.site import opened
 
     said = operate.statement(id, by=by, why=why, channel=person.shell(), no_later_version=no_later_version)
     if not yes:
         output.confirm(f"Let everybody pass over entry {id}, which no version of streamproc wrote?")
 
-    async def body() -> operate.Disowning:
-        async with opened(settings) as site:
-            return await operate.disown(site, said, GROUPS)
-
-    done = output.run(body())
+    done = ask_site(lambda site: operate.disown(site, said, GROUPS), settings)
     if as_json:
         import msgspec
 
@@ -243,16 +231,10 @@ def groups(as_json: bool) -> None:
     Example:
       streamproc groups --json
     """
-    settings = operator_settings()
     from streamproc.errors import JobFailed
     from streamproc.operate import groups as operate
-    from streamproc.operate.site import opened
 
-    async def body() -> list[dict[str, Any]]:
-        async with opened(settings) as site:
-            return await operate.groups(site)
-
-    rows = output.run(body())
+    rows = ask_site(operate.groups)
     if as_json:
         output.say_json(rows)
     else:

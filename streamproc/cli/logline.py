@@ -48,8 +48,8 @@ class _Masking(logging.Formatter, ABC):
     def format(self, record: logging.LogRecord) -> str:
         decisions: Sequence[DecisionLine] | None = getattr(record, "decisions", None)
         if decisions is None:
-            return self.one(record)
-        return "\n".join(self.decided(record, self._named(decisions)))
+            return self.line(record)
+        return "\n".join(self.decision_lines(record, self._named(decisions)))
 
     def _named(self, decisions: "Sequence[DecisionLine]") -> "Sequence[DecisionLine]":
         """Decisions with masked names, since an agent's name is whatever the bank's notes claim. Name by name: a batch
@@ -66,20 +66,20 @@ class _Masking(logging.Formatter, ABC):
         ]
 
     @abstractmethod
-    def one(self, record: logging.LogRecord) -> str:
+    def line(self, record: logging.LogRecord) -> str:
         """A record as a line."""
 
     @abstractmethod
-    def decided(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
+    def decision_lines(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
         """A line for each decision of a batch."""
 
 
 class _ForPeople(_Masking):
-    def one(self, record: logging.LogRecord) -> str:
+    def line(self, record: logging.LogRecord) -> str:
         line = f"{self._head(record)} {record.name}: {record.getMessage()}"
         return self._masks(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
 
-    def decided(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
+    def decision_lines(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
         from streamproc.domain.money import rupees  # here, since `--help` needs none of these
 
         head = self._head(record)
@@ -92,7 +92,7 @@ class _ForPeople(_Masking):
 
 
 class _ForMachines(_Masking):
-    def one(self, record: logging.LogRecord) -> str:
+    def line(self, record: logging.LogRecord) -> str:
         line = {**self._head(record), "message": _whole(self._masks(record.getMessage()))}
         if payout := getattr(record, "payout", ""):
             from streamproc.domain.traces import trace_id
@@ -102,7 +102,7 @@ class _ForMachines(_Masking):
             line["exception"] = _whole(self._masks(self.formatException(record.exc_info)))
         return _json(line)
 
-    def decided(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
+    def decision_lines(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> Iterator[str]:
         head = _json(self._head(record))[:-1]
         for one in decisions:
             said = _json(f"{one.payout} {one.decision} {one.reason}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli import output, person, proposal
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site, operator_settings
 from streamproc.cli.policy_shown import (
     applied_lines,
     change_lines,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamproc.domain.proposals import Proposal
     from streamproc.operate.changes import Plan, Preview
     from streamproc.operate.proposals import Applied
+    from streamproc.operate.site import Site
 
 
 @click.group()
@@ -83,17 +84,14 @@ def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: boo
 
 
 def _make(plan: "Plan", by: str, why: str, dry_run: bool, as_json: bool) -> None:
-    settings = operator_settings()
     from streamproc.operate import changes
-    from streamproc.operate.site import opened
 
-    async def body() -> "list[Applied] | Proposal | Preview":
-        async with opened(settings) as site:
-            if dry_run:
-                return await changes.preview(site, plan)
-            return await changes.make(site, plan, by=by, why=why, channel=person.shell())
+    async def preview_or_make(site: "Site") -> "list[Applied] | Proposal | Preview":
+        if dry_run:
+            return await changes.preview(site, plan)
+        return await changes.make(site, plan, by=by, why=why, channel=person.shell())
 
-    made = output.run(body())
+    made = ask_site(preview_or_make)
     if isinstance(made, list):
         _say_applied(made, as_json)
     elif isinstance(made, changes.Preview):
@@ -139,17 +137,11 @@ def show(agent: str | None, as_json: bool) -> None:
       streamproc policy show
       streamproc policy show procurement-bot
     """
-    settings = operator_settings()
     from streamproc.operate import policies
-    from streamproc.operate.site import opened
 
-    async def body() -> "dict[str, ScopeState]":
-        async with opened(settings) as site:
-            if agent is None:
-                return await policies.in_force(site)
-            return await policies.policy_of(site, agent)
-
-    scopes = output.run(body())
+    scopes = ask_site(
+        lambda site: policies.in_force(site) if agent is None else policies.policy_of(site, agent)
+    )
     if as_json:
         rows = [policies.state_json(scope, state) for scope, state in sorted(scopes.items())]
         frozen = scopes.get(f"freeze:agent:{agent}")

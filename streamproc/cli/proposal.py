@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamproc.cli import output, person
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site
 from streamproc.cli.policy_shown import applied_lines, loosens_lines, partitions_json, value_text
 from streamproc.errors import JobFailed
 
 if TYPE_CHECKING:
     from streamproc.domain.proposals import Proposal
-    from streamproc.operate.proposals import Confirmed
 
 _id = click.argument("proposal_id", metavar="ID")
 _by = person.by_option()
@@ -42,16 +41,10 @@ def proposals(as_json: bool) -> None:
     Example:
       streamproc policy proposals
     """
-    settings = operator_settings()
     from streamproc.domain.attribution import named
     from streamproc.operate import proposals
-    from streamproc.operate.site import opened
 
-    async def body() -> list[dict[str, Any]]:
-        async with opened(settings) as site:
-            return await proposals.listed(site)
-
-    found = output.run(body())
+    found = ask_site(proposals.listed)
     if as_json:
         output.say_json({"items": found})
         return
@@ -93,15 +86,9 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
     Example:
       streamproc policy confirm prop_0123456789abcdef --by vikram
     """
-    settings = operator_settings()
     from streamproc.operate import proposals
-    from streamproc.operate.site import opened
 
-    async def body() -> "Confirmed":
-        async with opened(settings) as site:
-            return await proposals.confirm(site, proposal_id, by=by, channel=person.shell())
-
-    done = output.run(body())
+    done = ask_site(lambda site: proposals.confirm(site, proposal_id, by=by, channel=person.shell()))
     if as_json:
         changed = any(one.changes for one in done.applied)
         rows = partitions_json(done.applied)
@@ -127,15 +114,11 @@ def withdraw(proposal_id: str, by: str, why: str, as_json: bool) -> None:
     Example:
       streamproc policy withdraw prop_0123456789abcdef --by asha --why "the season is over"
     """
-    settings = operator_settings()
     from streamproc.operate import proposals
-    from streamproc.operate.site import opened
 
-    async def body() -> "Proposal":
-        async with opened(settings) as site:
-            return await proposals.withdraw(site, proposal_id, by=by, why=why, channel=person.shell())
-
-    ended = output.run(body())
+    ended = ask_site(
+        lambda site: proposals.withdraw(site, proposal_id, by=by, why=why, channel=person.shell())
+    )
     if as_json:
         output.say_json(proposals.proposal_json(ended, ended.closed_at))
     else:

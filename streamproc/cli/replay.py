@@ -1,7 +1,7 @@
 """`streamproc replay`: rebuilds views from the archive."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,27 @@ def _go_back(dsn: str, as_json: bool) -> None:
         click.echo(f"back in place: {', '.join(views)}")
 
 
+async def _say_rows(rows: AsyncIterator[dict[str, Any]]) -> OSError | None:
+    """Print each row as a line of JSON; the error of stdout, if it takes no more."""
+    async for row in rows:
+        try:
+            click.echo(output.json_text(row))
+        except OSError as problem:
+            return problem
+    return None
+
+
+async def _first_rows(rows: AsyncIterator[dict[str, Any]], names: Sequence[str]) -> list[list[object]]:
+    """The cells of the first ROWS_SHOWN_MAX rows, with a note where there are more."""
+    shown: list[list[object]] = []
+    async for row in rows:
+        if len(shown) >= ROWS_SHOWN_MAX:
+            output.note(f"the first {ROWS_SHOWN_MAX} rows; --json prints all")
+            break
+        shown.append([row[name] for name in names])
+    return shown
+
+
 def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> None:
     from streamproc.operate.past import columns_of, rows_of, targets_of
     from streamproc.operate.replay import built_as_of
@@ -180,18 +201,10 @@ def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> Non
                 shown: list[list[object]] = []
                 names = await columns_of(place, view)
                 async with aclosing(rows_of(place, view)) as rows:  # an open cursor would keep the place
-                    async for row in rows:
-                        if as_json:
-                            try:
-                                click.echo(output.json_text(row))
-                            except OSError as problem:
-                                cut_off = problem
-                                break
-                        elif len(shown) < ROWS_SHOWN_MAX:
-                            shown.append([row[name] for name in names])
-                        else:
-                            output.note(f"the first {ROWS_SHOWN_MAX} rows; --json prints all")
-                            break
+                    if as_json:
+                        cut_off = await _say_rows(rows)
+                    else:
+                        shown = await _first_rows(rows, names)
         if cut_off is not None:
             raise cut_off
         if not as_json:

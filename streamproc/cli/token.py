@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -10,12 +10,11 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import click
 
 from streamproc.cli import output, person
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site, operator_settings
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
     from streamproc.domain.events import TokenScope
-    from streamproc.domain.tokens import Token
     from streamproc.operate.tokens import Made
 
 _by = person.by_option("Who does it.", required=False)
@@ -84,26 +83,42 @@ def create(
       streamproc token create asha-laptop --scope approver --reviewer asha --out asha.token
     """
     settings = operator_settings()
-    from streamproc.domain.shown import iso
     from streamproc.operate import tokens
-    from streamproc.operate.site import opened
 
     expires_s = tokens.validity_s(expires)
     kind = cast("TokenScope", scope)
     if kind == "agent":
         account = account or settings.razorpay_account_id
 
-    async def body() -> "Made":
-        async with opened(settings) as site:
-            return await tokens.create(
+    def make() -> "Made":
+        return ask_site(
+            lambda site: tokens.create(
                 site, name, scope=kind, agent=agent, account=account, expires_s=expires_s,
                 by=by, pays_from=settings.razorpay_account_id, reviewer=reviewer, channel=person.shell(),
-            )  # fmt: skip
+            ),
+            settings,
+            run=output.run_or_undo,
+        )  # fmt: skip
+
+    until = _make_and_show(make, name, out, as_json=as_json)
+    if out is not None and as_json:
+        output.say_json({"name": name, "file": str(out), "expires_at": until})
+    elif not as_json:
+        where = "it is not shown again" if out is None else f"it is in {out}"
+        click.echo(f"token {name} is good until {until}; {where}", err=True)
+
+
+def _make_and_show(make: "Callable[[], Made]", name: str, out: Path | None, *, as_json: bool) -> str:
+    """Make a token, and print its secret or write it to `out`; until when it is good.
+
+    Raises InputError, before it is made, where the secret could not be shown; JobFailed where that failed afterwards.
+    """
+    from streamproc.domain.shown import iso
 
     made: Made | None = None
     try:
         with nullcontext(_stdout()) if out is None else _new_file(out) as place:
-            made = output.run_or_undo(body())
+            made = make()
             until = iso(made.event.expires_at)
             if as_json and out is None:
                 output.say_json({"name": name, "token": made.secret, "expires_at": until})
@@ -118,11 +133,7 @@ def create(
             f"token {name} was made and its secret is lost, since {out or 'stdout'} could not be written"
             f" ({problem.strerror}): run `streamproc token revoke {name}`, and make another"
         ) from problem
-    if out is not None and as_json:
-        output.say_json({"name": name, "file": str(out), "expires_at": until})
-    elif not as_json:
-        where = "it is not shown again" if out is None else f"it is in {out}"
-        click.echo(f"token {name} is good until {until}; {where}", err=True)
+    return until
 
 
 def _stdout() -> IO[str]:
@@ -163,16 +174,10 @@ def list_(as_json: bool) -> None:
     Example:
       streamproc token list
     """
-    settings = operator_settings()
     from streamproc.domain.shown import iso_or_none
     from streamproc.operate import tokens
-    from streamproc.operate.site import opened
 
-    async def body() -> "list[tuple[Token, str]]":
-        async with opened(settings) as site:
-            return await tokens.listed(site)
-
-    found = output.run(body())
+    found = ask_site(tokens.listed)
     if as_json:
         output.say_json({"items": [tokens.token_json(one, what) for one, what in found]})
         return
@@ -203,15 +208,9 @@ def revoke(name: str, by: str, as_json: bool) -> None:
     Example:
       streamproc token revoke procurement
     """
-    settings = operator_settings()
     from streamproc.operate import tokens
-    from streamproc.operate.site import opened
 
-    async def body() -> bool:
-        async with opened(settings) as site:
-            return await tokens.revoke(site, name, by=by, channel=person.shell())
-
-    changed = output.run(body())
+    changed = ask_site(lambda site: tokens.revoke(site, name, by=by, channel=person.shell()))
     if as_json:
         output.say_json({"name": name, "state": "revoked", "changed": changed})
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli import output
-from streamproc.cli.context import operator_settings
+from streamproc.cli.context import ask_site, operator_settings
 
 if TYPE_CHECKING:
     from streamproc.operate.top import Frame
@@ -43,14 +43,9 @@ def top(once: bool, interval: float, as_json: bool) -> None:
     settings = operator_settings()
     if once or not (as_json or output.can_redraw()):
         from streamproc.errors import JobFailed
-        from streamproc.operate.site import opened
-        from streamproc.operate.top import Frame, Look, look
+        from streamproc.operate.top import Frame, look
 
-        async def body() -> Look:
-            async with opened(settings) as site:
-                return await look(site, settings.timezone)
-
-        found = output.run(body())
+        found = ask_site(lambda site: look(site, settings.timezone), settings)
         _print(Frame(found, ""), as_json)
         if found.problem:
             raise JobFailed(f"not all of it is known: {found.problem}")

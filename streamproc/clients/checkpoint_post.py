@@ -13,7 +13,7 @@ POSTS_PER_S = 20.0
 POSTS_BURST = 20
 
 
-def open_checkpoint_post(url: str, *, token: str = "", breaker: Breaker | None = None) -> "CheckpointPost":
+def open_checkpoint_post(url: str, *, token: str = "") -> "CheckpointPost":
     """The endpoint at an http(s) URL. `token` is its bearer token, or empty. Close it with `aclose`."""
     parts = urlsplit(url)
     http = OutboundClient(
@@ -22,7 +22,7 @@ def open_checkpoint_post(url: str, *, token: str = "", breaker: Breaker | None =
         timeout_s=TIMEOUT_S,
         limit_per_s=POSTS_PER_S,
         burst=POSTS_BURST,
-        breaker=breaker or Breaker(),
+        breaker=Breaker(),
     )
     return CheckpointPost(http, parts.path or "/", url, token)
 

@@ -37,7 +37,7 @@ class Push(Struct, frozen=True, omit_defaults=True):
     overtakes: bool = False
 
 
-def open_ntfy(url: str, *, topic: str, token: str = "", breaker: Breaker | None = None) -> "Ntfy":
+def open_ntfy(url: str, *, topic: str, token: str = "") -> "Ntfy":
     """The topic on the server at `url`. `token` is an access token, or empty. Close it with `aclose`."""
     http = OutboundClient(
         "ntfy",
@@ -45,7 +45,7 @@ def open_ntfy(url: str, *, topic: str, token: str = "", breaker: Breaker | None 
         timeout_s=TIMEOUT_S,
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
-        breaker=breaker or Breaker(),
+        breaker=Breaker(),
         wait_s_max=WAIT_S_MAX,
     )
     return Ntfy(http, topic, token)

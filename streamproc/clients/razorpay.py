@@ -79,7 +79,6 @@ def open_razorpay(
     key_id: str,
     key_secret: str,
     oauth_token: str = "",
-    breaker: Breaker | None = None,
     turns: Turns | None = None,
     tokens: TokenKeeper | None = None,
 ) -> "Razorpay":
@@ -93,7 +92,7 @@ def open_razorpay(
         timeout_s=TIMEOUT_S,
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
-        breaker=breaker or Breaker(),
+        breaker=Breaker(),
         turns=turns,
         wait_s_max=WAIT_S_MAX,
     )

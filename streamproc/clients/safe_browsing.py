@@ -45,7 +45,7 @@ def host_clock_us() -> int:
 
 
 def open_safe_browsing(
-    base_url: str, key: str, *, breaker: Breaker | None = None, now_us: Callable[[], int] = host_clock_us
+    base_url: str, key: str, *, now_us: Callable[[], int] = host_clock_us
 ) -> "SafeBrowsing":
     """A client with this API's limits; `base_url` may end with `/v4` or the whole path. Close it with `aclose`."""
     parts = urlsplit(base_url)
@@ -56,7 +56,7 @@ def open_safe_browsing(
         timeout_s=TIMEOUT_S,
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
-        breaker=breaker or Breaker(),
+        breaker=Breaker(),
     )
     return SafeBrowsing(http, key, now_us)
 

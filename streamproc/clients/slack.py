@@ -53,7 +53,6 @@ def open_slack(
     base_url: str,
     token: str,
     *,
-    breaker: Breaker | None = None,
     timeout_s: float = TIMEOUT_S,
     wait_s_max: float | None = None,
 ) -> "Slack":
@@ -65,7 +64,7 @@ def open_slack(
         timeout_s=timeout_s,
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
-        breaker=breaker or Breaker(),
+        breaker=Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
         wait_s_max=wait_s_max,
     )

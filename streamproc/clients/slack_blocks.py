@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from streamproc.domain.budget import US
 from streamproc.domain.button import APPROVE, REJECT
 from streamproc.domain.notice import HoldNotice, Notice, Outcome, moment
-from streamproc.domain.plain import CUT, units
+from streamproc.domain.plain import cut
 
 Block: TypeAlias = dict[str, Any]
 
@@ -25,16 +25,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 def escaped(text: str, units_max: int) -> str:
     """The text with entities, cut to `units_max` UTF-16 units; a cut ends with `…` and never within an entity."""
-    written = [_ENTITIES.get(char, char) for char in text]
-    if units("".join(written)) <= units_max:
-        return "".join(written)
-    left, kept = units_max - units(CUT), list[str]()
-    for part in written:
-        left -= units(part)
-        if left < 0:
-            break
-        kept.append(part)
-    return "".join(kept) + CUT
+    return cut([_ENTITIES.get(char, char) for char in text], units_max)
 
 
 def hold_message(notice: HoldNotice, *, value: str, heading: str) -> Mapping[str, Any]:

@@ -16,8 +16,9 @@ from msgspec import Struct
 from streamproc.domain.budget import US, Admission, Window
 from streamproc.domain.domains import URLS_CACHED_MAX, UrlProblem, VendorUrl, parse_vendor_url, without_login
 from streamproc.domain.events import Decision, Finding, Identity, WindowUse
+from streamproc.domain.identity import party_of
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.policy import AgentPolicy, Freeze, ScopeLimits
+from streamproc.domain.policy import AgentPolicy, Freeze, PolicyBook, ScopeLimits
 
 
 class Reputation(Struct, frozen=True):
@@ -47,6 +48,23 @@ class Case(Struct, frozen=True):
     admission: Admission = Admission()
     reputation: Reputation | None = None
     freeze: Freeze | None = None
+
+
+def case_under(
+    book: PolicyBook, record: PayoutRecord, zone: str, reputation: Reputation | None = None
+) -> Case:
+    """The case of a payout under the policies of `book`."""
+    party = party_of(record, book)
+    return Case(
+        record,
+        party.identity,
+        party.agent,
+        zone,
+        party.account,
+        party.team,
+        reputation=reputation,
+        freeze=party.freeze,
+    )
 
 
 class Verdict(Struct, frozen=True):

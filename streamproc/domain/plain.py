@@ -3,6 +3,7 @@ longer than its place. Pure."""
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 HARMFUL = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
@@ -61,16 +62,17 @@ def units(text: str) -> int:
     return len(text) + sum(char > "\uffff" for char in text)
 
 
-def cut(text: str, units_max: int) -> str:
-    """The text, or its beginning and `…`, within so many UTF-16 code units."""
-    if units(text) <= units_max:
-        return text
+def cut(text: Sequence[str], units_max: int) -> str:
+    """The text, or its beginning and `…`, within so many UTF-16 code units; of a text in parts, whole parts of it."""
+    whole = "".join(text)
+    if units(whole) <= units_max:
+        return whole
     left, kept = units_max - units(CUT), list[str]()
-    for char in text:
-        left -= units(char)
+    for part in text:
+        left -= units(part)
         if left < 0:
             break
-        kept.append(char)
+        kept.append(part)
     return "".join(kept) + CUT
 
 

@@ -97,32 +97,33 @@ def proposals_after(proposals: Mapping[str, Proposal], events: Iterable[Event]) 
     known = dict(proposals)
     for event in events:
         if type(event) is PolicyProposed:
-            known[event.proposal] = Proposal(
-                id=event.proposal,
-                changes=event.changes,
-                loosens=event.loosens,
-                by=event.by,
-                why=event.why,
-                channel="api" if kind_of(event.channel) == "api" else "cli",
-                proposed_at=event.at,
-                expires_at=event.expires_at,
-                proposed_channel=event.channel,
-            )
+            known[event.proposal] = _proposed(event)
         elif type(event) is ProposalConfirmed or type(event) is ProposalWithdrawn:
             proposal = known.get(event.proposal)
-            if proposal is None or proposal.closed_at:
-                continue
-            if type(event) is ProposalConfirmed:
-                ended = replace(
-                    proposal, confirmed_by=event.by, confirmed_channel=event.channel, base=event.base,
-                    closed_at=event.at,
-                )  # fmt: skip
-            else:
-                ended = replace(
-                    proposal, withdrawn_by=event.by, withdrawn_channel=event.channel, closed_at=event.at
-                )
-            known[event.proposal] = ended
+            if proposal is not None and not proposal.closed_at:
+                known[event.proposal] = _closed(proposal, event)
     return known
+
+
+def _proposed(event: PolicyProposed) -> Proposal:
+    return Proposal(
+        id=event.proposal,
+        changes=event.changes,
+        loosens=event.loosens,
+        by=event.by,
+        why=event.why,
+        channel="api" if kind_of(event.channel) == "api" else "cli",
+        proposed_at=event.at,
+        expires_at=event.expires_at,
+        proposed_channel=event.channel,
+    )
+
+
+def _closed(proposal: Proposal, event: ProposalConfirmed | ProposalWithdrawn) -> Proposal:
+    by, channel, at = event.by, event.channel, event.at
+    if type(event) is ProposalConfirmed:
+        return replace(proposal, confirmed_by=by, confirmed_channel=channel, base=event.base, closed_at=at)
+    return replace(proposal, withdrawn_by=by, withdrawn_channel=channel, closed_at=at)
 
 
 def forgotten(proposals: Mapping[str, Proposal], now_us: int) -> list[str]:

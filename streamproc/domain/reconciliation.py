@@ -46,21 +46,19 @@ def compared(record: PayoutRecord | None, facts: BankPayout) -> Mismatch | None:
         return None
     if ours != theirs:
         return Mismatch(name, "behind" if moves_forward(record, theirs) else "ahead", ours, theirs)
-    if names_more(record, facts):
+    if bank_adds_details(record, facts):
         return Mismatch(name, "behind", _named(record, ours), _named(facts, theirs))
-    return (
-        Mismatch(name, "ahead", _named(record, ours), _named(facts, theirs))
-        if _other(record, facts)
-        else None
-    )
+    if _contradicts_details(record, facts):
+        return Mismatch(name, "ahead", _named(record, ours), _named(facts, theirs))
+    return None
 
 
-def names_more(record: PayoutRecord, facts: BankPayout) -> bool:
+def bank_adds_details(record: PayoutRecord, facts: BankPayout) -> bool:
     """Whether the bank names a UTR, fees or tax that the record lacks, and would have after an observation."""
     return facts.utr > record.utr or facts.fees > record.fees or facts.tax > record.tax
 
 
-def _other(record: PayoutRecord, facts: BankPayout) -> bool:
+def _contradicts_details(record: PayoutRecord, facts: BankPayout) -> bool:
     """Whether the bank names another UTR, fees or tax. What it leaves out, it may name later."""
     pairs = ((facts.utr, record.utr), (facts.fees, record.fees), (facts.tax, record.tax))
     return any(theirs and theirs != ours for theirs, ours in pairs)

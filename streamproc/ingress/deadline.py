@@ -1,7 +1,7 @@
-"""Deadlines of many who begin one after the other and all have the same time: one timer of the loop for all of them.
+"""Many deadlines of the same length on one timer of the event loop.
 
-A timer that is set and taken back for each costs more than to verify a signature. Whoever begins first is due first, so
-a dict in its order is the queue, and the one timer is for its head.
+A timer that is set and taken back for each costs more than to verify a signature. The deadline that begins first is due
+first, so a dict in that order is the queue, and the one timer is for its head.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from types import TracebackType
 
 
 class Deadlines:
-    """All of `after_s` seconds. As many wait as there are calls in hand; one that has ended leaves nothing behind.
+    """Deadlines that are over `after_s` seconds after they begin. One that has ended leaves nothing behind.
 
     Not for threads other than the loop's own.
     """
@@ -20,7 +20,7 @@ class Deadlines:
     def __init__(self, after_s: float) -> None:
         self.after_s = after_s
         self.loop: asyncio.AbstractEventLoop | None = None
-        """Of the last one that began."""
+        """The loop of the deadline that began last."""
         self._due: dict[Deadline, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -38,7 +38,7 @@ class Deadlines:
         return Within(self)
 
     def begin(self, deadline: "Deadline", loop: asyncio.AbstractEventLoop) -> None:
-        """From now on it counts."""
+        """Start the time of a deadline."""
         if self.loop is not loop:  # what waited in a loop that is gone has gone with it
             self.loop, self._timer = loop, None
             self._due.clear()
@@ -47,7 +47,7 @@ class Deadlines:
             self._timer = loop.call_later(self.after_s, self._look)
 
     def end(self, deadline: "Deadline") -> None:
-        """It does not count any more. The timer stays, and may find nobody."""
+        """Take a deadline out. The timer stays, and may find none that is due."""
         self._due.pop(deadline, None)
 
     def _look(self) -> None:
@@ -63,46 +63,46 @@ class Deadlines:
             if self._due.pop(deadline, None) is None:  # taken back by one before it
                 continue
             try:
-                deadline.is_over()
-            except Exception as problem:  # noqa: BLE001  # it is told of, and the others are over too
+                deadline.expire()
+            except Exception as problem:  # noqa: BLE001  # reported, and the others are over too
                 self.loop.call_exception_handler(
                     {"message": "a deadline's call failed", "exception": problem}
                 )
 
 
 class Deadline(ABC):
-    """One of them."""
+    """One deadline of some Deadlines."""
 
-    __slots__ = ("_all",)
+    __slots__ = ("_deadlines",)
 
-    def __init__(self, all_of_them: Deadlines) -> None:
-        self._all = all_of_them
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
 
     def cancel(self) -> None:
-        """It is not called any more."""
-        self._all.end(self)
+        """End it before its time: `expire` is not called."""
+        self._deadlines.end(self)
 
     @abstractmethod
-    def is_over(self) -> None:
+    def expire(self) -> None:
         """Called when the time is over."""
 
 
 def _nothing() -> None:
-    """Instead of a call that was made or taken back."""
+    """What is called in place of a callback that was called or cancelled."""
 
 
 class _Call(Deadline):
     __slots__ = ("_back",)
 
-    def __init__(self, all_of_them: Deadlines, back: Callable[[], object]) -> None:
-        super().__init__(all_of_them)
+    def __init__(self, deadlines: Deadlines, back: Callable[[], object]) -> None:
+        super().__init__(deadlines)
         self._back = back
 
     def cancel(self) -> None:
         super().cancel()
         self._back = _nothing
 
-    def is_over(self) -> None:
+    def expire(self) -> None:
         # Whoever keeps this one is often whom it calls, and that would be a circle until the collector looks.
         back, self._back = self._back, _nothing
         back()
@@ -115,19 +115,19 @@ class Within(Deadline):
 
     def __enter__(self) -> None:
         # Where the loop is that of the last deadline, the system need not be asked which one it is.
-        task = asyncio.current_task(self._all.loop) or asyncio.current_task()
+        task = asyncio.current_task(self._deadlines.loop) or asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline is for what runs in a task")
         self._task, self._cancelling, self._expired = task, task.cancelling(), False
-        self._all.begin(self, task.get_loop())
+        self._deadlines.begin(self, task.get_loop())
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._all.end(self)
+        self._deadlines.end(self)
         if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from problem
 
-    def is_over(self) -> None:
+    def expire(self) -> None:
         self._expired = True
         self._task.cancel()

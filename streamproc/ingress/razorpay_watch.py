@@ -1,10 +1,10 @@
 """Looks again at open payouts, however old: the bank's list goes by creation time, and some moves (cancelled, for one)
 send no webhook.
 
-What the poller lists as open is put on a list of its own, with the time of its next look, and each hour what is open
-in our records: a webhook may tell of a payout that is older than all that is listed. Each pass looks at up to
-LOOKS_MAX that are due, the longest due first; older payouts are looked at less often. Final ones leave the list: a
-later reversal is seen by its webhook, or by `reconcile`.
+A watch list has every open payout with the time of its next look: those that the poller lists and, added each hour,
+those that are open in our records, since a webhook may tell of a payout older than all that is listed. Each pass looks
+at up to LOOKS_MAX that are due, the longest due first; older payouts are looked at less often. Final ones leave the
+list: a later reversal is seen by its webhook, or by `reconcile`.
 """
 
 import asyncio

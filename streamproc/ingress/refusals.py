@@ -167,7 +167,7 @@ class Refusals:
 
 
 def _loud(task: asyncio.Task[None]) -> None:
-    """A defect that ended the writer is told at once: until then refusals are only counted."""
+    """Log a defect that ended the writer at once: from then on refusals are only counted."""
     if not task.cancelled() and task.exception() is not None:
         _log.error("ALARM, refusals are not written to the log any more", exc_info=task.exception())
 

@@ -279,7 +279,8 @@ class SlackReview:
             raise Refused(409, "the same request came before", payout=answer.payout)
 
     async def _ask_why(self, interaction: RejectClick, claim: str) -> None:
-        """Open the modal; for whoever may not answer none, but the review stage's refusal, told privately."""
+        """Open the modal. Whoever may not answer gets none: the review stage refuses them, and they are told
+        privately."""
         answer = self._submission(interaction, "reject", _NOT_ASKED)
         hold = await self._hold(answer)
         if hold.problem:

@@ -37,7 +37,7 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import clean
-from streamproc.domain.reconciliation import names_more
+from streamproc.domain.reconciliation import bank_adds_details
 from streamproc.errors import InputError
 from streamproc.log.stream import Append
 
@@ -137,7 +137,7 @@ def append_of_look(
     In a status that is known, what is new is what `payout.updated` would have told: both have the same key.
     """
     is_known = record is not None and (facts.id, facts.status) == (record.at_bank, record.bank_status)
-    if is_known and record is not None and not names_more(record, facts):
+    if is_known and record is not None and not bank_adds_details(record, facts):
         return None
     bank_event = UPDATED if is_known else ""
     return append_of(facts, account=account, source="fetch", now_us=now_us, bank_event=bank_event)

@@ -168,19 +168,7 @@ class BatchTraces:
             attributes=self._processing(work) | self._about(work),
             links=[batch] if batch else [],
         )
-        kinds = {type(event) for event in (*work.events, *work.out)}
-        last = own
-        for stage, begun_ns, ended_ns in passed:
-            if not kinds.isdisjoint(self._consumed.get(stage, ())):
-                last = step_span(own, stage)
-                tracer.tell(
-                    stage, Place(trace, last), own, begun_ns, ended_ns, attributes={"streamproc.stage": stage}
-                )
-                for call in calls:
-                    if begun_ns <= call.begun_ns <= ended_ns:
-                        _tell_call(tracer, call, Place(trace, last))
-        for call in work.calls:
-            _tell_call(tracer, call, Place(trace, last))
+        self._stages(tracer, work, Place(trace, own), passed, calls)
         tracer.tell(
             f"commit {DESTINATION}",
             Place(trace, step_span(own, "commit")),
@@ -194,6 +182,24 @@ class BatchTraces:
                 "messaging.operation.type": "settle",
             },
         )
+
+    def _stages(
+        self, tracer: Tracer, work: Work, process: Place, passed: Passed, calls: Sequence[Call]
+    ) -> None:
+        """The stages that handled the work, each with the calls made meanwhile; its own calls are in the last one."""
+        kinds = {type(event) for event in (*work.events, *work.out)}
+        last = process
+        for stage, begun_ns, ended_ns in passed:
+            if kinds.isdisjoint(self._consumed.get(stage, ())):
+                continue
+            last = Place(process.trace, step_span(process.span, stage))
+            attributes = {"streamproc.stage": stage}
+            tracer.tell(stage, last, process.span, begun_ns, ended_ns, attributes=attributes)
+            for call in calls:
+                if begun_ns <= call.begun_ns <= ended_ns:
+                    _tell_call(tracer, call, last)
+        for call in work.calls:
+            _tell_call(tracer, call, last)
 
     def _hold(self, tracer: Tracer, work: Work, now_ns: int) -> None:
         """The wait for a person's decision, once it is over."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import session
 from streamproc.log.names import SHARED_PARTITION, Names
 
 REPORT_EVERY_S = 5.0
@@ -31,26 +31,23 @@ class BreakerReport(Struct, frozen=True):
 
 async def report_breakers(url: str, process: str, breakers: list[BreakerReport]) -> None:
     """Report this process's breakers. Raises LogUnavailable."""
-    async with connected(url) as client:
-        with named_errors():
-            now_s, _ = await client.time()
-            said = [msgspec.structs.replace(breaker, said_at=int(now_s)) for breaker in breakers]
-            await client.hset(Names(SHARED_PARTITION).breakers, process, msgspec.json.encode(said))
+    async with session(url) as client:
+        now_s, _ = await client.time()
+        said = [msgspec.structs.replace(breaker, said_at=int(now_s)) for breaker in breakers]
+        await client.hset(Names(SHARED_PARTITION).breakers, process, msgspec.json.encode(said))
 
 
 async def reported_breakers(url: str) -> list[BreakerReport]:
     """The recent reports of all processes. Raises LogUnavailable."""
     reported: list[BreakerReport] = []
-    async with connected(url) as client:
-        with named_errors():
-            now_s, _ = await client.time()
-            found: dict[Any, Any] = await client.hgetall(Names(SHARED_PARTITION).breakers)
+    async with session(url) as client:
+        now_s, _ = await client.time()
+        found: dict[Any, Any] = await client.hgetall(Names(SHARED_PARTITION).breakers)
         for process, report in found.items():
             breakers = msgspec.json.decode(report, type=list[BreakerReport])
             # Later than now: Redis's clock went back since.
             age_s = abs(int(now_s) - max((breaker.said_at for breaker in breakers), default=0))
             reported += breakers if age_s <= CURRENT_S else []
             if age_s > FORGOTTEN_S:
-                with named_errors():
-                    await client.hdel(Names(SHARED_PARTITION).breakers, process)
+                await client.hdel(Names(SHARED_PARTITION).breakers, process)
     return reported

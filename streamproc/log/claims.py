@@ -34,7 +34,7 @@ async def take_up(
 ) -> list[TakenUp]:
     """Take up entries that were claimed from others, if they were delivered at most `most` times with this one.
 
-    None: take up all of them again, which this process may have had before and did not die of; that is no delivery.
+    `most` None: take up again all of them, which this process may have had before, and survived; that is no delivery.
     What is not pending with the consumer, is deferred or has left the log is left out.
     """
     keys = [names.log, names.retries(group), names.tries(group)]

@@ -266,6 +266,14 @@ async def connected(
         await client.aclose()
 
 
+@asynccontextmanager
+async def session(url: str, *, home: str = META) -> AsyncIterator[Redis]:
+    """`connected`, for commands of Redis alone: its errors are turned into those that callers act on."""
+    async with connected(url, home=home) as client:
+        with named_errors():
+            yield client
+
+
 async def shielded(sending: Awaitable[T], meanwhile: Callable[[], None] | None = None) -> T:
     """Await what is being sent, even if the caller is cancelled meanwhile: no command is cut off half way.
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import session
 from streamproc.log.names import Names, partition_of
 
 
@@ -59,39 +59,33 @@ class PollCursor:
 
     async def load(self) -> int | None:
         """The position; None where the list was never read."""
-        async with connected(self._url) as client:
-            with named_errors():
-                value = await client.get(self._key)
+        async with session(self._url) as client:
+            value = await client.get(self._key)
         return int(value) if value else None
 
     async def save(self, position: int) -> None:
         """The list was read up to `position`."""
-        async with connected(self._url) as client:
-            with named_errors():
-                await client.set(self._key, position)
+        async with session(self._url) as client:
+            await client.set(self._key, position)
 
     async def save_state(self, state: PollState) -> None:
         """Save the poller's state."""
-        async with connected(self._url) as client:
-            with named_errors():
-                await client.set(self._state, msgspec.json.encode(state))
+        async with session(self._url) as client:
+            await client.set(self._state, msgspec.json.encode(state))
 
     async def state(self) -> PollState | None:
         """The poller's state; None where no pass has ever ended."""
-        async with connected(self._url) as client:
-            with named_errors():
-                value = await client.get(self._state)
+        async with session(self._url) as client:
+            value = await client.get(self._state)
         return msgspec.json.decode(value, type=PollState) if value else None
 
     async def reconciled(self) -> ReconcileState:
         """When the bank was last compared with us by schedule."""
-        async with connected(self._url) as client:
-            with named_errors():
-                found: dict[Any, Any] = await client.hgetall(self._reconciled)
+        async with session(self._url) as client:
+            found: dict[Any, Any] = await client.hgetall(self._reconciled)
         return ReconcileState(**{name.decode(): int(value) for name, value in found.items()})
 
     async def save_reconciled(self, **state: int) -> None:
         """Keep some fields of a ReconcileState."""
-        async with connected(self._url) as client:
-            with named_errors():
-                await client.hset(self._reconciled, mapping=dict[Any, Any](state))
+        async with session(self._url) as client:
+            await client.hset(self._reconciled, mapping=dict[Any, Any](state))

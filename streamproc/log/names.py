@@ -93,7 +93,7 @@ class Names:
         return f"{self.base}:watched:{account}"
 
     def lease(self, job: str) -> str:
-        """Which process does a job that one at a time does."""
+        """Which process does a job that is for one process at a time."""
         return f"{self.base}:lease:{job}"
 
     def vault(self, name: str) -> str:
@@ -109,7 +109,7 @@ class Names:
         return f"{self.base}:digest:{name}:seen"
 
     def once(self, key: str) -> str:
-        """A mark that something was done that is done once within some time."""
+        """A mark that something was done which is to be done only once within some time."""
         return f"{self.base}:once:{key}"
 
     def asked(self, token: str, *, reads: bool = False) -> str:

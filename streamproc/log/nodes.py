@@ -33,8 +33,8 @@ NODES_ASKED_MAX = 6
 ASK_S = 1.0
 """Limit for each of them: a node that hangs must not delay those that answer."""
 GIVEN_UP_S = 1.0
-"""A node whose answer was waited for this long, and then given up, counts as lost. Some callers wait for less than a
-connection's own limit: theirs would never come, and a hanging node would be asked for ever."""
+"""A node counts as lost once its answer was waited for this long and then given up. Some callers give up before the
+connection's own limit is over: by that alone a node that hangs would be asked for ever."""
 _KEYLESS = (
     "CLIENT",
     "CLUSTER",

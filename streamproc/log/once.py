@@ -1,6 +1,6 @@
 """What is to be done only once within some time, by whichever process asks first."""
 
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import session
 from streamproc.log.names import SHARED_PARTITION, Names
 
 
@@ -9,6 +9,5 @@ async def first_time(url: str, key: str, *, remembered_s: int) -> bool:
 
     Raises LogUnavailable: the key may have been recorded then, though nobody was answered yes.
     """
-    async with connected(url) as client:
-        with named_errors():
-            return bool(await client.set(Names(SHARED_PARTITION).once(key), "1", nx=True, ex=remembered_s))
+    async with session(url) as client:
+        return bool(await client.set(Names(SHARED_PARTITION).once(key), "1", nx=True, ex=remembered_s))

@@ -1,7 +1,7 @@
 """`EXECUTE_AFTER=replicated`: a weaker barrier, for operators who run without waiting for Postgres."""
 
 from streamproc.errors import TryAgain
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import session
 from streamproc.log.names import Names
 
 REPLICAS = 1
@@ -22,11 +22,10 @@ class ReplicaBarrier:
         """
         names = Names(partition)
         marker = names.cursor("replicated")
-        async with connected(self._url, home=marker) as client:
-            with named_errors():
-                await client.set(marker, entry)
-                there = await client.execute_command("XRANGE", names.log, entry, entry)
-                reached = int(await client.execute_command("WAIT", REPLICAS, WAIT_MS))
+        async with session(self._url, home=marker) as client:
+            await client.set(marker, entry)
+            there = await client.execute_command("XRANGE", names.log, entry, entry)
+            reached = int(await client.execute_command("WAIT", REPLICAS, WAIT_MS))
         if not there:
             raise TryAgain(f"decision {partition}:{entry} is not in this Redis; was it lost in a failover?")
         if reached < REPLICAS:

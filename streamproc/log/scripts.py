@@ -313,9 +313,9 @@ def _rare(names: Names, keys: Keys, h: Handover) -> list[Any]:
     return [h.keep_s, h.settle, int(h.taken), h.problem, *counts, h.recalled, *indexes, *timers, *notes]
 
 
-async def fire_due(client: Redis, names: Names, *, limit: int = BATCH_MAX) -> int:
-    """Append an entry for each timer that is due, `limit` at most; returns how many were appended."""
-    return int(await _due(client, [names.log, names.timers], [limit]))
+async def fire_due(client: Redis, names: Names) -> int:
+    """Append an entry for each timer that is due, BATCH_MAX at most; returns how many were appended."""
+    return int(await _due(client, [names.log, names.timers], [BATCH_MAX]))
 
 
 async def defer(

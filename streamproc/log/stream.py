@@ -22,7 +22,7 @@ from streamproc.domain.events import Event
 from streamproc.domain.wire import encode_events
 from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
 from streamproc.log import scripts
-from streamproc.log.connection import BLOCK_MS_MAX, connect, connected, named_errors
+from streamproc.log.connection import BLOCK_MS_MAX, connect, connected, named_errors, session
 from streamproc.log.names import META, Names, partition_of
 from streamproc.telemetry import watch
 
@@ -377,9 +377,8 @@ class LogView:
 
     async def last_id(self) -> str:
         """The id of the newest entry; 0-0 if there is none."""
-        async with connected(self._url) as client:
-            with named_errors():
-                rows = await client.execute_command("XREVRANGE", self._log, "+", "-", "COUNT", 1)
+        async with session(self._url) as client:
+            rows = await client.execute_command("XREVRANGE", self._log, "+", "-", "COUNT", 1)
         return rows[0][0].decode() if rows else ZERO
 
     async def aclose(self) -> None:

@@ -15,7 +15,7 @@ from streamproc.domain.recovery import timers_of
 from streamproc.domain.reminders import overdue
 from streamproc.domain.wire import encode_events
 from streamproc.log import scripts
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import connected, named_errors, session
 from streamproc.log.inspect import RECORDS_AT_ONCE, is_held, known_records, records_where
 from streamproc.log.names import LATE, Names
 
@@ -40,9 +40,8 @@ async def record_once(url: str, partition: int, key: str, writer: str, event: Ev
 
 async def note_untold(url: str, partition: int, held: Sequence[tuple[str, int]]) -> None:
     """Note payouts, each with when it was held (µs). Raises LogUnavailable."""
-    async with connected(url) as client:
-        with named_errors():
-            await client.zadd(Names(partition).untold, dict(held))
+    async with session(url) as client:
+        await client.zadd(Names(partition).untold, dict(held))
 
 
 async def untold(client: Any, partitions: int) -> Untold:
@@ -68,19 +67,16 @@ def _is_untold(record: PayoutRecord | None) -> bool:
 
 
 async def look_for_held(url: str, partition: int, group: str) -> int:
-    """Once for a group that began at the end of a log: set the timers of payouts that were held before, and one that
-    is due at once where nobody was told. The number of these payouts. Safe to repeat: the same timers are the
+    """For a group that began at the end of a log, once: set the timers of payouts that were held before, and one that
+    is due at once where nobody was told. Returns how many payouts these were. Safe to repeat: the same timers are the
     same members. Raises LogUnavailable."""
     names, found = Names(partition), 0
-    async with connected(url) as client:
-        with named_errors():
-            if await client.hget(names.groups, group) != LATE.encode():
-                return 0
+    async with session(url) as client:
+        if await client.hget(names.groups, group) != LATE.encode():
+            return 0
         async for records in records_where(client, names, is_held, at_once=RECORDS_AT_ONCE):
             timers = [timer for record in records for timer in (overdue(record), *timers_of(record)) if timer]
-            with named_errors():
-                await client.zadd(names.timers, {encode_events([timer]): timer.at for timer in timers})
+            await client.zadd(names.timers, {encode_events([timer]): timer.at for timer in timers})
             found += len(records)
-        with named_errors():
-            await client.hset(names.groups, group, "1")
+        await client.hset(names.groups, group, "1")
     return found

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from streamproc.log import scripts
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import connected, session
 from streamproc.log.names import SHARED_PARTITION, Names
 
 LEASE_S = 20.0
@@ -22,16 +22,14 @@ class Vault:
 
     async def load(self) -> bytes | None:
         """The text; None where nothing was saved."""
-        async with connected(self._url) as client:
-            with named_errors():
-                found = await client.get(self._key)
+        async with session(self._url) as client:
+            found = await client.get(self._key)
         return found if isinstance(found, bytes) else None
 
     async def save(self, sealed: bytes) -> None:
         """Replace the text."""
-        async with connected(self._url) as client:
-            with named_errors():
-                await client.set(self._key, sealed)
+        async with session(self._url) as client:
+            await client.set(self._key, sealed)
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[bool]:

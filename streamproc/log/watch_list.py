@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.log.connection import connected, named_errors
+from streamproc.log.connection import session
 from streamproc.log.inspect import RECORDS_AT_ONCE, known_records, open_records
 from streamproc.log.names import Names, partition_of
 from streamproc.log.nodes import text_of
 
 SEED_EVERY_S = 3_600
-"""How long a payout may be on no list: one whose record was made after the last seeding, and that the bank's list never
-showed, since it is older than what each pass reads."""
+"""How long an open payout may be missing from the list: one whose record was made after the last seeding, and that the
+poller never lists, since it is older than what each pass reads."""
 OLD_LIST_S = 7 * 86_400
 """How long the list that accounts of a partition once shared is kept, for pollers of that version: longer than a
 rolling upgrade takes."""
@@ -34,48 +34,41 @@ class WatchList:
 
     async def add(self, when: Mapping[str, int]) -> None:
         """Add payouts that are not on the list yet."""
-        async with connected(self._url) as client:
-            with named_errors():
-                await client.zadd(self._key, dict(when), nx=True)
+        async with session(self._url) as client:
+            await client.zadd(self._key, dict(when), nx=True)
 
     async def due(self, now_s: int, limit: int, *, longest_s: int) -> list[tuple[str, PayoutRecord | None]]:
-        """Payouts that are due, the longest first, with their records; after them those that would be due in more than
-        `longest_s`, which nothing is put off for: the clock went back."""
-        async with connected(self._url) as client:
-            with named_errors():
-                found: list[Any] = await client.zrangebyscore(self._key, "-inf", now_s, start=0, num=limit)
-                if len(found) < limit:
-                    later, room = f"({now_s + longest_s}", limit - len(found)
-                    found += await client.zrangebyscore(self._key, later, "+inf", start=0, num=room)
+        """Payouts that are due, the longest first, with their records. Then those that would be due in more than
+        `longest_s`: nothing is put off for so long, so the clock has gone back."""
+        async with session(self._url) as client:
+            found: list[Any] = await client.zrangebyscore(self._key, "-inf", now_s, start=0, num=limit)
+            if len(found) < limit:
+                later, room = f"({now_s + longest_s}", limit - len(found)
+                found += await client.zrangebyscore(self._key, later, "+inf", start=0, num=room)
             records = await known_records(client, self._names, [text_of(member) for member in found])
         return list(records.items())
 
     async def move(self, when: Mapping[str, int | None]) -> None:
         """Set when each is due next; None takes it off the list."""
-        async with connected(self._url) as client:
-            with named_errors():
-                async with client.pipeline(transaction=False) as pipe:
-                    for payout, at in when.items():
-                        if at is None:
-                            pipe.zrem(self._key, payout)
-                        else:
-                            pipe.zadd(self._key, {payout: at}, xx=True)
-                    await pipe.execute()
+        async with session(self._url) as client, client.pipeline(transaction=False) as pipe:
+            for payout, at in when.items():
+                if at is None:
+                    pipe.zrem(self._key, payout)
+                else:
+                    pipe.zadd(self._key, {payout: at}, xx=True)
+            await pipe.execute()
 
     async def seed(self, seeds: Seeds, now_s: int) -> None:
         """Add the account's payouts that are open in Redis and not on the list, unless that was done within
         SEED_EVERY_S. O(keys of Redis)."""
-        async with connected(self._url) as client:
-            with named_errors():
-                seeded_s = int(await client.get(self._mark) or 0)
+        async with session(self._url) as client:
+            seeded_s = int(await client.get(self._mark) or 0)
             if seeded_s <= now_s < seeded_s + SEED_EVERY_S:
                 return
             async for records in open_records(client, self._names, at_once=RECORDS_AT_ONCE):
                 when = seeds([record for record in records if record.account == self._account])
                 if when:
-                    with named_errors():
-                        await client.zadd(self._key, dict(when), nx=True)
-            with named_errors():
-                await client.set(self._mark, now_s)
-                for key in self._names.old_watch_list:
-                    await client.expire(key, OLD_LIST_S, nx=True)
+                    await client.zadd(self._key, dict(when), nx=True)
+            await client.set(self._mark, now_s)
+            for key in self._names.old_watch_list:
+                await client.expire(key, OLD_LIST_S, nx=True)

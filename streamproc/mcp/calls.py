@@ -20,6 +20,7 @@ from streamproc.domain.plain import cut, plain
 from streamproc.errors import InputError, TryAgain
 from streamproc.mcp import words
 from streamproc.mcp.tools import KEY, WAIT, WAIT_S, WAIT_S_MAX, Tool
+from streamproc.waiting import set_within
 
 CALLS_MAX: Final = CONNECTIONS_MAX
 """Calls at once of all callers together, so that none waits for a connection to the API."""
@@ -47,7 +48,7 @@ class Answer(Struct, frozen=True):
     """The API's status if it refused; 401 is about the token."""
 
 
-class Asked(Struct, frozen=True):
+class Caller(Struct, frozen=True):
     """Who asks: the token to send on, and the caller's trace context (a traceparent, or empty)."""
 
     token: str
@@ -63,16 +64,16 @@ class Calls:
         self._stopping = stopping
         self._in_hand: Counter[str] = Counter()  # by token
 
-    async def call(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
+    async def call(self, tool: Tool, given: Mapping[str, Any], caller: Caller) -> Answer:
         """One call. Never raises for a caller's mistake or a refusal of the API: these are answers."""
-        if full := self._full(asked.token):
+        if full := self._full(caller.token):
             return Answer(f"{full}; nothing was asked for. Ask again later.")
         present = {name: value for name, value in given.items() if value is not None}
         if wrong := _wrong(tool, present):
             return Answer(words.of_wrong_arguments(wrong))
-        self._in_hand[asked.token] += 1
+        self._in_hand[caller.token] += 1
         try:
-            return await self._answered(tool, present, asked)
+            return await self._answered(tool, present, caller)
         except InputError as problem:
             return Answer(f"{problem}; nothing was asked for")
         except OutcomeUnknown as problem:
@@ -80,7 +81,7 @@ class Calls:
         except TryAgain as problem:
             return Answer(f"{problem}; nothing was asked for. Ask again later.")
         finally:
-            self._in_hand[asked.token] -= 1
+            self._in_hand[caller.token] -= 1
             self._in_hand += Counter()  # forgets tokens without calls
 
     def _full(self, token: str) -> str:
@@ -91,8 +92,8 @@ class Calls:
             return f"{CALLS_MAX} calls are in hand, which is the limit"
         return ""
 
-    async def _answered(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> Answer:
-        answer = await self._send(tool, given, asked)
+    async def _answered(self, tool: Tool, given: Mapping[str, Any], caller: Caller) -> Answer:
+        answer = await self._send(tool, given, caller)
         if answer.status >= 300:
             text = words.of_problem(answer.status, answer.body, asks=tool.asks, after_s=answer.after_s)
             return Answer(text, status=answer.status)
@@ -101,15 +102,15 @@ class Calls:
             return Answer(shown=answer.body)
         shown = answer.body
         if tool.asks:
-            shown = await self._decided(shown, given.get(WAIT, WAIT_S), asked, tool)
+            shown = await self._decided(shown, given.get(WAIT, WAIT_S), caller, tool)
             shown = {**shown, KEY: given[KEY]}
         link = words.link_to(self._public_url, shown["payout"])
         message = words.of_payout(shown, link)
         shown = {**shown, "message": message, "link": link}
         return Answer(message, shown)
 
-    async def _send(self, tool: Tool, given: Mapping[str, Any], asked: Asked) -> ApiAnswer:
-        path, params, headers = template_of(tool.operation.path), {}, _headers(asked)
+    async def _send(self, tool: Tool, given: Mapping[str, Any], caller: Caller) -> ApiAnswer:
+        path, params, headers = template_of(tool.operation.path), {}, _headers(caller)
         for name, one in tool.reads.items():
             if one.where == "path":
                 path = path.replace(f"{{{name}}}", quote(str(given[name]), safe=""))
@@ -124,42 +125,35 @@ class Calls:
             # Always with the currency: for one key the body must be the same, whether the model names it or not.
             body = {"currency": "INR", **{k: v for k, v in given.items() if k in tool.body["properties"]}}
         return await self._api.call(
-            tool.operation.method, path, token=asked.token, params=params, headers=headers, body=body
+            tool.operation.method, path, token=caller.token, params=params, headers=headers, body=body
         )
 
     async def _decided(
-        self, shown: dict[str, Any], wait_s: float, asked: Asked, tool: Tool
+        self, shown: dict[str, Any], wait_s: float, caller: Caller, tool: Tool
     ) -> dict[str, Any]:
         """The payout once it is decided, or as it was last seen."""
         path, pause_s = f"/v1/payouts/{quote(shown['payout'], safe='')}", LOOK_AFTER_S
         try:
             async with asyncio.timeout(wait_s):
-                while shown["decision"] is None and not await self._stopped_within(pause_s):
+                while shown["decision"] is None and not await set_within(self._stopping, pause_s):
                     pause_s = min(2 * pause_s, LOOK_AFTER_S_MAX)
-                    shown = await self._seen(path, asked, tool) or shown
+                    shown = await self._seen(path, caller, tool) or shown
         except TimeoutError:
             pass
         return shown
 
-    async def _seen(self, path: str, asked: Asked, tool: Tool) -> dict[str, Any] | None:
+    async def _seen(self, path: str, caller: Caller, tool: Tool) -> dict[str, Any] | None:
         try:
-            answer = await self._api.call("GET", path, token=asked.token, headers=_headers(asked))
+            answer = await self._api.call("GET", path, token=caller.token, headers=_headers(caller))
             if answer.status == 200:
                 _hold_against(tool, answer)
         except TryAgain:
             return None  # the payout is accepted all the same, and the next look may succeed
         return answer.body if answer.status == 200 else None
 
-    async def _stopped_within(self, pause_s: float) -> bool:
-        try:
-            async with asyncio.timeout(pause_s):
-                return await self._stopping.wait()
-        except TimeoutError:
-            return False
 
-
-def _headers(asked: Asked) -> dict[str, str]:
-    return {"traceparent": asked.traceparent} if asked.traceparent else {}
+def _headers(caller: Caller) -> dict[str, str]:
+    return {"traceparent": caller.traceparent} if caller.traceparent else {}
 
 
 def _hold_against(tool: Tool, answer: ApiAnswer) -> None:

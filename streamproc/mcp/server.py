@@ -20,7 +20,7 @@ from mcp_types import (
 from mcp_types import Tool as ShownTool
 
 from streamproc import __version__
-from streamproc.mcp.calls import Answer, Asked, Calls
+from streamproc.mcp.calls import Answer, Caller, Calls
 from streamproc.mcp.tools import INSTRUCTIONS, Tool, all_tools
 from streamproc.mcp.words import of_defect
 from streamproc.telemetry.trace_context import place_of
@@ -46,9 +46,9 @@ def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
         tool = tools.get(params.name)
         if tool is None:
             raise MCPError(INVALID_PARAMS, f"there is no such tool; there are {', '.join(tools)}")
-        asked = Asked(token_of(context), _traceparent(context))
+        caller = Caller(token_of(context), _traceparent(context))
         try:
-            answer = await calls.call(tool, params.arguments or {}, asked)
+            answer = await calls.call(tool, params.arguments or {}, caller)
         except Exception:  # noqa: BLE001
             # A defect. The SDK would show some clients Python's own text, which belongs in our log.
             _log.exception("%s failed", tool.name)

@@ -61,14 +61,14 @@ class InHand:
         """How many there are."""
         return self._ids.total()
 
-    def asked(self, message: JSONRPCMessage) -> None:
+    def received(self, message: JSONRPCMessage) -> None:
         """A message came in. A request that its client cancels is not answered any more."""
         if isinstance(message, JSONRPCRequest):
             self._ids[coerce_request_id(message.id)] += 1
         elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
             self._gone((message.params or {}).get("requestId"))
 
-    def answered(self, message: JSONRPCMessage) -> None:
+    def sent(self, message: JSONRPCMessage) -> None:
         """A message went out."""
         if isinstance(message, JSONRPCResponse | JSONRPCError):
             self._gone(message.id)
@@ -150,7 +150,7 @@ async def _read(
             except (ValidationError, ValueError) as problem:
                 await write.send(SessionMessage(_no_message(problem)))
                 continue
-            in_hand.asked(message)
+            in_hand.received(message)
             await incoming.send(SessionMessage(message))
             await in_hand.at_most(IN_HAND_MAX)
 
@@ -176,7 +176,7 @@ async def _write(sink: int, outgoing: MemoryObjectReceiveStream[SessionMessage],
             while left:
                 await _ready(sink, to_write=True)
                 left = left[os.write(sink, left[:WRITE_BYTES]) :]
-            in_hand.answered(one.message)
+            in_hand.sent(one.message)
 
 
 # ---- bytes ----

@@ -17,9 +17,9 @@ from streamproc.log.policies import still_in_force
 from streamproc.operate.site import Site
 
 LEASE_S = 5.0
-"""A lease lasts this long from its last partition on: so long a change waits for a process that died."""
+"""How long a lease lasts after its last partition: a change waits that long for a process that died."""
 FREEZE_WAIT_S = 0.5
-"""So long a freeze waits for another change, which takes milliseconds; then it goes first."""
+"""How long a freeze waits for another change, which takes milliseconds; then it goes first."""
 WAIT_S = 15.0
 """How long the lease is waited for: three that died, and below what an HTTP request has for a change."""
 LOOK_S = 0.02
@@ -47,7 +47,7 @@ class ChangeLease:
             )
 
     async def take(self, *, gives_way: str = "") -> bool:
-        """Whether nobody else has it, or one whose name begins with `gives_way`: that one's is over."""
+        """Take the lease, from an owner whose name begins with `gives_way` too; False if somebody else keeps it."""
         self._term = await self._ask(LEASE_S, gives_way)
         return self._term > 0
 
@@ -57,7 +57,7 @@ class ChangeLease:
         return await still_in_force(self._site.client, Names(partition), rev)
 
     async def give_back(self) -> None:
-        """Let the next one begin; if Redis is away, it begins after LEASE_S."""
+        """Let the next change begin; if Redis is away, it begins after LEASE_S."""
         with suppress(LogUnavailable):
             await self._ask(0.0)
 

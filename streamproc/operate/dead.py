@@ -21,7 +21,7 @@ from streamproc.operate.site import Site
 LIST_MAX = 1_000
 """Letters of one partition in one answer."""
 LOOK_BACK = 1_000
-"""Newest entries in which it is looked for who closed a letter: two people who are at it at the same time."""
+"""Newest entries that are searched for who closed a letter: two people may be at it at the same time."""
 
 
 class StreamId(Struct, frozen=True):
@@ -140,7 +140,7 @@ async def _close(
 
 
 async def _gone(site: Site, where: StreamId) -> JobFailed:
-    """That there is no such letter, and who closed it if that was lately."""
+    """The error that there is no such letter, with who closed it, if that was not long ago."""
     for entry in reversed(
         await inspect.newest_entries(site.client, site.names_of(where.partition), LOOK_BACK)
     ):

@@ -38,8 +38,8 @@ class Statement(Struct, frozen=True):
 
 class Disowning(Struct, frozen=True):
     """What was done: the entry with the record, the groups that had the entry pending, and its dead letters, now
-    discarded. `unread`: groups that are not as far yet; they set it aside when they are, unless it is an event of no
-    concern to them, so that this has to be run again then."""
+    discarded. `unread`: groups that have not come to the entry yet. Once they do, run this again: they set it aside,
+    unless its event is of no concern to them."""
 
     entry: str
     recorded: str

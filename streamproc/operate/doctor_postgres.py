@@ -10,7 +10,7 @@ from streamproc.archive.blockers import blocking
 from streamproc.archive.gauges import views_behind
 from streamproc.archive.lookup import refuses_writes, room
 from streamproc.archive.migrate import SCHEMA_HIDDEN, SCHEMA_TODO, current, newest
-from streamproc.archive.pool import asked, opened_pool
+from streamproc.archive.pool import acquired, opened_pool
 from streamproc.archive.store import refusals_as_job_failed
 from streamproc.operate.connections import need_of, too_few
 from streamproc.operate.connections import todo as connections_todo
@@ -84,7 +84,7 @@ async def examine_postgres(settings: Settings) -> list[Check]:
 
 
 async def _sees_no_schema(pool: Any) -> bool:
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         return await db.fetchval("SELECT current_schema()") is None
 
 
@@ -112,14 +112,14 @@ async def _connections(settings: Settings, pool: Any) -> Check:
 
 async def _blocked(pool: Any) -> list[Check]:
     """Whether somebody's lock keeps one of ours waiting at this moment."""
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         found = await blocking(db)
     todo = "end what that session does, or the session: SELECT pg_terminate_backend(pid)"
     return [Check("postgres locks", "bad", found, todo)] if found else []
 
 
 async def _views(pool: Any) -> Check:
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         gone = await missing_in(db)
         outdated = [] if gone else await outdated_views(db)
     if gone:

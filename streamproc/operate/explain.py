@@ -22,6 +22,7 @@ from streamproc.errors import JobFailed
 from streamproc.log.inspect import dead_letters, record_of
 from streamproc.operate.history import (
     STORY_ENTRIES_MAX,
+    History,
     StoryEvent,
     history_of,
     history_until,
@@ -51,22 +52,10 @@ class Story(Struct, frozen=True):
 async def explain(site: Site, payout: str) -> Story:
     """The story of a payout, by our id or the bank's. Raises JobFailed if it was never seen."""
     history = await history_of(site, payout, entries_max=STORY_ENTRIES_MAX)
-    first = _first(history.events)
-    if first is None and (name := await name_at_bank(site, payout)):
+    if _first(history.events) is None and (name := await name_at_bank(site, payout)):
         payout, history = name, await history_of(site, name, entries_max=STORY_ENTRIES_MAX)
-        first = _first(history.events)
     notes = list(history.notes)
-    begins = {PayoutRequested, PayoutObserved}
-    if is_intent(payout) and any(type(found.event) is PayoutRequested for found in history.events):
-        begins = {PayoutRequested}  # else nobody asked for it: somebody used such a reference
-    if history.is_cut:
-        record = await site.record(payout)  # what is told below ends too early to say how the payout stands
-    elif first is not None and type(first.event) in begins:
-        record = fold(found.event for found in history.events)
-    else:
-        record = await record_of(site.client, site.partitions, payout)
-        if record is not None:
-            notes.append("the beginning of its story is not in Redis any more; its state is")
+    record = await _record(site, payout, history, notes)
     if record is None and (story := _malformed(history.events, notes)) is not None:
         story.notes.extend(await _letters(site, story.events))
         return story
@@ -74,6 +63,22 @@ async def explain(site: Site, payout: str) -> Story:
         where = f" ({'; '.join(notes)})" if notes else ""
         raise JobFailed(f"payout {payout} is not known here{where}")
     return Story(record, history.events, notes)
+
+
+async def _record(site: Site, payout: str, history: History, notes: list[str]) -> PayoutRecord | None:
+    """How a payout stands: by its events, or by Redis where these are not all there. None where neither knows it."""
+    if history.is_cut:
+        return await site.record(payout)  # the events end too early to say how the payout stands
+    events, begins = history.events, {PayoutRequested, PayoutObserved}
+    if is_intent(payout) and any(type(found.event) is PayoutRequested for found in events):
+        begins = {PayoutRequested}  # else nobody asked for it: somebody used such a reference
+    first = _first(events)
+    if first is not None and type(first.event) in begins:
+        return fold(found.event for found in events)
+    record = await record_of(site.client, site.partitions, payout)
+    if record is not None:
+        notes.append("the beginning of its story is not in Redis any more; its state is")
+    return record
 
 
 def _first(events: Sequence[StoryEvent]) -> StoryEvent | None:

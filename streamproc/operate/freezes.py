@@ -17,7 +17,7 @@ from streamproc.operate.site import Site
 
 
 class Frozen(Struct, frozen=True):
-    """The result of freezing a scope or lifting that. `changed`: partitions where it was otherwise before.
+    """The result of freezing a scope, or of lifting its freeze. `changed`: partitions where it was otherwise before.
 
     `proposal`: the lifting waits for a second person, and nothing is lifted yet.
     """

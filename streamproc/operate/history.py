@@ -19,7 +19,7 @@ from streamproc.log.stream import Entry, LogView
 from streamproc.operate.site import Site
 
 STORY_ENTRIES_MAX = 10_000
-"""Entries of one payout that are told of. It has some ten, but the bank sends any number of deliveries, and whoever
+"""Entries of one payout that are shown. It has some ten, but the bank sends any number of deliveries, and whoever
 has its keys can make any number of payouts under one reference."""
 READ_AT_ONCE = 1_000
 TAIL_ENTRIES_MAX = 200_000
@@ -75,12 +75,16 @@ async def name_at_bank(site: Site, bank_payout: str) -> str | None:
         limit = SCAN_ENTRIES_MAX if end is None else TAIL_ENTRIES_MAX
         _, entries = await log_after(site, partition, end or ZERO, bank_payout.encode(), limit=limit)
         for event in [event for entry in entries for event in await readable(site, partition, entry, [])]:
-            if type(event) is BankCommandAnswered and event.command == "create":
-                if event.bank_payout == bank_payout:
-                    return event.payout
-            elif type(event) is PayoutObserved and is_intent(event.payout) and event.facts.id == bank_payout:
-                return event.payout
+            if _intent_paid_by(event) == bank_payout:
+                return payout_of(event)
     return None
+
+
+def _intent_paid_by(event: Event) -> str | None:
+    """The bank's id of the payout that an event tells of as an intent's."""
+    if type(event) is BankCommandAnswered and event.command == "create":
+        return event.bank_payout
+    return event.facts.id if type(event) is PayoutObserved and is_intent(event.payout) else None
 
 
 async def history_until(site: Site, payout: str, limits: Mapping[int, int]) -> History:

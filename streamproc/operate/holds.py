@@ -169,15 +169,10 @@ async def _known(site: Site, payout: str) -> PayoutRecord:
 
 async def outcome_of(redis_url: str, partition: int, entry: str, payout: str) -> Answered:
     """The outcome of the answer in this entry, waited for up to ANSWER_WAIT_S."""
-    view, after = LogView(redis_url, partition), entry
+    view = LogView(redis_url, partition)
     try:
         async with asyncio.timeout(ANSWER_WAIT_S):
-            while True:
-                for found in await view.read(after, ENTRIES_AT_ONCE, BLOCK_MS_MAX):
-                    after = found.id
-                    outcome = _outcome_in(found, entry, payout)
-                    if outcome is not None:
-                        return outcome
+            return await _outcome_after(view, entry, payout)
     except TimeoutError:
         return NotHandled(
             payout,
@@ -187,6 +182,16 @@ async def outcome_of(redis_url: str, partition: int, entry: str, payout: str) ->
         )
     finally:
         await view.aclose()
+
+
+async def _outcome_after(view: LogView, entry: str, payout: str) -> Answered:
+    """The outcome of the answer in this entry, however long it takes."""
+    after = entry
+    while True:
+        for found in await view.read(after, ENTRIES_AT_ONCE, BLOCK_MS_MAX):
+            after = found.id
+            if (outcome := _outcome_in(found, entry, payout)) is not None:
+                return outcome
 
 
 def _outcome_in(found: Entry, entry: str, payout: str) -> Answered | None:

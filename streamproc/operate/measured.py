@@ -143,7 +143,7 @@ def machine_page(settings: Settings, gateway: SiteGateway, pool: object) -> Metr
 
 
 def instrumented(app: Asgi, meters: Meters | None) -> Asgi:
-    """The API with a span for each request, if traces are on, and a time, if `meters` are."""
+    """The API, with a span for each request where traces are on, and timed where there are `meters`."""
     traced = Traced(app)
     return traced if meters is None else Timed(traced, meters)
 

@@ -62,7 +62,7 @@ def notification_over(redis_url: str, channels: Channels, digests: Digests) -> G
 
 
 async def people_until(settings: Settings, channels: Channels, stopping: asyncio.Event) -> None:
-    """What telling is beside entries, until `stopping`: holds of a log that was there before the group, and digests."""
+    """What the group does beside its entries, until `stopping`: take up holds that are older than it, send digests."""
     if not channels.any:
         log.warning("%s; %s", NO_CHANNEL, SET_A_CHANNEL)
     await _look_for_held(settings, stopping)
@@ -91,7 +91,7 @@ async def untold_holds(settings: Settings) -> Untold:
 
 
 def untold_text(found: Untold) -> str:
-    """That as a sentence; '' if there are none."""
+    """The untold holds as a phrase for people; '' if there are none."""
     if not found.count:
         return ""
     held = "1 held payout" if found.count == 1 else f"{found.count} held payouts"

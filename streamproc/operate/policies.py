@@ -112,7 +112,7 @@ def _same(one: ScopeState | None, other: ScopeState | None) -> bool:
 
 
 async def in_force_for(site: Site, agent: str) -> dict[str, ScopeState]:
-    """What holds for one agent alone: that partitions differ about another's is not in its way."""
+    """The policy, freeze and defaults of one agent. Partitions may differ about other agents: that does not matter."""
     concerned = {*_scopes_of(agent), "defaults"}
     return await in_force(site, concerned.__contains__)
 

@@ -1,8 +1,9 @@
 """Policies, freezes and budgets for the HTTP API: what the command line does, for a caller that a token names."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -32,7 +33,7 @@ from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 
 CHANGE_S_MAX = 20.0
-"""For a change on every partition. Broken off it is safe to repeat, and says 503."""
+"""Limit of a change on every partition. One that is cut off is answered with 503, and is safe to repeat."""
 
 
 class PolicyDesk:
@@ -76,16 +77,8 @@ class PolicyDesk:
             # Versions are each partition's own; that of the first is the one that is shown.
             if partition == 0:
                 found = scopes[scope].version if scope in scopes else 0
-                try:
-                    if version is not None:
-                        check_version(scopes, scope, version)
-                except Stale:
-                    # Unless all is as wanted: then an earlier try of this request may have had effect, and its answer
-                    # was lost (RFC 9110, 13.1.1), or it was broken off and this one is to finish it.
-                    with suppress(InputError):
-                        if version != NONE_YET and not wanted(scopes, at):
-                            return []
-                    raise
+                if _is_done(scopes, scope, version, partial(wanted, scopes, at)):
+                    return []
             return wanted(scopes, at)
 
         made = await self._make(plan, by=by, channel=channel, why=why)
@@ -110,31 +103,31 @@ class PolicyDesk:
         return [change_json(change) for change in changes], note
 
     async def proposals(self) -> list[dict[str, Any]]:
-        """Those that are kept, the newest first."""
+        """The proposals that are kept, the newest first."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             return await proposals.listed(site)
 
     async def confirm(self, proposal: str, *, by: str, channel: str) -> Made:
-        """Put it in force, as its second person. Raises NotThere, SamePerson, Refused, InputError."""
+        """Put a proposal in force, as its second person. Raises NotThere, SamePerson, Refused, InputError."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             done = await proposals.confirm(site, proposal, by=by, channel=channel)
         return _made(done.applied, done.left)
 
     async def withdraw(self, proposal: str, *, by: str, channel: str, why: str) -> dict[str, Any]:
-        """End it. Raises NotThere, Refused."""
+        """End a waiting proposal. Raises NotThere, Refused."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             ended = await proposals.withdraw(site, proposal, by=by, why=why, channel=channel)
         return proposals.proposal_json(ended, ended.closed_at)
 
     async def freezes(self) -> list[dict[str, Any]]:
-        """Those that are in force."""
+        """The freezes in force."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             return await freezes.frozen_now(site)
 
     async def freeze(
         self, scope: str, *, frozen: bool, by: str, channel: str, why: str
     ) -> tuple[dict[str, Any], Made]:
-        """Freeze a scope or lift that."""
+        """Freeze a scope, or lift its freeze."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             done = await freezes.freeze(site, scope, frozen=frozen, by=by, why=why, channel=channel)
         shown = {
@@ -168,6 +161,23 @@ class PolicyDesk:
             return True
         _, known = await read_tokens(site.client)
         return any(token.account == account for token in known.values())
+
+
+def _is_done(scopes: Scopes, scope: str, version: int | None, wanted: Callable[[], list[Any]]) -> bool:
+    """Whether the scope has left the version that a change is of, and all is as wanted all the same.
+
+    Then an earlier try of the request may have had effect, and its answer was lost (RFC 9110, 13.1.1), or it was broken
+    off and this one is to finish it. Raises Stale if the scope has left that version otherwise.
+    """
+    try:
+        if version is not None:
+            check_version(scopes, scope, version)
+    except Stale:
+        with suppress(InputError):
+            if version != NONE_YET and not wanted():
+                return True
+        raise
+    return False
 
 
 def _made(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:

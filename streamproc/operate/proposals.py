@@ -138,8 +138,8 @@ async def _confirm(site: Site, name: str, mine: ChangeLease, *, by: str, channel
 
 
 async def _put_in_force(site: Site, proposal: Proposal, mine: ChangeLease) -> Confirmed:
-    """On every partition; or on no further one, where somebody changed the same after it was confirmed: their change
-    did not touch partitions that the confirmation had not reached, since these had what it wants."""
+    """Put it in force on every partition. Where somebody changed the same after it was confirmed, on no further one:
+    that change left alone the partitions that the confirmation had not reached, since they had what it wants."""
     lacking, left = await _look(site, proposal)
     if left:
         left += [f"partition {partition}: not put in force there either" for partition in lacking]

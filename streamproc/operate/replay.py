@@ -44,7 +44,7 @@ from projections.views import NAMES, VIEWS, View
 from streamproc import processes
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.store import connection, errors_as_job_failed, snapshot, transaction
-from streamproc.errors import JobFailed, LogBroken, StreamprocError
+from streamproc.errors import JobFailed, LogBroken, first_of_ours
 
 JOBS_MAX = 64
 """Most builders at once."""
@@ -122,6 +122,11 @@ async def replay(
     """
     jobs = jobs or _default_jobs()
     progress = JobProgress()
+
+    def begin_stage(stage: str) -> None:
+        progress.stage = stage
+        on_progress(progress)
+
     with errors_as_job_failed(UNTOUCHED):
         async with AsyncExitStack() as stack:
             db = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
@@ -138,13 +143,11 @@ async def replay(
             elif any(share.done_seq for share in plan):
                 progress.notes.append("went on with a build that was left half done")
             await _build(dsn, shadow, plan, jobs, progress, on_progress)
-            progress.stage = "indexes"
-            on_progress(progress)
+            begin_stage("indexes")
             await finish_build(place, dsn, shadow, jobs)
             # What came meanwhile too: an entry that cannot be folded fails this, and not only the live views later.
             await _bring_to(dsn, db, place, {end.partition: end.seq for end in await archive_ends(db)})
-            progress.stage = "comparing"
-            on_progress(progress)
+            begin_stage("comparing")
             found, at = await _compared(dsn, db, place, views, progress)
             broken = await compare.violations(place)
             if broken:
@@ -152,8 +155,7 @@ async def replay(
                     f"the rebuilt views contradict themselves, nothing was swapped: {'; '.join(broken)}"
                 )
             if not verify:
-                progress.stage = "swapping"
-                on_progress(progress)
+                begin_stage("swapping")
                 await _swap(dsn, db, place, home, shadow, views, progress)
             else:
                 await drop_place(db, shadow)
@@ -203,9 +205,7 @@ async def _build(
                 if share.done_seq < share.target_seq:
                     tasks.create_task(one(share))
     except BaseExceptionGroup as problems:
-        failed = problems.subgroup(StreamprocError)
-        while isinstance(failed, BaseExceptionGroup):
-            failed = failed.exceptions[0]  # type: ignore[assignment]
+        failed = first_of_ours(problems)
         if failed is None:
             raise
         raise failed from problems

@@ -87,7 +87,7 @@ async def _trim_one(
 
 
 def _after(before: int, on_removed: Callable[[int], None]) -> Callable[[int], None]:
-    """To call with what one part removed; tells it together with what the parts `before` it did."""
+    """`on_removed` for a part of a trim: adds what the parts before it removed."""
     return lambda removed: on_removed(before + removed)
 
 

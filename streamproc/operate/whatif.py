@@ -150,7 +150,7 @@ async def _retry(
     progress: WhatIfProgress,
     on_progress: OnWhatIfProgress,
 ) -> Comparison:
-    """One partition."""
+    """Judge one partition's archive again, from `start` to `end`."""
     judged = progress.judged
     if start.seq:
         for row in await policy_entries(archive.db, start.partition, start.seq):

@@ -22,6 +22,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from streamproc import __version__
 from streamproc.telemetry import push
 from streamproc.telemetry.spans import LINKS_MAX, Kind, Place, Value
+from streamproc.waiting import set_within
 
 SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 """The semantic conventions whose names are used; those for messaging are not stable yet."""
@@ -147,8 +148,5 @@ async def _close(tracer: Exporting) -> None:
             loop.call_soon_threadsafe(closed.set)
 
     threading.Thread(target=close, name="last spans", daemon=True).start()
-    try:
-        async with asyncio.timeout(push.LAST_S):
-            await closed.wait()
-    except TimeoutError:
+    if not await set_within(closed, push.LAST_S):
         log.warning("the last spans were not taken within %g s, and may be lost", push.LAST_S)

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 
 from streamproc.telemetry.exposure import Page
 from streamproc.telemetry.spans import is_otlp
+from streamproc.waiting import set_within
 
 INTERVAL_MS = 60_000.0
 """OpenTelemetry's own default of OTEL_METRIC_EXPORT_INTERVAL."""
@@ -68,9 +69,7 @@ async def _push(
 ) -> None:
     over = False
     while not over:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(every_s):
-                await stopping.wait()
+        await set_within(stopping, every_s)
         over = stopping.is_set()
         try:
             sender.give(await page())

@@ -15,7 +15,7 @@ from streamproc.archive import pool as pools
 from streamproc.archive import store
 from streamproc.archive.hosts import connect, single_hosts
 from streamproc.archive.migrate import current
-from streamproc.archive.pool import asked, opened_pool
+from streamproc.archive.pool import acquired, opened_pool
 from streamproc.archive.store import connection
 from tests.deadline import DEADLINE_S
 
@@ -96,7 +96,7 @@ async def test_every_kind_of_connection_gets_past_a_first_host_that_hangs(
     monkeypatch.setattr(pools, "CONNECT_S", 1.0)
     async with connection(behind_it, name="test") as db:
         assert await db.fetchval("SELECT 1") == 1
-    async with opened_pool(behind_it) as pool, asked(pool) as db:
+    async with opened_pool(behind_it) as pool, acquired(pool) as db:
         assert await db.fetchval("SELECT 1") == 1
     assert await current(behind_it) is None
 

@@ -16,7 +16,7 @@ from projections.swap import swap
 from projections.views import NAMES
 from streamproc import embedded
 from streamproc.archive import pool as pools
-from streamproc.archive.pool import asked, opened_pool
+from streamproc.archive.pool import acquired, opened_pool
 from streamproc.archive.rows import RowAbout
 from streamproc.archive.store import connection, snapshot, transaction
 from streamproc.embedded import Store
@@ -41,7 +41,7 @@ async def store(public_dir: Path) -> AsyncIterator[Store]:
 
 
 async def one(pool: asyncpg.Pool) -> int:
-    async with asked(pool) as db:
+    async with acquired(pool) as db:
         return int(await db.fetchval("SELECT 1"))
 
 

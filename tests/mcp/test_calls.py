@@ -12,7 +12,7 @@ import pytest
 from streamproc.api.connection import KEEP_ALIVE_S
 from streamproc.clients import own_api
 from streamproc.clients.own_api import ANSWER_BYTES_MAX, OwnApi
-from streamproc.mcp.calls import CALLS_MAX, CALLS_OF_ONE_MAX, Answer, Asked, Calls
+from streamproc.mcp.calls import CALLS_MAX, CALLS_OF_ONE_MAX, Answer, Caller, Calls
 from streamproc.mcp.tools import all_tools
 from tests.clients.loopback import Asked as Heard
 from tests.clients.loopback import Loopback, Script, always, hang, in_turn, loopback, response
@@ -48,7 +48,7 @@ class Desk:
         self.calls, self.api, self.stopping = calls, api, stopping
 
     async def call(self, name: str, given: Mapping[str, Any], traceparent: str = "") -> Answer:
-        return await self.calls.call(TOOLS[name], given, Asked(TOKEN, traceparent))
+        return await self.calls.call(TOOLS[name], given, Caller(TOKEN, traceparent))
 
     @property
     def heard(self) -> Heard:
@@ -327,7 +327,7 @@ async def test_an_api_that_is_away_was_asked_for_nothing() -> None:
         pass
     own = OwnApi(it.api.url)
     answer = await Calls(own, public_url="", stopping=asyncio.Event()).call(
-        TOOLS["request_payout"], KEYED, Asked(TOKEN)
+        TOOLS["request_payout"], KEYED, Caller(TOKEN)
     )
     await own.aclose()
     assert "cannot be reached: ConnectError; nothing was asked for" in answer.text
@@ -347,16 +347,16 @@ async def test_calls_beyond_the_limit_are_refused_and_one_token_leaves_room_for_
         waiting: list[asyncio.Task[Answer]] = []
         for token in tokens:
             waiting += [
-                asyncio.create_task(it.calls.call(*show, Asked(token))) for _ in range(CALLS_OF_ONE_MAX)
+                asyncio.create_task(it.calls.call(*show, Caller(token))) for _ in range(CALLS_OF_ONE_MAX)
             ]
             for _ in range(CALLS_OF_ONE_MAX):
                 await begun.acquire()
-            one_more = await it.calls.call(*show, Asked(token))
+            one_more = await it.calls.call(*show, Caller(token))
             assert one_more.text.startswith(f"{CALLS_OF_ONE_MAX} calls with this token are in hand")
-        anybody = await it.calls.call(*show, Asked("spt_other"))
+        anybody = await it.calls.call(*show, Caller("spt_other"))
         assert anybody.text.startswith(f"{CALLS_MAX} calls are in hand")
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         it.api.script = always(404, {"detail": "no"})
-        assert (await it.calls.call(*show, Asked(tokens[0]))).status == 404
+        assert (await it.calls.call(*show, Caller(tokens[0]))).status == 404

@@ -133,12 +133,12 @@ async def test_a_request_is_in_hand_until_it_is_answered_or_given_up() -> None:
 
     in_hand = InHand()
     for number in (1, 2):
-        in_hand.asked(JSONRPCRequest(jsonrpc="2.0", id=number, method="tools/list"))
+        in_hand.received(JSONRPCRequest(jsonrpc="2.0", id=number, method="tools/list"))
     none_left = asyncio.create_task(in_hand.at_most(0))
-    in_hand.answered(JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
+    in_hand.sent(JSONRPCResponse(jsonrpc="2.0", id=1, result={}))
     await in_hand.at_most(1)
     assert not none_left.done()
-    in_hand.asked(
+    in_hand.received(
         JSONRPCNotification(jsonrpc="2.0", method="notifications/cancelled", params={"requestId": 2})
     )
     await none_left
@@ -152,11 +152,11 @@ async def test_a_request_is_given_up_by_its_id_as_the_sdk_reads_it_and_one_of_tw
 
     in_hand = InHand()
     for _ in range(2):
-        in_hand.asked(JSONRPCRequest(jsonrpc="2.0", id=asked, method="tools/list"))
+        in_hand.received(JSONRPCRequest(jsonrpc="2.0", id=asked, method="tools/list"))
     left: list[int] = []
     for name in (True, None, given_up, given_up, given_up):
         params = {"requestId": name}
-        in_hand.asked(JSONRPCNotification(jsonrpc="2.0", method="notifications/cancelled", params=params))
+        in_hand.received(JSONRPCNotification(jsonrpc="2.0", method="notifications/cancelled", params=params))
         left.append(in_hand.number)
     assert left == [2, 2, 1, 0, 0]
     await in_hand.at_most(0)

@@ -18,8 +18,7 @@ from streamproc.domain.events import (
     ReputationChecked,
     ReviewCounted,
 )
-from streamproc.domain.governance import NO_URL, Case, Reputation
-from streamproc.domain.identity import party_of
+from streamproc.domain.governance import NO_URL, Reputation, case_under
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.record import Review
@@ -151,7 +150,7 @@ class Fates:
 
     # ---- people and time ----------------------------------------------------------------
 
-    def answer(self, entry: DecodedEntry, books: Books, zone: str) -> None:
+    def answer(self, entry: DecodedEntry, books: Books) -> None:
         """Apply a reviewer's answer, or a hold's end, from the log to the candidate's hold."""
         decided = next((event for event in entry.events if type(event) is PayoutDecided), None)
         counted = next((event for event in entry.events if type(event) is ReviewCounted), None)
@@ -163,19 +162,13 @@ class Fates:
             fate.old_end, fate.waits = (decided.decision, decided.reason), False
         if fate.hold is not None:
             if counted is not None:
-                self._review(fate, fate.hold, counted, entry, books.candidate, zone)
+                self._review(fate, fate.hold, counted, entry, books.candidate)
             elif decided is not None and _expired_at(decided) >= fate.hold.hold_expires_at:
                 self._end_hold(fate, (decided.decision, decided.reason))
         self._keep(fate)
 
     def _review(
-        self,
-        fate: Fate,
-        hold: PayoutRecord,
-        counted: ReviewCounted,
-        entry: DecodedEntry,
-        book: PolicyBook,
-        zone: str,
+        self, fate: Fate, hold: PayoutRecord, counted: ReviewCounted, entry: DecodedEntry, book: PolicyBook
     ) -> None:
         # `at` is when a worker came to the answer, which may be later than it was given.
         answer = replace(counted, at=min(counted.at, fate.held_until - 1))
@@ -188,17 +181,7 @@ class Fates:
         for event in entry.events:
             if type(event) is ReputationChecked:
                 fate.reputation = reputation_of(event)
-        party = party_of(hold, book)
-        case = Case(
-            hold,
-            party.identity,
-            party.agent,
-            zone,
-            party.account,
-            party.team,
-            reputation=fate.reputation,
-            freeze=party.freeze,
-        )
+        case = case_under(book, hold, self._assume.zone, fate.reputation)
         found = recheck(case)
         if found:
             self._end_hold(fate, ("REJECTED", found[-1].code))

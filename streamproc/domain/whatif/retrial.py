@@ -5,7 +5,7 @@ again, on counters that hold what the candidate let pass, so a payout that it re
 cannot be known is assumed, and counted. Under the policies that were in force nothing may change.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ from streamproc.domain.events import (
     ReviewCounted,
     VelocityChecked,
 )
-from streamproc.domain.payouts import ASKED, fold
+from streamproc.domain.payouts import fold
 from streamproc.domain.policy import ScopeState, build_book, scopes_after
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.domain.whatif.comparison import Comparison
@@ -59,7 +59,6 @@ class Retrial:
     ) -> None:
         self.found = Comparison()
         self._overlay = overlay
-        self._zone = assume.zone
         self._since_us = since_us
         self._has_begun = False
         self._judge = Judge(assume, self.found, strict=overlay is None)
@@ -101,20 +100,16 @@ class Retrial:
         self._now_ms = entry.at_ms
         for payout in self._fates.expired(entry.at_ms * 1000):
             self._put(None, partial(self._fates.expire, payout))
-        if not self._has_begun and entry.at_ms * 1000 >= self._since_us:
-            self._has_begun = True
-            self._books = self._books_of(self._scopes)
+        changes: list[PolicyChanged] = []
+        for event in entry.events:
+            if type(event) is PayoutObserved or type(event) is PayoutRequested:
+                self.remember(entry.id, event)
+            elif type(event) is PayoutStopped:
+                self._stopped.add(event.payout)
+            elif type(event) is PolicyChanged:
+                changes.append(event)
+        self._put_in_force(changes)
         kinds = {type(event) for event in entry.events}
-        if PolicyChanged in kinds:
-            changes = [event for event in entry.events if type(event) is PolicyChanged]
-            self._scopes = scopes_after(self._scopes, *changes)
-            self._books = self._books_of(self._scopes)
-        if not ASKED.isdisjoint(kinds):
-            for event in entry.events:
-                if type(event) is PayoutObserved or type(event) is PayoutRequested:
-                    self.remember(entry.id, event)
-        if PayoutStopped in kinds:
-            self._stopped.update(event.payout for event in entry.events if type(event) is PayoutStopped)
         if PayoutDecided in kinds:
             self._read_decision(entry)
         elif ReviewCounted in kinds:
@@ -127,11 +122,7 @@ class Retrial:
             step()
         if self._decided >= FORGET_EVERY:
             self._decided = 0
-            # Items that wait for a number need the windows of their own time, however much was read since.
-            oldest_ms = min((at_ms for at_ms, _ in self._order.waiting()), default=entry.at_ms)
-            cut_s = oldest_ms // 1000 - KEPT_AFTER_END_S
-            self._fates.forget_before(cut_s)
-            self._judge.forget_before(cut_s)
+            self._forget()
 
     def finish(self) -> Comparison:
         """The result, after the whole log was fed."""
@@ -140,6 +131,14 @@ class Retrial:
         self._fates.close_all()
         self.found.skipped_numbers = self._order.skipped
         return self.found
+
+    def _forget(self) -> None:
+        """Forget what no later payout can need."""
+        # Items that wait for a number need the windows of their own time, however much was read since.
+        oldest_ms = min((at_ms for at_ms, _ in self._order.waiting()), default=self._now_ms)
+        cut_s = oldest_ms // 1000 - KEPT_AFTER_END_S
+        self._fates.forget_before(cut_s)
+        self._judge.forget_before(cut_s)
 
     # ---- reading: which step, at which number ---------------------------------------------
 
@@ -151,6 +150,14 @@ class Retrial:
         if self._overlay is None or not self._has_begun:
             return Books(real, real)
         return Books(real, build_book(self._overlay(scopes)))
+
+    def _put_in_force(self, changes: Sequence[PolicyChanged]) -> None:
+        """Put an entry's changes in force, and from `since_us` on the candidate over them."""
+        begins = not self._has_begun and self._now_ms * 1000 >= self._since_us
+        if begins or changes:
+            self._has_begun = self._has_begun or begins
+            self._scopes = scopes_after(self._scopes, *changes)
+            self._books = self._books_of(self._scopes)
 
     def _read_decision(self, entry: DecodedEntry) -> None:
         decided = next(event for event in entry.events if type(event) is PayoutDecided)
@@ -195,7 +202,7 @@ class Retrial:
             self._put(room if slot is None else slot, partial(self._judge_all, trial))
 
     def _read_answer(self, entry: DecodedEntry) -> None:
-        self._put(entry.settled, partial(self._fates.answer, entry, self._books, self._zone))
+        self._put(entry.settled, partial(self._fates.answer, entry, self._books))
 
     def _read_undecided(self, entry: DecodedEntry) -> None:
         """What was admitted and ended without a decision, or after one that did not know of it."""

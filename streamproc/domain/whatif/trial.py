@@ -25,7 +25,7 @@ from streamproc.domain.events import (
     ReputationChecked,
     VelocityChecked,
 )
-from streamproc.domain.governance import Case, Reputation, Verdict
+from streamproc.domain.governance import Case, Reputation, Verdict, case_under
 from streamproc.domain.identity import Party, party_of
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import PolicyBook
@@ -115,16 +115,7 @@ class Trial:
 
     def case(self, zone: str) -> Case:
         """The case under the candidate's policies."""
-        party = party_of(self.record, self.books.candidate)
-        return Case(
-            self.record,
-            party.identity,
-            party.agent,
-            zone,
-            party.account,
-            party.team,
-            freeze=party.freeze,
-        )
+        return case_under(self.books.candidate, self.record, zone)
 
     def reputation(self) -> Reputation | None:
         """What was known of the vendor then; None if it was not looked up."""
