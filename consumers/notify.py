@@ -109,7 +109,8 @@ class Notifier:
         at_once: dict[Work, list[Event]] = {}
         for work, events in works.items():
             if ctx.may_wait and self._may_wait(work, events):
-                work.fail(Later())
+                # How a hold ended is shown before others are asked about: whoever decided it looks at its message.
+                work.fail(Later(soon=work.known().state != "held"))
             else:
                 at_once[work] = events
         # Alerts first here too: there may be no room in the slow lane.

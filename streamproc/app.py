@@ -52,6 +52,7 @@ from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.roster import rosters_of
+from streamproc.log.slow_lane import AT_ONCE_MAX, Turns
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
@@ -147,9 +148,11 @@ async def _consume(consumer: Consumer, stopping: asyncio.Event) -> None:
 def _consumers(settings: Settings, groups: Sequence[Group], concurrency: int) -> list[Consumer]:
     limits = Limits(claim_idle_s=settings.claim_idle_s, retention_s=settings.retention_s)
     me, url = _me(), settings.redis_url
-    rosters = rosters_of(url, settings.partitions)
+    rosters, turns = rosters_of(url, settings.partitions), Turns(AT_ONCE_MAX)
     return [
-        Consumer(url, partition, group, name=f"{me}-{n}", limits=limits, roster=rosters[partition])
+        Consumer(
+            url, partition, group, name=f"{me}-{n}", limits=limits, roster=rosters[partition], turns=turns
+        )
         for partition in range(settings.partitions)
         for group in groups
         for n in range(concurrency)

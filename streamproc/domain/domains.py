@@ -58,20 +58,21 @@ _SCRIPT_OF = {
 """The others whose names do not begin with their script: \u3005 is written among Chinese characters, and the digits of
 Persian and Urdu (U+06F0 to U+06F9) among Arabic letters."""
 _LIKE_ASCII = frozenset(
-    "\u30fc\u4e00\u3127\u1173\u02c9\u02cd\u30ce\u4e3f\u3033\u4e36\u4e28\u1175\u3007\u02c8\u02cc\u02d0\u02d1"
+    "\u30fc\u4e00\u3127\u1173\u02c9\u02cd\u30ce\u4e3f\u3033\u4e36\u4e28\u1175\u3007\u30fb\u02c8\u02cc\u02d0\u02d1"
 )
-"""Letters that look like a hyphen, a slash, an l, an o or other signs of a URL. An apostrophe (U+02BC, the okina
+"""Letters that look like a hyphen, a slash, an l, an o, a dot or other signs of a URL. An apostrophe (U+02BC, the okina
 U+02BB) is none: no host without it looks the same, since hosts have no `'`."""
-_LIKE_SYNTAX = frozenset(
-    "\u2044\u2215\u29f8\u27cb\u2571\u1735\u31d3"  # /
-    "\u29f5\u2216\u29f9\u27cd\u2572\u31d4"  # \
-    "\ua789\u2236\u02f8\u205a\u2982\u0589\u16ec"  # :
-    "\u2010\u2012\u2013\u2014\u2015\u2212\u2043\u02d7\u2500\u2501\u1806\u058a"  # -
-    "\u2027\u22c5\u2022\u2219"  # .
-    "\u266f\u22d5\u066a\u2052\ua78a\u1400\u30a0"  # # % =
+_IN_NAMES = frozenset("\u0375\u05f3\u05f4\u06fd\u06fe\u0f0b\u30fb")
+"""Signs that are no letters, marks or digits, and that registries take all the same, in names of their script
+(IDNA2008): of Greek, Hebrew, Sindhi and Tibetan, and the middle dot of Japanese."""
+_SKIN_TONES = frozenset("\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
+"""Beside pictures of people, which some registries take."""
+_LIKE_LETTERS = re.compile(
+    "[\u212e\u2336-\u237a\u23fd\u244a\u31d3\u31d4\u166d"  # an e, the signs of APL, an l, a backslash, strokes, an X
+    "\u2500-\u25ff\u2758-\u275a\u2795\u2796\u2800-\u28ff"  # lines, circles, bars, + and -; Braille: dots, or nothing
+    "\U0001d114\U0001d200-\U0001d245\U0001f700-\U0001f77f]"  # notes of music and alchemy's signs, drawn as letters
 )
-"""Signs that look like a URL's own: `bank.com\u2215pay.evil.xyz` is a host below evil.xyz. Browsers take them, no
-registry does (IDNA2008). Not the middle dot (U+00B7, in Catalan names) and its Japanese sister (U+30FB)."""
+"""Of the pictures that browsers take (Unicode's "other symbols"), those that are read as letters or a URL's signs."""
 
 
 class VendorUrl(Struct, frozen=True):
@@ -86,7 +87,7 @@ class VendorUrl(Struct, frozen=True):
     is_localhost: bool
     """`localhost` or a name under it."""
     mixes_scripts: bool = False
-    """One label mixes scripts that are not written together, or has what looks like a sign of a URL: a look-alike."""
+    """One label mixes scripts that are not written together, or has signs that no registry takes: a look-alike."""
 
 
 class UrlProblem(Struct, frozen=True):
@@ -190,8 +191,8 @@ def _is_no_punycode(label: str) -> bool:
 def _mixes_scripts(label: str) -> bool:
     if not label.startswith("xn--"):
         return False
-    shown = set(ada_url.idna_to_unicode(label))
-    if shown & _LIKE_SYNTAX:
+    shown = set(ada_url.idna_to_unicode(label).replace("l\u00b7l", "ll"))  # as Catalan is written
+    if any(_is_in_no_name(sign) for sign in shown):
         return True
     # Of other than letters too: a digit of Devanagari is an o to whoever reads Latin, and so is its vowel sign a speck.
     written = {sign: _script_of(sign) for sign in shown if _has_script(sign)}
@@ -202,14 +203,26 @@ def _mixes_scripts(label: str) -> bool:
     return len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER)
 
 
+def _is_in_no_name(sign: str) -> bool:
+    """Whether it is a sign that no registry takes (IDNA2008), and no picture: `bank.com\u2215pay.evil.xyz` is a host
+    below evil.xyz, and an infinity sign in a name is there to be read as two o's. Browsers open both."""
+    kind = unicodedata.category(sign)
+    if sign.isascii() or sign in _IN_NAMES or sign in _SKIN_TONES or kind[0] not in "PS":
+        return False
+    return kind != "So" or _LIKE_LETTERS.match(sign) is not None
+
+
 def _has_script(sign: str) -> bool:
-    """Whether it is a letter, a mark or a number. ASCII's digits are written among the letters of every script."""
-    return unicodedata.category(sign)[0] in "LMN" and not (sign.isascii() and sign.isdigit())
+    """Whether it is a letter, a mark or a number, or what may be one: browsers know later versions of Unicode than
+    Python does. ASCII's digits are written among the letters of every script."""
+    kind = unicodedata.category(sign)
+    return (kind[0] in "LMN" or kind == "Cn" or sign in _IN_NAMES) and not (sign.isascii() and sign.isdigit())
 
 
 def _script_of(sign: str) -> str:
-    """As its name begins: Python does not know scripts, and letters, marks and digits are named by them."""
-    words = re.split("[ -]", unicodedata.name(sign, "UNKNOWN"))
+    """As its name begins: Python does not know scripts, and letters, marks and digits are named by them. Of those that
+    it does not know, the ones beyond U+20000 are Chinese: Unicode keeps two planes for them."""
+    words = re.split("[ -]", unicodedata.name(sign, "CJK" if sign >= "\U00020000" else "UNKNOWN"))
     begins, both = words[0], " ".join(words[:2])
     return _SCRIPT_OF.get(both) or _SCRIPT_OF.get(begins, begins)
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from math import inf
 from time import monotonic, time_ns
 from typing import Any
 
@@ -54,8 +55,11 @@ class Limits(Struct, frozen=True):
 class Handler:
     """Handles entries of one group on one partition over a consumer's own connection."""
 
-    def __init__(self, partition: int, group: Group, limits: Limits, consumer: str = "") -> None:
-        """`consumer`: only entries that are pending with it are deferred; '' where no other consumer can take them."""
+    def __init__(
+        self, partition: int, group: Group, limits: Limits, consumer: str = "", *, say_s: float = 0.0
+    ) -> None:
+        """`consumer`: only entries that are pending with it are deferred; '' where no other consumer can take them.
+        `say_s`: how long the log says nothing more of what is deferred, once it has said something."""
         self.group, self.partition, self.limits, self._consumer = group, partition, limits, consumer
         self.names = Names(partition)
         self._policies = Policies(self.names)
@@ -63,12 +67,14 @@ class Handler:
         """Apart: `_policies.rev` has to stay the revision that the batch in hand is decided under."""
         self.telemetry = BatchTelemetry(group, partition)
         self.opener = Opener(self.names, group)
+        self._where = f"{group.name}/{partition}"
         self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged; nobody waits for that, so `acknowledge` does it later."""
         self.later: list[Work] = []
         """What the last `handle` left to the slow lane, in order."""
         self.may_wait = False
+        self._say_s, self._said_s, self._unsaid = say_s, -inf, 0
 
     async def handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
@@ -171,7 +177,7 @@ class Handler:
         except StreamprocError:
             raise
         except Exception:  # whatever part of it was done, the chain's scripts find that
-            log.exception("%s/%d: no fast path for %d entries", self.group.name, self.partition, len(sent))
+            log.exception("%s: no fast path for %d entries", self._where, len(sent))
             fates = [Fate.LEFT] * len(sent)
         self.opener.remembered.doubt(grant.notes for grant in sent)
         done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
@@ -324,9 +330,8 @@ class Handler:
                     dead.append((work, str(work.problem)))
                 case problem:
                     log.error(
-                        "%s/%d: entry %s failed unexpectedly; it is retried, and in the end a dead letter",
-                        self.group.name,
-                        self.partition,
+                        "%s: entry %s failed unexpectedly; it is retried, and in the end a dead letter",
+                        self._where,
                         work.entry.decode(),
                         exc_info=problem,
                         extra={"payout": work.payout},
@@ -340,21 +345,17 @@ class Handler:
 
     async def _log_deferred(self, client: Redis, works: list[Work]) -> None:
         """Log what is deferred, as an alarm where it has waited too long."""
+        self._unsaid += len(works)
+        if monotonic() < self._said_s + self._say_s:
+            return
+        count, self._unsaid, self._said_s = self._unsaid, 0, monotonic()
         now_us, *_ = await scripts.load(client, self.names, [])
         oldest = min(works, key=lambda work: written_ms(work.entry))
         late_s = now_us / 1e6 - written_ms(oldest.entry) / 1e3
         level, alarm = (logging.ERROR, "ALARM, ") if late_s > LATE_S else (logging.WARNING, "")
-        log.log(
-            level,
-            "%s%s/%d: %d entries put off; the oldest, %s, waits for %d s: %s",
-            alarm,
-            self.group.name,
-            self.partition,
-            len(works),
-            oldest.entry.decode(),
-            late_s,
-            _named(oldest.problem),
-        )
+        what = "%s%s: %d entries put off; the oldest, %s, waits for %d s: %s"
+        oldest_id, problem = oldest.entry.decode(), _named(oldest.problem)
+        log.log(level, what, alarm, self._where, count, oldest_id, late_s, problem)
 
     async def _defer(self, client: Redis, works: Sequence[tuple[Work, Deferral]]) -> None:
         self.telemetry.deferred([work for work, _ in works])
@@ -376,9 +377,8 @@ class Handler:
         handovers = []
         for work, why in works:
             log.error(
-                "%s/%d: entry %s became a dead letter: %s",
-                self.group.name,
-                self.partition,
+                "%s: entry %s became a dead letter: %s",
+                self._where,
                 work.entry.decode(),
                 why,
                 extra={"payout": work.payout},

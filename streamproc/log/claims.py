@@ -17,7 +17,7 @@ from streamproc.log.scripts import BATCH_MAX, Raw, Script
 PART = 4
 """Renewals within one claim time, so that a late or lost one does no harm."""
 
-_take_up, _renew = Script("take_up", "checks"), Script("renew", "checks")
+_take_up, _renew, _not_begun = (Script(name, "checks") for name in ("take_up", "renew", "not_begun"))
 
 
 class TakenUp(NamedTuple):
@@ -47,6 +47,12 @@ async def renew(
 ) -> list[bytes]:
     """Renew the claims on entries; those that are still pending with the consumer."""
     return list(await _renew(client, [names.log], [group, consumer, *entries]))
+
+
+async def not_begun(client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes]) -> None:
+    """Take back the last delivery of entries that only wait: if their workers die meanwhile, it is not of them."""
+    for start in range(0, len(entries), BATCH_MAX):
+        await _not_begun(client, [names.log], [group, consumer, *entries[start : start + BATCH_MAX]])
 
 
 class Claims:

@@ -31,7 +31,7 @@ from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
-from streamproc.log.slow_lane import SlowLane
+from streamproc.log.slow_lane import SAY_S, SlowLane, Turns
 from streamproc.log.upkeep import Found, Upkeep
 from streamproc.log.work import Group
 from streamproc.waiting import set_within
@@ -70,15 +70,22 @@ class Consumer:
         name: str,
         limits: Limits,
         roster: Roster | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """`roster` is shared by all consumers of this process whose partitions are on one server."""
+        """`roster` is shared by all consumers of this process whose partitions are on one server, `turns` by all that
+        have a slow lane."""
         self.url, self.group, self.name, self.limits = url, group, name, limits
         self.names = Names(partition)
         self.partition = partition
         self._handler = Handler(partition, group, limits, name)
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
         self._claims = Claims(self.names, group.name, name, limits.claim_idle_s)
-        self._slow = SlowLane(Handler(partition, group, limits, name), self._upkeep, self._claims)
+        self._slow = SlowLane(
+            Handler(partition, group, limits, name, say_s=SAY_S),
+            self._upkeep,
+            self._claims,
+            turns or Turns(1),
+        )
         self._finding: asyncio.Future[Found] | None = None
         """What the upkeep found and is to be handled. None: it is to look for nothing yet."""
         self._apart: deque[list[bytes]] = deque()
@@ -170,18 +177,16 @@ class Consumer:
         *,
         taken: bool,
         ahead: Opened | None = None,
-        is_suspect: bool = False,
     ) -> None:
         ours = await self._claims.ours(client, entries)
         self._in_hand_since = asyncio.get_running_loop().time()
         known = ahead if ours is entries else None
-        # A suspect was delivered now, which counts: waiting must not make a dead letter of it.
-        self._handler.may_wait = self._slow.has_room and not is_suspect
+        self._handler.may_wait = self._slow.has_room
         try:
             await self._handler.handle(client, ours, taken=taken, ahead=known)
         finally:
             self._in_hand_since = None
-        self._slow.add(self._handler.later)
+        await self._slow.add(client, self._handler.later)
         self._claims.done(entry for entry, _ in entries if entry not in self._slow)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
@@ -298,8 +303,8 @@ class Consumer:
                     await self._handler.dead_letter(client, entry, why)
                 elif entry is not None:
                     entries.append(entry)
-            await self._handle(client, entries, taken=True, is_suspect=True)
-            self._claims.done(few)
+            await self._handle(client, entries, taken=True)
+            self._claims.done(entry for entry in few if entry not in self._slow)
 
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: take up again all that is pending with us, since replies may be lost."""

@@ -2,37 +2,50 @@
 
 People are told at a message a second. A stage leaves there what may wait for that (`Later`), so that what comes after
 it in the log need not. Nothing is kept of it but ids: the entries stay pending with the consumer, which renews its
-claims on them, so whoever takes over what a dead consumer had in hand takes these over too.
+claims on them, so whoever takes over what a dead consumer had in hand takes these over too. To wait is no delivery:
+an entry counts as delivered when its turn comes.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 from redis.asyncio import Redis
 
 from streamproc.errors import LogUnavailable
 from streamproc.log.batch import Handler
-from streamproc.log.claims import Claims
+from streamproc.log.claims import Claims, not_begun
 from streamproc.log.upkeep import Upkeep
-from streamproc.log.work import Work
+from streamproc.log.work import Later, Work
 
 ENTRIES_MAX = 10_000
 """Entries that wait: at a message a second more than two hours of them. What comes when so many wait is handled in the
 pass that reads it, as in a group without a slow lane."""
 FINISH_S = 5.0
 """A consumer that stops goes on with these for so long. What still waits then stays pending, and is taken over."""
+AT_ONCE_MAX = 3
+"""Slow lanes of one process that have an entry in hand, of however many partitions. Each waits for its turn at Slack,
+which gives one a second, or one in two while alerts overtake: so the last of them waits for less than the 8 s after
+which a message goes to another channel."""
+SAY_S = 5.0
+"""How often the log says at most that what waits is put off: while Slack is away, that is each of them every few
+seconds."""
+Turns: TypeAlias = asyncio.Semaphore
+"""Shared by the slow lanes of a process, which have their turns in order."""
 
 
 class SlowLane:
     """The slow lane of one consumer. `handler` is its own, since handlers have one batch at a time."""
 
-    def __init__(self, handler: Handler, upkeep: Upkeep, claims: Claims) -> None:
-        self._handler, self._upkeep, self._claims = handler, upkeep, claims
-        self._order: deque[tuple[bytes, bool]] = deque()
-        self._ids: set[bytes] = set()
-        """Those in `_order`, and the one in hand."""
+    def __init__(self, handler: Handler, upkeep: Upkeep, claims: Claims, turns: Turns) -> None:
+        self._handler, self._upkeep, self._claims, self._turns = handler, upkeep, claims, turns
+        self._soon: OrderedDict[bytes, bool] = OrderedDict()
+        self._waiting: OrderedDict[bytes, bool] = OrderedDict()
+        """Ids, each with whether it was taken (`Work.taken`), in order. Those in `_soon` have every second turn."""
+        self._soon_was_last = False
+        self._in_hand: bytes | None = None
         self._came = asyncio.Event()
         self._end_s: float | None = None
         """When it ends at the latest (monotonic clock), once the consumer stops."""
@@ -42,7 +55,11 @@ class SlowLane:
     @property
     def has_room(self) -> bool:
         """Whether it runs and takes more entries."""
-        return self._task is not None and len(self._order) < ENTRIES_MAX
+        return self._task is not None and len(self) < ENTRIES_MAX
+
+    def __len__(self) -> int:
+        """Entries that wait."""
+        return len(self._soon) + len(self._waiting)
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:
@@ -50,25 +67,33 @@ class SlowLane:
         return set() if self._task is None else {self._task}
 
     def __contains__(self, entry: bytes) -> bool:
-        return entry in self._ids
+        return entry == self._in_hand or entry in self._soon or entry in self._waiting
 
     def in_hand_s(self, now_s: float) -> float:
         """For how long one entry has been in hand; `now_s` by the loop's clock."""
         return 0.0 if self._since_s is None else now_s - self._since_s
 
-    def add(self, works: Iterable[Work]) -> None:
-        """Entries that may wait, in the order in which they are handled."""
+    async def add(self, client: Redis, works: Sequence[Work]) -> None:
+        """Entries that may wait, in the order in which they are handled.
+
+        One that is in hand waits again: it was put off, perhaps, and came back before the answer to that.
+        """
+        if not works:
+            return
+        names, group, me = self._upkeep.names, self._upkeep.group, self._upkeep.name
+        await not_begun(client, names, group, me, [work.entry for work in works])
         for work in works:
-            if work.entry not in self._ids:
-                self._ids.add(work.entry)
-                self._order.append((work.entry, work.taken))
+            is_soon = isinstance(work.problem, Later) and work.problem.soon
+            queue, other = (self._soon, self._waiting) if is_soon else (self._waiting, self._soon)
+            was_taken = other.pop(work.entry, False) or queue.get(work.entry, False)
+            queue[work.entry] = was_taken or work.taken
         self._came.set()
 
     @asynccontextmanager
     async def running(self, client: Redis) -> AsyncIterator[None]:
         """Handle entries over `client`, beginning with none: what Redis said before may not hold any more."""
-        self._order.clear()
-        self._ids.clear()
+        self._soon.clear()
+        self._waiting.clear()
         self._end_s = None
         self._handler.forget()
         clock = asyncio.get_running_loop().time
@@ -78,8 +103,8 @@ class SlowLane:
         except LogUnavailable:
             # Of another connection. What is under way is finished all the same: cut off, it may be told twice.
             self._end_s = clock()
-            self._came.set()
-            await asyncio.gather(task, return_exceptions=True)
+            if self._in_hand is not None:
+                await asyncio.gather(task, return_exceptions=True)
             raise
         finally:
             self._task = None
@@ -91,26 +116,35 @@ class SlowLane:
         self._end_s = asyncio.get_running_loop().time() + FINISH_S
         self._came.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait({self._task}, timeout=FINISH_S)
+            if self._task.done() or self._in_hand is not None:
+                await self._task
+
+    def _goes_on(self) -> bool:
+        clock = asyncio.get_running_loop().time
+        return self._end_s is None or (len(self) > 0 and clock() < self._end_s)
 
     async def _run(self, client: Redis) -> None:
-        clock = asyncio.get_running_loop().time
-        while self._end_s is None or (self._order and clock() < self._end_s):
-            if self._order:
-                await self._handle_next(client)
+        while self._goes_on():
+            if len(self):
+                async with self._turns:
+                    if self._goes_on():
+                        await self._handle_next(client)
             else:
                 self._came.clear()
                 await self._came.wait()
 
     async def _handle_next(self, client: Redis) -> None:
-        entry, taken = self._order.popleft()
-        self._since_s = asyncio.get_running_loop().time()
+        self._soon_was_last = bool(self._soon) and not (self._soon_was_last and self._waiting)
+        entry, taken = (self._soon if self._soon_was_last else self._waiting).popitem(last=False)
+        self._in_hand, self._since_s = entry, asyncio.get_running_loop().time()
         try:
             # Others may have it by now, as after a pause of this process; then nothing is left of it here.
-            for part in await self._upkeep.take_up_again(client, [entry]):
-                await self._handler.handle(client, part, taken=taken)
+            for up in await self._upkeep.take_up(client, [entry]):
+                if up.entry is not None:
+                    await self._handler.handle(client, [up.entry], taken=taken)
             await self._handler.acknowledge(client)
         finally:
-            self._since_s = None
-        self._ids.discard(entry)
-        self._claims.done([entry])
+            self._in_hand = self._since_s = None
+        if entry not in self:
+            self._claims.done([entry])

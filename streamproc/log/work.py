@@ -27,7 +27,11 @@ from streamproc.telemetry.watch import Call
 
 class Later(Exception):
     """Fails a work that may wait (`BatchContext.may_wait`): its entry goes to the consumer's slow lane, and is handled
-    anew there. Nothing was done for it yet."""
+    anew there. Nothing was done for it yet. `soon`: it overtakes those that are not, at every second turn."""
+
+    def __init__(self, *, soon: bool = False) -> None:
+        super().__init__("it waits for its turn")
+        self.soon = soon
 
 
 Settlement: TypeAlias = str

@@ -188,6 +188,10 @@ def test_a_url_of_the_longest_length_passes_and_one_more_is_a_problem() -> None:
         ("goog\u0483le.com", True),
         ("яндекс\u0967.com", True),
         ("भारत\u0e50.in", True),
+        ("pay\u1c8apal.com", True),
+        ("pay\U000105c0pal.com", True),
+        ("col\u00b7om.com", True),
+        ("pay\u0f0bpal.com", True),
         ("apple.com", False),
         ("яндекс.com", False),
         ("bücher.de", False),
@@ -211,6 +215,10 @@ def test_a_url_of_the_longest_length_passes_and_one_more_is_a_problem() -> None:
         ("х\u0483.com", False),
         ("col\u00b7lecci\u00f3.cat", False),
         ("ドラ・えもん.jp", False),
+        ("中\U00031350国.cn", False),
+        ("צה״ל.il", False),
+        ("བོད་ཡིག.cn", False),
+        ("👩🏽pay.ws", False),
         ("i❤.ws", False),
         ("o\u02bcreilly.com", False),
         ("hawai\u02bbi.com", False),
@@ -224,9 +232,16 @@ def test_a_look_alike_label_mixes_scripts_and_an_honest_one_does_not(text: str, 
 
 
 @pytest.mark.parametrize(
-    "sign", "\u30fc一\u3127\u3161ノ丿\u3033丶丨\u3163\u3007\u02c9\u02cd\u02c8\u02cc\u02d0\u02d1"
+    "sign", "\u30fc\u30fb一\u3127\u3161ノ丿\u3033丶丨\u3163\u3007\u02c9\u02cd\u02c8\u02cc\u02d0\u02d1"
 )
 def test_a_letter_that_looks_like_a_sign_of_a_url_is_suspicious_beside_latin_letters_alone(sign: str) -> None:
+    url = parse_vendor_url(f"https://pay{sign}pal.com/")
+    assert isinstance(url, VendorUrl)
+    assert url.mixes_scripts
+
+
+@pytest.mark.parametrize("sign", "℮∞⍺⍳⍴∨∪×∣‖⊤⏽○𝈏🜀⠀➖⹀⫽⁁⑊᠃꓾꘎𝈺〔’")
+def test_a_sign_that_no_registry_takes_is_suspicious_unless_it_is_a_picture(sign: str) -> None:
     url = parse_vendor_url(f"https://pay{sign}pal.com/")
     assert isinstance(url, VendorUrl)
     assert url.mixes_scripts

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -13,6 +14,7 @@ from streamproc.log import batch, dead_consumers, scripts, slow_lane, upkeep
 from streamproc.log.batch import Limits
 from streamproc.log.group import DELIVERIES_MAX, Consumer
 from streamproc.log.names import Names
+from streamproc.log.slow_lane import Turns
 from streamproc.log.upkeep import SUSPECT_DELIVERIES
 from streamproc.log.work import BatchContext, Group, Item, Later, Stage
 from tests.bank import until
@@ -22,12 +24,15 @@ from tests.log.test_left import hold, pay
 NAMES = Names(0)
 NEVER = Limits(claim_idle_s=3_600.0)
 HOLDS = [f"pout_hold_{n:02}" for n in range(40)]
+ENDED = [f"pout_hold_over_{n}" for n in range(2)]
+"""What is about these is handled soon."""
 
 
 class Slack:
     """A stage whose holds may wait; it holds each of them until it is let go."""
 
     def __init__(self) -> None:
+        self.left: list[str] = []
         self.asked: list[str] = []
         self.told: list[str] = []
         self.asking, self.answers = asyncio.Event(), asyncio.Event()
@@ -40,7 +45,8 @@ class Slack:
         for work, _ in items:
             is_hold = work.payout.startswith("pout_hold")
             if is_hold and ctx.may_wait:
-                work.fail(Later())
+                self.left.append(work.payout)
+                work.fail(Later(soon=work.payout in ENDED))
                 continue
             if is_hold:
                 self.asked.append(work.payout)
@@ -64,10 +70,12 @@ def slack() -> Slack:
 
 
 @asynccontextmanager
-async def telling(url: str, slack: Slack) -> AsyncIterator[Consumer]:
+async def telling(
+    url: str, slack: Slack, *, name: str = "me", turns: Turns | None = None
+) -> AsyncIterator[Consumer]:
     """A worker, which is told to stop at the end while a hold is under way, if there is one."""
     stopping = asyncio.Event()
-    consumer = Consumer(url, 0, slack.group, name="me", limits=NEVER)
+    consumer = Consumer(url, 0, slack.group, name=name, limits=NEVER, turns=turns)
     running = asyncio.create_task(consumer.run(stopping))
     try:
         yield consumer
@@ -239,6 +247,128 @@ async def test_when_too_many_wait_the_rest_is_told_in_its_pass(
         assert slack.told == []
         slack.answers.set()
     assert slack.told == [*HOLDS[:3], "pout_alert"]
+
+
+async def test_to_wait_is_no_delivery_and_the_deaths_of_those_who_had_it_waiting_are_not_of_it(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    await pay(client, *HOLDS)
+    async with telling(redis_url, slack):
+        await slack.asking.wait()
+        await are_pending(client, len(HOLDS))
+
+        async def all_wait() -> bool:
+            rows = await client.xpending_range(NAMES.log, "g", "-", "+", 99)
+            return [row["times_delivered"] for row in rows] == [1, *[0] * (len(HOLDS) - 1)]
+
+        await until(all_wait, what="only the one that has its turn counts as delivered")
+        slack.answers.set()
+        await slack.told_of(HOLDS[-1])
+
+
+async def test_a_suspect_of_killing_its_workers_waits_too_and_nothing_waits_for_it(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_over_at_once(monkeypatch)
+    ids = await pay(client, *HOLDS[:3])
+    await hold(client, ids, SUSPECT_DELIVERIES)
+    async with telling(redis_url, slack) as consumer:
+        await slack.asking.wait()
+        await pay(client, "pout_alert")
+        await slack.told_of("pout_alert")
+        assert set(ids) <= consumer._claims._since.keys()
+        assert not await client.exists(
+            NAMES.tries("g")
+        )  # nor was it put off, for the time of a pass being over
+        slack.answers.set()
+        await slack.told_of(HOLDS[2])
+    assert slack.told == ["pout_alert", *HOLDS[:3]]
+
+
+async def test_what_is_put_off_and_comes_back_before_the_answer_to_that_waits_again(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was known to be in hand and did not wait again, nobody renewed the claim on it, and it was told only when the
+    claim time was over."""
+    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    slack.problems = {HOLDS[0]: [ValueError("a failed attempt, tried again at once")]}
+    slack.answers.set()
+    defer = scripts.defer
+
+    async def slow(*args: Any) -> list[int]:
+        times = await defer(*args)
+
+        async def is_back() -> bool:
+            return slack.left.count(HOLDS[0]) == 2
+
+        await until(is_back, what="it is due and comes back")
+        return times
+
+    monkeypatch.setattr(scripts, "defer", slow)
+    await pay(client, HOLDS[0])
+    async with telling(redis_url, slack):
+        await slack.told_of(HOLDS[0])
+        await are_pending(client, 0)
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def test_of_the_slow_lanes_of_a_process_only_some_have_their_turn_at_once(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    """With one each, ten partitions had ten calls that waited for Slack, and the last was not told there."""
+    await pay(client, *ENDED)
+    await client.xreadgroup("g", "you", {NAMES.log: ">"})
+    await pay(client, *HOLDS)
+    turns = Turns(1)
+    async with telling(redis_url, slack, turns=turns) as one:
+        await slack.asking.wait()
+        async with telling(redis_url, slack, name="you", turns=turns) as other:
+
+            async def all_wait() -> bool:
+                return len(one._slow) + len(other._slow) == len(HOLDS) + len(ENDED) - 1
+
+            await until(all_wait, what="all but one wait")
+            await pay(client, "pout_alert")
+            await slack.told_of("pout_alert")
+            assert [lane._in_hand is not None for lane in (one._slow, other._slow)] == [True, False]
+            assert slack.asked == HOLDS[:1]
+            slack.answers.set()
+            await are_pending(client, 0)
+    assert sorted(slack.told) == sorted([*HOLDS, *ENDED, "pout_alert"])
+
+
+async def test_what_is_to_be_told_soon_overtakes_the_rest_at_every_second_turn(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    await pay(client, *HOLDS[:4], *ENDED)
+    async with telling(redis_url, slack) as consumer:
+        await slack.asking.wait()
+
+        async def all_wait() -> bool:
+            return len(consumer._slow) == 3 + len(ENDED)
+
+        await until(all_wait, what="all but one wait")
+        slack.answers.set()
+        await slack.told_of(HOLDS[3])
+    assert slack.told == [ENDED[0], HOLDS[0], ENDED[1], *HOLDS[1:4]]
+
+
+async def test_while_nobody_can_be_told_the_log_says_so_now_and_then_and_not_for_each_hold(
+    client: Redis, redis_url: str, slack: Slack, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With 450 holds it said so 24 times a second."""
+    slack.problems = {one: [TryAgain("busy", after_s=3_600.0)] for one in HOLDS}
+    slack.answers.set()
+    await pay(client, *HOLDS)
+    async with telling(redis_url, slack):
+
+        async def all_are_put_off() -> bool:
+            return await client.zcard(NAMES.retries("g")) == len(HOLDS)
+
+        await until(all_are_put_off, what="all are put off")
+    lines = [line.getMessage() for line in caplog.records if "put off" in line.getMessage()]
+    assert len(lines) < len(HOLDS)
+    assert "g/0: 1 entries put off" in lines[0]
 
 
 async def test_what_waits_is_never_held_to_kill_its_workers(
