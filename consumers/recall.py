@@ -3,9 +3,13 @@
 Redis keeps a finished payout's record for the retention time. For a delivery that comes later (replayed by the bank's
 support, months after), and for an entry that waited for so long, it has none. So the archive is asked before any other
 stage looks at the payout.
+
+A young payout that moved before anybody looked is a bypass, unless Redis forgot it as its clock was ahead for a while.
+The archive is asked about it too, but while that is away the alarm does not wait.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeAlias
 
@@ -14,6 +18,7 @@ from consumers.inputs import EXECUTION
 from streamproc.domain.events import BankCommandAnswered, PayoutObserved, PayoutStopped
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold, is_terminal
+from streamproc.domain.states import MOVED_STATUSES
 from streamproc.errors import TryAgain
 from streamproc.log.work import BatchContext, Item, Stage, Work
 
@@ -32,12 +37,17 @@ _BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
 
 
 def recall_stage(archived: Archived, retention_s: float) -> Stage:
-    """Gives works of old payouts that Redis does not know the archive's record."""
+    """Gives works of payouts that Redis does not know, and that are old or moved, the archive's record."""
     young_s = young_s_of(retention_s)
 
+    async def archived_if_there(payout: str) -> PayoutRecord | None:
+        with suppress(TryAgain):
+            return await archived(payout)
+        return None
+
     async def recall(items: Sequence[Item], ctx: BatchContext) -> None:
-        async def look_up(work: Work) -> None:
-            record = await forgotten(work, archived)
+        async def look_up(work: Work, ask: Archived) -> None:
+            record = await forgotten(work, ask)
             if record is not None:
                 work.recall(record)
                 # The archive may have these already: once more makes no difference.
@@ -46,8 +56,13 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
                 )
                 work.record = fold(told, record)
 
-        old = {work: None for work, event in items if may_be_forgotten(work, event, ctx.now_us, young_s)}
-        jobs = [(work, partial(look_up, work)) for work in old]
+        asks: dict[Work, Archived] = {
+            work: archived_if_there for work, event in items if seems_to_bypass(work, event)
+        }
+        asks |= {
+            work: archived for work, event in items if may_be_forgotten(work, event, ctx.now_us, young_s)
+        }
+        jobs = [(work, partial(look_up, work, ask)) for work, ask in asks.items()]
         await run_bounded(
             jobs, at_once=AT_ONCE_MAX, start_s=PASS_S, pass_s=PASS_S, waits_for="its turn at the archive"
         )
@@ -91,6 +106,11 @@ def may_be_forgotten(work: Work, event: object, now_us: int, young_s: float) -> 
     if type(event) is not PayoutObserved or is_intent(event.payout):
         return True  # it began with another event, which is older
     return 0 < event.facts.created_at < gone_before(now_us, young_s)
+
+
+def seems_to_bypass(work: Work, event: object) -> bool:
+    """Whether the payout is seen for the first time, as far as Redis knows, and moved already."""
+    return work.loaded is None and type(event) is PayoutObserved and event.facts.status in MOVED_STATUSES
 
 
 def gone_before(now_us: int, young_s: float) -> float:

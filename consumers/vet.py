@@ -22,6 +22,8 @@ Lookup: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Reputation]
 
 REMEMBERED_MAX = 10_000
 """URLs in a process's memory, about 2 MB."""
+AHEAD_US_MAX = 60 * US
+"""How much later than a batch's begin another one may have asked; a batch takes less."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Reputation).decode
@@ -39,8 +41,7 @@ class Reputations:
         url = vendor_of(text)
         if url is None:
             return NO_URL
-        remembered = self._memory.get(url.href)
-        return remembered if remembered is not None and remembered.fresh_until > now_us else None
+        return self._fresh(url.href, now_us)
 
     async def of(self, texts: Iterable[str], cache: Cache, now_us: int) -> dict[str, Reputation]:
         """The reputations of URLs, keyed by the URL as written; texts that are no URL have none.
@@ -59,12 +60,12 @@ class Reputations:
 
     def _fresh(self, href: str, now_us: int) -> Reputation | None:
         remembered = self._memory.get(href)
-        return remembered if remembered is not None and remembered.fresh_until > now_us else None
+        return remembered if remembered is not None and _is_fresh(remembered, now_us) else None
 
     async def _cached(self, hrefs: Sequence[str], cache: Cache, now_us: int) -> dict[str, Reputation]:
         values = await cache.get_many([cache_key(href) for href in hrefs])
         found = {href: _decode(value) for href, value in zip(hrefs, values, strict=True) if value is not None}
-        fresh = {href: reputation for href, reputation in found.items() if reputation.fresh_until > now_us}
+        fresh = {href: reputation for href, reputation in found.items() if _is_fresh(reputation, now_us)}
         self._remember(fresh)
         return fresh
 
@@ -82,6 +83,12 @@ class Reputations:
         if len(self._memory) + len(fresh) > REMEMBERED_MAX:
             self._memory.clear()  # rare; Redis still has them
         self._memory.update(fresh)
+
+
+def _is_fresh(reputation: Reputation, now_us: int) -> bool:
+    """Whether it may be used. One of much later than now is of a clock that went back, and would last until that has
+    come there again."""
+    return reputation.checked_at - AHEAD_US_MAX <= now_us < reputation.fresh_until
 
 
 def _as_of(now_us: int, answer: Reputation) -> Reputation:

@@ -1,6 +1,7 @@
 """`up` starts everything in order, restarts what crashes, drains in order, and leaves no process behind."""
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -20,7 +22,7 @@ import pytest
 
 from streamproc import crew as crews
 from streamproc import processes
-from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, Crew, Role, kept
+from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, STORE_ENDS_MAX, STORE_WINDOW_S, Crew, Role, kept
 from streamproc.embedded import EndedAtStart, Store
 from streamproc.errors import ConfigError
 from streamproc.log.names import META
@@ -656,6 +658,32 @@ async def test_a_store_that_ends_while_it_is_started_again_is_started_once_more(
             await asyncio.wait_for(back.wait(), DEADLINE_S)
     assert ports == [None, 7, 7, 7]
     assert not crew.broken.done()
+
+
+async def test_a_store_that_takes_long_to_fail_is_not_started_again_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that takes more than a fifth of a minute never ends five times in one."""
+    monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.0)
+    minutes = itertools.count()
+    monkeypatch.setattr(crews, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    starts = 0
+    async with asyncio.TaskGroup() as group:
+        crew = Crew(group, drain_s=1.0)
+
+        @asynccontextmanager
+        async def store(port: int | None) -> AsyncIterator[Store]:
+            nonlocal starts
+            starts += 1
+            if port is not None:
+                raise EndedAtStart("Valkey", 1, "a file of its own is damaged")
+            yield await a_store("true")
+
+        async with kept(crew, "Valkey", store):
+            reason = await asyncio.wait_for(crew.broken, DEADLINE_S)
+    often = f"{STORE_ENDS_MAX} times within {STORE_WINDOW_S:g} s"
+    assert reason == f"Valkey ended {often}, at last with exit code 1: a file of its own is damaged"
+    assert starts == STORE_ENDS_MAX
 
 
 async def test_a_store_that_was_killed_because_the_operator_asked_twice_is_not_started_again(

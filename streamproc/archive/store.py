@@ -62,11 +62,17 @@ AWAY = (
 _SQL = statements("streamproc.archive", "store.sql")
 
 
+class OtherColumns(JobFailed):
+    """A table has not the columns that were asked for: mostly a view that another version of us made."""
+
+
 @contextmanager
 def refusals_as_job_failed() -> Iterator[None]:
     """Raise a refusal by Postgres (no schema yet, wrong password) as JobFailed, with its own words and advice."""
     try:
         yield
+    except asyncpg.UndefinedColumnError as problem:
+        raise OtherColumns(f"Postgres refuses: {problem}; `streamproc doctor` checks its tables") from problem
     except asyncpg.PostgresError as problem:
         advice = "`streamproc doctor` checks the database, `streamproc migrate` makes its tables"
         raise JobFailed(f"Postgres refuses: {problem}; {advice}") from problem

@@ -11,6 +11,7 @@ The two failures can be told apart because httpcore says when it begins to send.
 import asyncio
 import logging
 import time
+from calendar import timegm
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -68,16 +69,14 @@ def retry_after_s(header: str | None, now_s: float) -> float | None:
     text = (header or "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:18]), RETRY_AFTER_S_MAX)
-    try:
-        wait_s = parsedate_to_datetime(text).timestamp() - now_s
-    except (ValueError, OverflowError):
-        return None
-    return min(max(0.0, wait_s), RETRY_AFTER_S_MAX)
+    at_s = _time_of(text)
+    return None if at_s is None else min(max(0.0, at_s - now_s), RETRY_AFTER_S_MAX)
 
 
 def _time_of(date: str | None) -> int | None:
     try:
-        return int(parsedate_to_datetime(date or "").timestamp())
+        # Of no zone, or of -0000, it is UTC too, and not this host's local time.
+        return timegm(parsedate_to_datetime(date or "").utctimetuple())
     except (ValueError, OverflowError):
         return None
 

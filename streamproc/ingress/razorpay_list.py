@@ -91,8 +91,13 @@ async def _crowded(bank: Lister, account_number: str, start: int, end: int) -> A
 
 
 def _upto(page: Page, end: int) -> int:
-    """Up to which second a page that was asked for up to `end` can have shown all."""
-    return end if page.at_s is None else min(end, page.at_s)
+    """Up to which second a page that was asked for up to `end` can have shown all. A payout that it shows was made
+    before it, whatever time it names: its header may be a proxy's, of a clock that is behind or stands still."""
+    if page.at_s is None:
+        return end
+    return min(
+        end, max(page.at_s, *(item.created_at for item in page.items if isinstance(item, BankPayout)), 0)
+    )
 
 
 def _name(item: BankPayout | MalformedPayout) -> str:

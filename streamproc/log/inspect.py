@@ -72,14 +72,17 @@ async def forgot_nothing(client: Redis, partitions: int) -> bool:
     with named_errors():
         begun, (now_s, _) = await client.hget(META, BEGUN), await client.time()
         # A negative age means that the clock went back, so the age is not known.
-        if begun is None or not 0 <= now_s - int(begun) < SEEN_TTL_S:
+        if begun is None or now_s < int(begun):
             return False
+        latest_s = now_s
         for partition in range(partitions):
             name = Names(partition).log
             log = await client.xinfo_stream(name) if await client.exists(name) else None
             if log is None or log["entries-added"] != log["length"]:
                 return False
-    return True
+            # If that is still to come, the clock was there already, and what expired then is gone.
+            latest_s = max(latest_s, int(log["last-generated-id"].partition(b"-")[0]) // 1_000)
+    return latest_s - int(begun) < SEEN_TTL_S
 
 
 async def clock_us(client: Redis) -> int:

@@ -111,7 +111,8 @@ def teller(cursor: PollCursor, lease: Lease, now_us: Callable[[], int]) -> Tell:
         now_s = now_us() // 1_000_000
         if not good_at and (before := await cursor.state()) is not None:
             good_at = before.good_at
-        failing_since = 0 if not failures else failing_since or now_s
+        # At most now: Redis's clock may have gone back, and it failed all the same.
+        failing_since = min(failing_since or now_s, now_s) if failures else 0
         good_at = now_s if not failures else good_at
         state = PollState(
             holder=lease.owner,

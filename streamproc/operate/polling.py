@@ -38,6 +38,8 @@ def view_of(state: PollState, now_s: float) -> PollerView:
     good = f"last good pass {_ago(now_s - state.good_at)} ago" if state.good_at else "no pass was good yet"
     if now_s > state.next_at + LATE_S:
         return PollerView(False, True, f"nobody polls since {_ago(now_s - state.pass_at)}; {good}")
+    if state.pass_at > now_s + LATE_S:
+        return PollerView(False, True, "nobody has polled since Redis's clock went back")
     if state.failures:
         for_s = now_s - state.failing_since
         detail = f"fails since {_ago(for_s)}, {state.failures} in a row; {good}; the last: {state.problem}"

@@ -344,5 +344,8 @@ async def _poll_from_the_archives_end(settings: Settings, sources: Sources, to: 
     own, accounts = settings.razorpay_account_id, await accounts_of(sources)
     if own and partition_of(own, settings.partitions) == sources.partition:
         accounts.add(own)
+    # Its id may be of a time that is still to come, from when Redis's clock was ahead.
+    archived_s = await sources.archive.fetchval(SQL["archived_s"], sources.partition, sources.head.seq)
+    since_s = min(id_key(sources.head.entry)[0] // 1000, archived_s)
     for account in sorted(accounts):
-        await to.cursor(poll_cursor_name(account), id_key(sources.head.entry)[0] // 1000)
+        await to.cursor(poll_cursor_name(account), since_s)

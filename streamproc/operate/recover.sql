@@ -44,6 +44,9 @@ ORDER BY seq;
 SELECT payout, agent, (extract(epoch FROM received_at) * 1000000)::bigint AS received_us FROM payouts
 WHERE partition = $1 AND payout = ANY($2::text[]);
 
+-- name: archived_s
+SELECT floor(extract(epoch FROM archived_at))::bigint FROM events WHERE partition = $1 AND seq = $2;
+
 -- name: accounts
 SELECT DISTINCT account FROM payouts WHERE partition = $1;
 

@@ -24,7 +24,7 @@ from msgspec import Struct
 from projections import compare
 from projections.build_worker import Order, Report
 from projections.dependents import refuse_what_would_be_lost
-from projections.heads import open_heads
+from projections.heads import open_heads, outdated_views
 from projections.rebuild import (
     Slice,
     Target,
@@ -50,6 +50,8 @@ JOBS_MAX = 64
 """Most builders at once."""
 COMPARE_WAIT_S = 60.0
 """How long the live views may take to come to where the rebuilt ones are; longer, and they stand still."""
+COMPARE_OUTDATED_WAIT_S = 5.0
+"""The same where views are another version's: only a projector of that version, in an upgrade, still moves them."""
 COMPARE_POLL_S = 0.1
 LINE_MAX = 1 << 20
 """Bytes of a builder's line; a traceback is the longest."""
@@ -256,7 +258,8 @@ async def _compared(
     missing = sorted(set(views) - set(present))
     if missing:
         progress.notes.append(f"there is no live {', '.join(missing)}: not compared")
-    if present and await _caught_up(db, place, present):
+    wait_s = COMPARE_OUTDATED_WAIT_S if await outdated_views(db) else COMPARE_WAIT_S
+    if present and await _caught_up(db, place, present, wait_s):
         async with snapshot(dsn, name="streamproc replay") as live:
             at = await compare.positions(live, present)
             await _bring_to(dsn, db, place, at)
@@ -264,17 +267,17 @@ async def _compared(
                 found = [await _compare_one(live if view in present else None, place, view) for view in views]
             return found, at
     if present:
-        progress.notes.append(
-            f"the live views stand still behind the archive for {COMPARE_WAIT_S:g} s: not compared"
-        )
+        progress.notes.append(f"the live views stand still behind the archive for {wait_s:g} s: not compared")
     found = [await _compare_one(None, place, view) for view in views]
     return found, await compare.positions(place, NAMES)
 
 
-async def _caught_up(db: asyncpg.Connection, place: asyncpg.Connection, views: Sequence[str]) -> bool:
+async def _caught_up(
+    db: asyncpg.Connection, place: asyncpg.Connection, views: Sequence[str], wait_s: float
+) -> bool:
     """Wait until the live views are where the rebuilt ones are, or further."""
     wanted = await compare.positions(place, NAMES)
-    deadline = time.monotonic() + COMPARE_WAIT_S
+    deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
         live = await compare.positions(db, views)
         if all(live.get(partition, 0 if seq == 0 else -1) >= seq for partition, seq in wanted.items()):

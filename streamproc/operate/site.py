@@ -5,11 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from streamproc.archive.pool import opened_pool
+from projections.heads import outdated_views
+from streamproc.archive.pool import asked, opened_pool
 from streamproc.archive.read import payout_view
-from streamproc.archive.store import refusals_as_job_failed
+from streamproc.archive.store import OtherColumns, refusals_as_job_failed
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.errors import InputError, TryAgain
+from streamproc.errors import InputError, JobFailed, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.inspect import partitions_of_log, record_of
 from streamproc.log.names import Names
@@ -34,18 +35,31 @@ class Site:
     async def ask_postgres(
         self, question: Callable[..., Awaitable[T]], *arguments: Any, **named: Any
     ) -> T | None:
-        """The answer, or None while Postgres is away. Raises JobFailed if it refuses."""
+        """The answer, or None while Postgres is away. Raises JobFailed if it refuses, or a view is too old."""
         if self.pool is None:
             self.postgres_problem = "STREAMPROC_POSTGRES_DSN is not set"
             return None
         if self.postgres_problem:
             return None  # a command that waited once does not wait again
         try:
-            with refusals_as_job_failed():
-                return await question(self.pool, *arguments, **named)
+            return await self._asked(question, *arguments, **named)
         except TryAgain as problem:
             self.postgres_problem = str(problem)
             return None
+
+    async def _asked(self, question: Callable[..., Awaitable[T]], *arguments: Any, **named: Any) -> T:
+        try:
+            with refusals_as_job_failed():
+                return await question(self.pool, *arguments, **named)
+        except OtherColumns as problem:
+            with refusals_as_job_failed():
+                async with asked(self.pool) as db:
+                    outdated = " ".join(await outdated_views(db))
+            if not outdated:
+                raise
+            raise JobFailed(
+                f"{problem}, and `streamproc replay {outdated}` makes those of another version anew"
+            ) from problem
 
     async def record(self, payout: str) -> PayoutRecord | None:
         """A payout from Redis, or else from the view. If it is None and `postgres_problem` is set, the view was not

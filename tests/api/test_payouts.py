@@ -266,7 +266,9 @@ async def test_while_postgres_is_away_a_young_log_takes_new_requests_and_knows_i
         assert len(await requests_in(api.engine)) == 1
 
 
-@pytest.mark.parametrize("log", ["too old", "of unknown age", "cut", "rebuilt", "of tomorrow"])
+@pytest.mark.parametrize(
+    "log", ["too old", "of unknown age", "cut", "rebuilt", "of tomorrow", "of a clock that was ahead"]
+)
 async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one(
     redis_url: str, log: str
 ) -> None:
@@ -277,6 +279,9 @@ async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one
                 await client.hset(META, BEGUN, str((await client.time())[0] - SEEN_TTL_S))
             case "of tomorrow":
                 await client.hset(META, BEGUN, str((await client.time())[0] + 86_400))
+            case "of a clock that was ahead":
+                ahead_ms = ((await client.time())[0] + SEEN_TTL_S) * 1_000
+                await client.xadd(api.engine.names.log, {"e": "[]", "m": "{}"}, id=f"{ahead_ms}-0")
             case "of unknown age":
                 await client.hdel(META, BEGUN)
             case "cut":

@@ -1,6 +1,8 @@
 import asyncio
 import logging
 import socket
+import time
+from collections.abc import Iterator
 from email.utils import formatdate
 
 import httpx
@@ -293,6 +295,22 @@ async def test_no_message_and_no_log_line_shows_the_query_the_headers_or_the_bod
 )
 def test_retry_after_is_seconds_or_a_date_and_capped(header: str | None, seconds: float | None) -> None:
     assert retry_after_s(header, now_s=1_000_000) == seconds
+
+
+@pytest.fixture
+def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This host's local time is five hours behind."""
+    with monkeypatch.context() as there:
+        there.setenv("TZ", "EST5")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_from_greenwich")
+@pytest.mark.parametrize("zone", ["", " GMT", " -0000"])
+def test_a_date_without_a_zone_is_not_this_hosts_local_time(zone: str) -> None:
+    assert retry_after_s(f"Mon, 12 Jan 1970 13:47:40{zone}", now_s=1_000_000) == 60
 
 
 @given(st.text())

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from consumers import recall
-from streamproc.domain.payouts import PayoutRecord, decode_record
+from streamproc.domain.payouts import PayoutRecord, decode_record, fold
 from streamproc.errors import TryAgain
 from streamproc.log import batch
 from tests.engine import Engine
@@ -45,6 +45,46 @@ async def test_the_archive_is_asked_about_an_old_payout_that_redis_does_not_know
         assert (await engine.record("pout_new")).decision == "APPROVED"
     assert asked == ["pout_old"]
     assert story == ["PayoutObserved"]
+
+
+async def test_a_payout_of_today_that_redis_forgot_as_its_clock_was_ahead_is_no_bypass_and_is_settled(
+    redis_url: str,
+) -> None:
+    """Its reversal was an alarm, and gave no budget back."""
+    kept: dict[str, PayoutRecord] = {}
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        return kept.get(payout)
+
+    async with Engine(redis_url, archived=archived) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_new"), observed("pout_new", status="processed"))
+        kept["pout_new"] = await engine.record("pout_new")
+        await engine.client.delete(engine.names.payout("pout_new"))
+        await engine.deliver(observed("pout_new", status="reversed"))
+        record = await engine.record("pout_new")
+    assert not record.bypassed
+    assert record.reservation is not None
+    assert record.reservation.state == "released"
+
+
+@pytest.mark.parametrize("archive", ["knows nothing of it", "has it, undecided", "is away"])
+async def test_a_payout_that_moved_before_anybody_looked_is_a_bypass_whatever_the_archive_says(
+    redis_url: str, archive: str
+) -> None:
+    asked: list[str] = []
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        asked.append(payout)
+        if archive == "is away":
+            raise TryAgain("Postgres is away", after_s=30.0)
+        return fold([observed(payout, status="processed")]) if "undecided" in archive else None
+
+    async with Engine(redis_url, archived=archived) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_moved", status="processed"))
+        assert (await engine.record("pout_moved")).bypassed
+    assert asked == ["pout_moved"]
 
 
 async def test_while_the_archive_cannot_be_asked_an_old_payout_waits_and_the_others_do_not(

@@ -170,6 +170,18 @@ async def test_what_is_made_while_our_clock_is_ahead_of_the_banks_is_listed(at_o
         assert (seen(desk), desk.cursor) == (made, desk.bank.at_s)
 
 
+@pytest.mark.parametrize("at_once", [1, PAGE_COUNT_MAX + 1])
+async def test_a_bank_whose_date_stands_still_does_not_hold_the_cursor(at_once: int) -> None:
+    """Each pass listed all since then, and from a thousand pages on none came to what was new."""
+    desk = Desk()
+    desk.bank.at_s = NOW_S - 3600
+    for second in (0, 600, 1200):
+        desk.door.now_s = NOW_S + second
+        desk.bank.items += [payout(1_000 * second + n, ago_s=60 - second) for n in range(at_once)]
+        assert (await desk.poller.poll_once()).problem == ""
+        assert desk.cursor == NOW_S + second - 60
+
+
 async def test_payouts_of_every_status_are_observed_once_with_the_webhooks_keys() -> None:
     desk = Desk(payout(1), payout(2, "processed"))
     done = await desk.poller.poll_once()

@@ -16,7 +16,7 @@ from streamproc.log.lease import Lease
 from streamproc.log.names import SHARED_PARTITION, Names
 from streamproc.operate.breakers import open_breakers, report_until
 from streamproc.operate.poller_role import teller
-from streamproc.operate.polling import poller_view
+from streamproc.operate.polling import FAILING_S_MAX, poller_view
 from streamproc.settings import load
 from tests.bank import until
 from tests.words import ACCOUNT
@@ -83,3 +83,35 @@ async def test_a_poller_is_late_by_redis_clock_and_by_no_hosts(
     await tell(Pass(to_s=now_us // 1_000_000), 0, 10.0)
     host_off_by(monkeypatch, off_s)
     assert (await poller_view(settings)).ok
+
+
+async def test_after_redis_clock_went_back_a_poller_that_died_before_is_late_before_it_comes_there_again(
+    redis_url: str,
+) -> None:
+    """It was said to poll for as long as the clock went back."""
+    settings = load({"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_RAZORPAY_ACCOUNT_ID": ACCOUNT})
+    cursor = PollCursor(redis_url, account=ACCOUNT, partitions=1)
+    async with connected(redis_url) as client:
+        now_us = await clock_us(client)
+    before_us = now_us + 3_600_000_000
+    lease = Lease(redis_url, Names(0), "poll", "host-1")
+    await teller(cursor, lease, lambda: before_us)(Pass(to_s=before_us // 1_000_000), 0, 10.0)
+    view = await poller_view(settings)
+    assert (view.ok, view.detail) == (False, "nobody has polled since Redis's clock went back")
+    await teller(cursor, lease, lambda: now_us)(Pass(to_s=now_us // 1_000_000), 0, 10.0)
+    assert (await poller_view(settings)).ok
+
+
+async def test_a_poller_that_fails_is_bad_soon_after_redis_clock_went_back(redis_url: str) -> None:
+    """It was said to fail since a time that was still to come."""
+    settings = load({"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_RAZORPAY_ACCOUNT_ID": ACCOUNT})
+    async with connected(redis_url) as client:
+        now_us = await clock_us(client)
+    clock_s = iter([3_600, int(-FAILING_S_MAX) - 1, 0])  # from Redis's clock as it is now, at each pass
+    cursor = PollCursor(redis_url, account=ACCOUNT, partitions=1)
+    tell = teller(
+        cursor, Lease(redis_url, Names(0), "poll", "host-1"), lambda: now_us + next(clock_s) * 1_000_000
+    )
+    for failures in (1, 2, 3):
+        await tell(Pass(to_s=now_us // 1_000_000, problem="away"), failures, 10.0)
+    assert not (await poller_view(settings)).ok

@@ -14,6 +14,7 @@ from streamproc.operate.policies import apply, changed_fields, history, in_force
 from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 from tests.operate.words import archive, site_of
+from tests.projections.histories import fetch
 
 ONE = "policies: {bot: {daily_limit: 1_000}, gone: {daily_limit: 5}}"
 TWO = "policies: {bot: {daily_limit: 2_000, per_txn_limit: 500}}"
@@ -144,6 +145,23 @@ async def test_every_scope_has_a_history_with_its_freezes(
         changes, note = await history(site, name)
     assert [f"{change.scope} {change.version}" for change in changes] == changed
     assert note == ""
+
+
+async def test_before_the_replay_that_an_upgrade_needs_the_history_names_it(redis_url: str, postgres: str):
+    """It named `migrate`, which leaves a view that is there as it is."""
+    await made(redis_url)
+    async with site_of(redis_url, postgres) as site:
+        await put(site, ONE)
+        await archive(redis_url, postgres)
+        await fetch(postgres, "ALTER TABLE policies DROP COLUMN channel")
+        with pytest.raises(JobFailed, match=r'column "channel" does not exist.*`streamproc doctor`'):
+            await history(site, "bot")
+        await fetch(
+            postgres, "UPDATE view_heads SET version = version - 1 WHERE view IN ('audit', 'policies')"
+        )
+        with pytest.raises(JobFailed, match="`streamproc replay audit policies`") as refused:
+            await history(site, "bot")
+    assert "migrate" not in str(refused.value)
 
 
 async def test_an_agent_that_is_called_as_a_scope_is_does_not_hide_its_history(redis_url: str):

@@ -501,3 +501,19 @@ async def test_the_list_is_read_from_the_archives_end_on(redis_url: str, postgre
     for account in (ACCOUNT, TWINS_ACCOUNT):
         at = int(await before.get("sp:{0}:cursor:poll:" + account) or 0)
         assert abs(at - mine.base_us // 1_000_000) < 60
+
+
+async def test_the_list_is_read_from_when_the_archives_end_was_archived_if_its_id_is_of_a_clock_that_was_ahead(
+    redis_url: str, postgres: str, mine: Twin
+) -> None:
+    """A cursor that is still to come counts as now, so what was lost and is older than the overlap was not listed."""
+    await mine.pays("bot_0", 1_000, "bot")
+    client: Redis = mine.engine.client
+    now_s, _ = await client.time()
+    await client.xadd(mine.engine.names.log, {"e": "[]", "m": "{}"}, id=f"{(now_s + 7_200) * 1_000}-0")
+    await archive(redis_url, postgres)
+    await mine.engine.stop()
+    await client.delete(mine.engine.names.log)
+    await recovered(redis_url, postgres, razorpay_account_id=ACCOUNT)
+    at = int(await client.get("sp:{0}:cursor:poll:" + ACCOUNT) or 0)
+    assert now_s <= at <= (await client.time())[0]

@@ -21,6 +21,7 @@ from projections.schema import prepare
 from projections.views import NAMES, VERSIONS
 from streamproc.cli import run as cli
 from streamproc.errors import InputError, JobFailed
+from streamproc.operate import replay as module
 from streamproc.operate.past import rows_of, targets_of
 from streamproc.operate.replay import JobProgress, built_as_of, go_back, replay
 from tests.projections.histories import (
@@ -133,6 +134,22 @@ async def test_of_a_view_whose_version_was_raised_it_says_what_changed_and_compa
     [line] = [line for line in said.splitlines() if line.startswith("agents bot|0: ")]
     assert re.fullmatch(r'.*: live \{"held": \d+\}, by its log \{"held": \d+\}', line)
     assert await asyncio.to_thread(cli, ["replay"]) == 0
+    assert await everything(dsn) == before
+
+
+async def test_views_that_an_upgrade_has_stopped_are_not_waited_for_as_those_that_go_on_are(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch
+):
+    """The replay that the upgrade asks for waited a minute for them each time."""
+    before = await everything(dsn)
+    monkeypatch.setattr(module, "COMPARE_WAIT_S", 3_600.0)
+    monkeypatch.setattr(module, "COMPARE_OUTDATED_WAIT_S", 0.0)
+    outdated = "version - (view IN ('audit', 'policies'))::int"
+    await fetch(dsn, f"UPDATE view_heads SET seq = seq - 1, version = {outdated}")
+    async with asyncio.timeout(DEADLINE_S):
+        result = await replay(dsn, ["audit", "policies"])
+    assert "the live views stand still behind the archive for 0 s: not compared" in result.notes
+    assert {view.equal for view in result.views} == {None}
     assert await everything(dsn) == before
 
 

@@ -1,0 +1,53 @@
+"""An answer about a vendor is used for as long as the service allows, by whatever clock Redis has."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from consumers.vet import AHEAD_US_MAX, Reputations
+from streamproc.domain.budget import US
+from streamproc.domain.governance import Reputation
+from streamproc.log.cache import Cache
+from streamproc.log.connection import connected
+from streamproc.log.names import Names
+
+NOW_US = 1_795_000_000 * US
+FRESH_US = 300 * US
+URL = "https://vendor.example/"
+
+
+class Service:
+    """Says that every vendor is clean, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def __call__(self, hrefs: Sequence[str]) -> Mapping[str, Reputation]:
+        self.asked += 1
+        return {href: Reputation("clean", checked_at=0, fresh_until=FRESH_US) for href in hrefs}
+
+
+@pytest.mark.parametrize("asks", ["the process that asked", "another process"])
+@pytest.mark.parametrize(
+    ("later_us", "again"),
+    [
+        (0, False),
+        (FRESH_US - 1, False),
+        (FRESH_US, True),
+        (-AHEAD_US_MAX, False),  # a batch that began earlier
+        (-7_200 * US, True),
+    ],
+)
+async def test_an_answer_is_used_while_it_is_fresh_and_not_until_a_clock_that_went_back_is_there_again(
+    redis_url: str, asks: str, later_us: int, again: bool
+) -> None:
+    """A vendor that was listed meanwhile passed as clean for as long as the clock went back."""
+    service = Service()
+    first = Reputations(service)
+    async with connected(redis_url) as client:
+        cache = Cache(client, Names(0))
+        await first.of([URL], cache, NOW_US)
+        reputations = first if "that asked" in asks else Reputations(service)
+        await reputations.of([URL], cache, NOW_US + later_us)
+        assert service.asked == 1 + again
+        assert (reputations.known(URL, NOW_US + later_us)) is not None
