@@ -6,6 +6,7 @@ operator configured is used; only what is missing is started here.
 """
 
 import asyncio
+import contextlib
 import secrets
 import shlex
 import signal
@@ -282,13 +283,17 @@ def _sandbox_role(settings: Settings, running: Settings, env: Mapping[str, str],
 
 
 def _refuse_busy_ports(settings: Settings) -> None:
-    wanted = [(settings.host, settings.port, "PORT")]
-    if not settings.razorpay_key_id:
-        wanted.append(("127.0.0.1", settings.sandbox_port, "SANDBOX_PORT"))
-    for host, port, name in wanted:
-        if not processes.port_is_free(host, port):
+    """Raise ConfigError, with the reason, where `serve` or the sandbox could not listen.
+
+    Both ports are held at once: two settings that name the same one are refused here, not when one role has started.
+    """
+    with contextlib.ExitStack() as held:
+        held.enter_context(processes.bound(settings.host, settings.port, PREFIX))
+        sandbox_port = settings.sandbox_port
+        if not settings.razorpay_key_id and not processes.port_is_free("127.0.0.1", sandbox_port):
+            why = f"{PREFIX}PORT's too" if sandbox_port == settings.port else "in use or not ours"
             raise ConfigError(
-                f"port {port} of {host} is in use or not ours; set {PREFIX}{name} to another one"
+                f"port {sandbox_port} of 127.0.0.1 is {why}; set {PREFIX}SANDBOX_PORT to another one"
             )
 
 

@@ -437,6 +437,27 @@ async def test_no_role_outlives_an_up_that_was_killed(tmp_path: Path, signum: si
         await until(lambda: not any(alive(pid) for pid in up.pids()))
 
 
+async def test_one_port_for_two_servers_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    port = str(free_port())
+    async with made_up(tmp_path, PORT=port, SANDBOX_PORT=port) as up:
+        await up.start()
+        assert await up.ended() == 2
+        said = (
+            f"port {port} of 127.0.0.1 is STREAMPROC_PORT's too; set STREAMPROC_SANDBOX_PORT to another one"
+        )
+        assert said in up.text()
+        assert up.events() == []
+
+
+@pytest.mark.parametrize("host", ["no such host", "192.0.2.1"])
+async def test_a_host_that_is_not_ours_is_refused_by_its_variable(tmp_path: Path, host: str) -> None:
+    async with made_up(tmp_path, HOST=host) as up:
+        await up.start()
+        assert await up.ended() == 2
+        assert f"of {host} cannot be listened on" in up.text()
+        assert "STREAMPROC_HOST" in up.text()
+
+
 @pytest.mark.parametrize("name", ["PORT", "SANDBOX_PORT"])
 async def test_a_busy_port_is_refused_by_number_and_variable(tmp_path: Path, name: str) -> None:
     busy = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)

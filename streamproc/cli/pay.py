@@ -1,6 +1,7 @@
 """`streamproc pay`: ask for a payout through the gateway."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,24 @@ if TYPE_CHECKING:
     from streamproc.operate.pay import Taken
 
 
+class Paise(click.ParamType[int]):
+    """An amount in ASCII digits. What else Python reads as a number may be meant otherwise, as rupees."""
+
+    name = "paise"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The amount in paise; a refusal that says the unit for anything but a whole number within the limits."""
+        if not re.fullmatch(r"[0-9]{1,18}", value) or not AMOUNT_MIN_PAISE <= int(value) <= AMOUNT_MAX_PAISE:
+            allowed = f"{AMOUNT_MIN_PAISE} to {AMOUNT_MAX_PAISE}"
+            self.fail(f"{value!r} is no whole number of paise from {allowed}", param, ctx)
+        return int(value)
+
+
 @click.command()
 @click.option(
     "--amount",
     required=True,
-    type=click.IntRange(AMOUNT_MIN_PAISE, AMOUNT_MAX_PAISE),
+    type=Paise(),
     metavar="PAISE",
     help="In paise: 800000 is ₹8,000.00.",
 )

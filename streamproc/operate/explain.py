@@ -16,6 +16,7 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import CHANGING, UNKNOWN_AGENT, PayoutRecord, fold
+from streamproc.domain.plain import plain
 from streamproc.domain.shown import event_json, finding_json, payout_json
 from streamproc.domain.traces import trace_id
 from streamproc.errors import JobFailed
@@ -61,7 +62,7 @@ async def explain(site: Site, payout: str) -> Story:
         return story
     if record is None:
         where = f" ({'; '.join(notes)})" if notes else ""
-        raise JobFailed(f"payout {payout} is not known here{where}")
+        raise JobFailed(f"payout {plain(payout)} is not known here{where}")
     return Story(record, history.events, notes)
 
 

@@ -31,6 +31,7 @@ from streamproc.domain.holds import (
     place_of,
 )
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.plain import plain
 from streamproc.domain.wire import Newer, decode_events, decode_meta
 from streamproc.errors import JobFailed, LogUnavailable, Unprocessable
 from streamproc.log.connection import BLOCK_MS_MAX
@@ -163,7 +164,7 @@ def submission(payout: str, action: Action, *, by: str, why: str, channel: str, 
 async def _known(site: Site, payout: str) -> PayoutRecord:
     record = await site.record(payout)
     if record is None:
-        raise JobFailed(f"payout {payout} is not known here")
+        raise JobFailed(f"payout {plain(payout)} is not known here")
     return record
 
 

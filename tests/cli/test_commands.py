@@ -377,8 +377,15 @@ def test_a_database_that_redis_does_not_have_is_a_wrong_setting(redis_url: str, 
         (["nothing-of-ours"], "streamproc: No such command 'nothing-of-ours'; see streamproc --help"),
         (
             ["pay", "--amount", "x"],
-            "streamproc pay: Invalid value for '--amount': 'x' is not a valid integer range;",
+            "streamproc pay: Invalid value for '--amount': 'x' is no whole number of paise from 100 to ",
         ),
+        *[
+            (
+                ["pay", "--amount", wrong],
+                f"streamproc pay: Invalid value for '--amount': '{wrong}' is no whole",
+            )
+            for wrong in ("2500.50", "1_000", " 800", "१०००", "8e5", "-800", "9" * 30)
+        ],
         (["hold", "approve"], "streamproc hold approve: Missing argument 'PAYOUT'; see"),
         (["explain", "pout_\udcff"], "streamproc explain: Invalid value for 'PAYOUT': it is not UTF-8 text;"),
         (
@@ -387,7 +394,7 @@ def test_a_database_that_redis_does_not_have_is_a_wrong_setting(redis_url: str, 
         ),
         (
             ["pay", "--amount", "0", "--to", "fa_1"],
-            "streamproc pay: Invalid value for '--amount': 0 is not in the range 100<=x<=",
+            "streamproc pay: Invalid value for '--amount': '0' is no whole number of paise from 100 to ",
         ),
         (["pay", "--amount", "100", "--to", "fa_1", "--note", "a"], "streamproc: --note must be NAME=TEXT"),
         (

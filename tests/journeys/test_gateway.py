@@ -99,7 +99,7 @@ async def test_pay_waits_for_the_decision_a_person_approves_and_the_money_goes(
         refused, _, err = await system.cli(*call, "--amount", "800001")
         assert (refused, "409" in err) == (1, True)
         wrong, _, err = await system.cli(*call, "--amount", "1")
-        assert (wrong, "1 is not in the range 100<=x" in err) == (2, True)
+        assert (wrong, "'1' is no whole number of paise from 100 to " in err) == (2, True)
 
         approve = ("hold", "approve", held["payout"], "--by", "asha", "--reason", "seen")
         assert (await system.cli(*approve))[0] == 0

@@ -290,6 +290,8 @@ async def test_an_unknown_payout_is_a_failed_job_that_names_it(redis_url: str):
     async with Engine(redis_url), site_of(redis_url) as site:
         with pytest.raises(JobFailed, match="pout_nobody is not known here"):
             await explain(site, "pout_nobody")
+        with pytest.raises(JobFailed, match=r"^payout pout_nobody \[31m is not known here"):
+            await explain(site, "pout_nobody\n\x1b[31m")
 
 
 async def test_a_redis_without_a_log_is_said_in_one_line(redis_url: str):

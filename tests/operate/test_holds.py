@@ -130,6 +130,8 @@ async def test_an_answer_to_a_payout_that_nobody_knows_writes_nothing(redis_url:
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         with pytest.raises(JobFailed, match="pout_nobody is not known here"):
             await answer(site, "pout_nobody", "approve", by="asha", why="yes")
+        with pytest.raises(JobFailed, match=r"^payout pout_nobody \[31m is not known here$"):
+            await answer(site, "pout_nobody\n\x1b[31m", "approve", by="asha", why="yes")
         assert await engine.entries() == []
 
 
