@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import asyncpg
+from msgspec import Struct
 
 from projections.fold import Step, moment
 from streamproc.archive.sql import statements
@@ -22,11 +23,20 @@ COLUMNS = (
 _SQL = statements("projections", "payouts.sql")
 
 
+class Latest(Struct, gc=False):
+    """A payout's record, and the entry that changed it last."""
+
+    entry: str
+    record: PayoutRecord
+
+
 class Changed:
-    """The last step that changed each payout, and which of the payouts were unknown before."""
+    """What the steps of a segment made of each payout that they changed, and which of these were unknown before."""
 
     def __init__(self) -> None:
-        self.last: dict[str, Step] = {}
+        # Not whole steps: these would keep each event and the record before it until the segment's end, and memory that
+        # is given back only then has left the processor's caches.
+        self.last: dict[str, Latest] = {}
         self.new: set[str] = set()
 
     def add(self, steps: Iterable[Step]) -> None:
@@ -35,8 +45,8 @@ class Changed:
         for step in steps:
             # By identity: an event that changes nothing returns the same record, and a comparison would cost more
             # than a write.
-            if step.after is not step.before and step.payout:
-                last[step.payout] = step
+            if (after := step.after) is not None and after is not step.before and step.payout:
+                last[step.payout] = Latest(step.entry, after)
                 if step.before is None:
                     self.new.add(step.payout)
 
@@ -50,15 +60,15 @@ class Changed:
         old = sorted(last.keys() - new)
         if old:
             await db.execute(_SQL["delete"], partition, old)
-        rows = [_row(payout, last[payout]) for payout in sorted(last)]
+        rows = [_row(payout, partition, last[payout]) for payout in sorted(last)]
         await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
 
 
 begin = Changed
 
 
-def changed(steps: Iterable[Step]) -> tuple[dict[str, Step], set[str]]:
-    """The last step that changed each payout, and which of the payouts were unknown before."""
+def changed(steps: Iterable[Step]) -> tuple[dict[str, Latest], set[str]]:
+    """What the steps made of each payout that they changed, and which of these were unknown before."""
     found = Changed()
     found.add(steps)
     return found.last, found.new
@@ -73,13 +83,12 @@ async def load(db: asyncpg.Connection, partition: int, payouts: Iterable[str]) -
     return {row["payout"]: decode_record(row["record"]) for row in rows}
 
 
-def _row(payout: str, step: Step) -> tuple[object, ...]:
-    record = step.after
-    assert record is not None
+def _row(payout: str, partition: int, latest: Latest) -> tuple[object, ...]:
+    record = latest.record
     whole = encode_record(record)
     row = (
         payout,
-        step.partition,
+        partition,
         record.account,
         record.agent[:KEY_CHARS_MAX],
         record.identity,
@@ -93,7 +102,7 @@ def _row(payout: str, step: Step) -> tuple[object, ...]:
         record.bank_status,
         moment(record.received_at),
         moment(record.updated_at),
-        step.entry,
+        latest.entry,
         whole,
         record.bank_payout[:KEY_CHARS_MAX],
     )

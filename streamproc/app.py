@@ -41,7 +41,7 @@ from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.drain import requests_s
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
-from streamproc.gc_tuning import tune_for_batches
+from streamproc.gc_tuning import YOUNG_OF_FOLDS_MAX, tune_for_batches
 from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Asgi
 from streamproc.ingress.refusals import Refusals
@@ -309,7 +309,7 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
     if not await opened(settings, stopping):
         return
     await refuse_too_few(settings)
-    tune_for_batches()
+    tune_for_batches(YOUNG_OF_FOLDS_MAX)
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "projector"))
         await run_projector(

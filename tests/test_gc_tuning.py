@@ -48,3 +48,13 @@ async def test_what_died_when_it_was_old_goes_with_the_next_look_at_everything(
 def test_without_a_loop_nothing_is_scheduled() -> None:
     gc_tuning.tune_for_batches()
     assert gc.get_threshold()[0] == gc_tuning.YOUNG_MAX
+
+
+@pytest.mark.parametrize("young_max", [gc_tuning.YOUNG_MAX, gc_tuning.YOUNG_OF_FOLDS_MAX])
+def test_the_young_are_looked_at_once_there_are_so_many(young_max: int) -> None:
+    gc_tuning.tune_for_batches(young_max)
+    before = gc.get_stats()[0]["collections"]
+    kept: list[list[object]] = [[] for _ in range(young_max * 9 // 10)]
+    assert gc.get_stats()[0]["collections"] == before
+    kept += [[] for _ in range(young_max // 5)]
+    assert gc.get_stats()[0]["collections"] == before + 1

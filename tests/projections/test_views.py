@@ -1,6 +1,7 @@
 """What the folds say, without a database."""
 
 import hashlib
+import sys
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_limit_is_the_one_that_the_last_reservation_saw():
 def test_at_any_prefix_the_budgets_are_what_the_payouts_hold(seed: int, payouts_n: int, cut: float):
     log = history(seed, payouts_n)
     found = steps_of(0, [decode(0, row) for row in rows_of(log[: int(cut * len(log)) + 1])], {})
-    records = [step.after for step in payouts.changed(found)[0].values() if step.after]
+    records = [latest.record for latest in payouts.changed(found)[0].values()]
     uses = {key: (use.reserved, use.committed) for key, use in budgets.changes(found).items()}
     assert uses == budgets_by_state(records)
 
@@ -81,9 +82,20 @@ def test_folding_in_two_parts_is_folding_at_once(seed: int, payouts_n: int, at: 
     cut = int(at * len(log))
     whole = steps_of(0, log, {})
     first = steps_of(0, log[:cut], {})
-    second = steps_of(0, log[cut:], {p: step.after for p, step in payouts.changed(first)[0].items()})
+    second = steps_of(0, log[cut:], {p: latest.record for p, latest in payouts.changed(first)[0].items()})
     assert first + second == whole
     assert audit.lines(first) + audit.lines(second) == audit.lines(whole)
+
+
+def test_of_a_payout_that_waits_to_be_written_only_its_latest_record_is_kept():
+    """What else its steps hold is freed while the processor has it at hand, not at the end of thousands of rows."""
+    found = steps([SEEN], [HELD], [settled(HELD, "committed")])
+    held = [each for step in found for each in (step, step.event, step.before) if each is not None]
+    before = [sys.getrefcount(each) for each in held]
+    waiting = payouts.Changed()
+    waiting.add(found)
+    assert waiting.last["pout_1"].record is found[-1].after
+    assert [sys.getrefcount(each) for each in held] == before
 
 
 # ---- audit ----
