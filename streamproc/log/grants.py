@@ -15,7 +15,7 @@ from streamproc.domain.wire import encode_events
 from streamproc.log.names import Names, Note
 from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
-from streamproc.log.templates import VALUES, Fate, Offer, Template, texts_of
+from streamproc.log.templates import VALUES, Fate, Offer, texts_of
 from streamproc.log.work import BatchContext, Group, Work
 
 log = logging.getLogger(__name__)
@@ -168,11 +168,7 @@ def _terms(names: Names, keys: Keys, offer: Offer) -> list[Any]:
 
 
 def _template(offer: Offer) -> tuple[object, ...]:
-    """An offer's template, whose texts have the time of the decision in them; False for an answer that it leaves to the
-    chain."""
-    template, at, length = offer.template, offer.at, len(offer.values) + VALUES + 1
-
-    def texts(of: Template | None) -> tuple[object, ...] | bool:
-        return of is not None and (of.record.at(at), of.record.blanks, of.e.at(at), of.e.blanks)
-
-    return length, int(template.ends), texts(template), texts(template.no_slot), texts(template.no_room)
+    """An offer's template, with the time of the decision; False for an answer that it leaves to the chain."""
+    template, length = offer.template, len(offer.values) + VALUES + 1
+    texts = (of is not None and of.packed for of in (template, template.no_slot, template.no_room))
+    return length, int(template.ends), str(offer.at), *texts

@@ -34,6 +34,7 @@ _SLOT = '"number":0,"used":0'
 _NUMBER = '"number":0'
 _USE = '"reserved":0,"committed":0'
 _encode = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class Fate(IntEnum):
@@ -56,29 +57,27 @@ either."""
 SLOT = f'"number":{blank(NUMBER)},"used":{blank(USED)}'
 
 
-class Text(Struct, frozen=True):
-    """A text with blanks, split once; each batch only puts its time in."""
+class Text(NamedTuple):
+    """A text with blanks, split for the script."""
 
-    pieces: list[str | int]
-    """The pieces, with 0 as a placeholder between each two."""
+    pieces: list[str | list[str] | int]
+    """The pieces, with 0 as a placeholder between each two. A piece that has AT in it is split there."""
     blanks: list[int]
     """What goes into each placeholder."""
+    timed: list[int]
+    """Places of the pieces that have AT in them, counted from 1."""
 
     @classmethod
     def of(cls, text: str) -> "Text":
         """Split a text at its blanks, which are numbers between two MARKs (see `blank`)."""
         before, *rest = text.split(MARK)
-        pieces: list[str | int] = [before]
-        blanks: list[int] = []
-        for place, after in zip(rest[::2], rest[1::2], strict=True):
-            pieces += (0, after)
-            blanks.append(int(place))
-        return cls(pieces, blanks)
-
-    def at(self, at: int) -> list[str | int]:
-        """The pieces, with the time of the decision (µs) in place of AT."""
-        when = str(at)
-        return [piece.replace(AT, when) if type(piece) is str else piece for piece in self.pieces]
+        pieces: list[str | list[str] | int] = [before]
+        for piece in rest[1::2]:
+            pieces += (0, piece)
+        timed = [place for place, piece in enumerate(pieces, 1) if type(piece) is str and AT in piece]
+        for place in timed:
+            pieces[place - 1] = str(pieces[place - 1]).split(AT)
+        return cls(pieces, list(map(int, rest[::2])), timed)
 
 
 class Template(Struct, frozen=True):
@@ -86,6 +85,8 @@ class Template(Struct, frozen=True):
 
     record: Text
     e: Text
+    packed: msgspec.Raw
+    """Both as the script takes them: the same in all batches, so packed once."""
     no_slot: "Template | None" = None
     """What is recorded instead if there is no slot; None: left to the chain. `no_room` likewise."""
     no_room: "Template | None" = None
@@ -95,7 +96,11 @@ class Template(Struct, frozen=True):
 
 def template_with(record: str, e: str, *, ends: bool = False) -> Template:
     """The template of a record's JSON and an entry's events `e`, both with MARKs and AT in them."""
-    return Template(Text.of(record), Text.of(e), ends=ends)
+    texts = Text.of(record), Text.of(e)
+    packed = _pack(texts)
+    # A string to MessagePack, not binary data, which the server's Lua does not know.
+    raw = msgspec.Raw(b"\xdb" + len(packed).to_bytes(4, "big") + packed)
+    return Template(*texts, raw, ends=ends)
 
 
 RecordAndEvents = tuple[PayoutRecord, Sequence[Event]]
@@ -230,8 +235,9 @@ def as_filled(template: Template, offer: Offer) -> tuple[str, str]:
     computed = ("0", "0", room, _lack_text(windows[0]) if windows else "", *offer.common)
 
     def filled(text: Text) -> str:
-        pieces = text.at(offer.at)
+        at = str(offer.at)
+        pieces = [at.join(piece) if type(piece) is list else str(piece) for piece in text.pieces]
         pieces[1::2] = [row[place - 1] if place > 0 else computed[-place - 1] for place in text.blanks]
-        return "".join(map(str, pieces))
+        return "".join(pieces)
 
     return filled(template.record), filled(template.e)

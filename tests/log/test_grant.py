@@ -24,8 +24,11 @@ from streamproc.log.grants import Grant
 from streamproc.log.names import Names, Note
 from streamproc.log.stream import open_log
 from streamproc.log.templates import (
+    AT,
+    PAYOUT,
     Fate,
     Offer,
+    blank,
     no_room_of,
     no_slot_of,
     offer_of,
@@ -302,6 +305,19 @@ async def test_a_key_of_a_wrong_type_fails_the_call_before_anything_is_written(
     with pytest.raises(LogBroken, match="not what it must be"):
         await send(client, list(reversed(batch)))
     assert await everything(client) == before
+
+
+async def test_a_template_bears_the_time_of_each_batch_that_uses_it(client: Redis) -> None:
+    """It is packed once, and one text has the time more than once, beside what else comes with a payout."""
+    first = offer(ask_of("pout_1"))
+    both = encode_record(first.outputs(Fate.DONE)[0]).decode(), f'[{AT},"{blank(PAYOUT)}",{AT},{AT}]'
+    shared = template_with(*both)
+    for n in (1, 2):
+        ask, at = ask_of(f"pout_{n}"), NOW + n
+        again = replace(first, ask=ask, at=at, template=shared)
+        assert await send(client, [Grant(await pending(client), again)]) == [Fate.DONE]
+        ((_, fields),) = await client.xrevrange(NAMES.log, count=1)
+        assert fields[1].decode() == f'[{at},"pout_{n}",{at},{at}]'
 
 
 async def test_who_asks_for_nothing_is_rejected_without_a_number_or_an_admission(client: Redis) -> None:

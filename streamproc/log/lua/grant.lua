@@ -12,9 +12,10 @@
 --   4 terms, flat, of each: as counters.lua has them; how many texts its payouts share, and these texts; where it has windows,
 --     the text of a reservation in 2 + 2 * windows pieces, between which go the number and what was reserved and committed in
 --     each window before; then for each window the text of its rejection, as far as the amount used;
---   5 templates, of each: length of its rows, 1 if the payout is over when it is granted, texts if it is granted, texts if there is
---     no slot, texts if there is no room; false for an answer that is left to the chain. Texts: pieces of the record, its blanks, pieces
---     of `e`, its blanks. Between two pieces is a placeholder, and the blank says what goes there: n > 0 the row's nth value,
+--   5 templates, of each: length of its rows, 1 if the payout is over when it is granted, time of the decision (µs), texts if it is
+--     granted, texts if there is no slot, texts if there is no room; false for an answer that is left to the chain. Texts are
+--     MessagePack: the record and `e`, of each its pieces, its blanks, and which pieces come in parts with the time between them.
+--     Between two pieces is a placeholder, and the blank says what goes there: n > 0 the row's nth value,
 --     -1 the number, -2 the slots used before, -3 the text of the reservation, -4 the text of the window without room,
 --     -5, -6, ... the texts that payouts of these terms share;
 --   6 rows, flat, of each payout: its template's number, then texts: entry, payout, amount (paise), received at (µs), the values of
@@ -96,12 +97,26 @@ local pending = {}
 for _, row in ipairs(call('XPENDING', KEYS[1], ARGV[1], request[2], request[3], 2 * payouts)) do pending[row[1]] = true end
 
 local computed = {} -- fills the blanks below 0
-local function filled(pieces, blanks, at)
+local function filled(text, at)
+  local pieces, blanks = text[1], text[2]
   for k = 1, #blanks do
     local from = blanks[k]
     pieces[2 * k] = from > 0 and rows[at + from] or computed[-from]
   end
   return concat(pieces)
+end
+
+-- A template's texts for a fate, or false. Only those that are used are unpacked: most batches meet one of three.
+local function texts_for(template, fate)
+  local texts = template[3 + fate]
+  if type(texts) ~= 'string' then return texts end
+  texts = cmsgpack.unpack(texts)
+  for _, text in ipairs(texts) do
+    local pieces = text[1]
+    for _, k in ipairs(text[3]) do pieces[k] = concat(pieces[k], template[3]) end
+  end
+  template[3 + fate] = texts
+  return texts
 end
 
 -- Whether somebody else was noted where an approval counts on being first, before this call or in it: then rule 13 may hold it.
@@ -130,7 +145,7 @@ local function grant(n, template, at)
     exceeded, before = exceeded_by(t, amount)
     if exceeded >= 0 then fate = NO_ROOM end
   end
-  local texts = template[2 + fate]
+  local texts = texts_for(template, fate)
   if not texts or (fate == DONE and notes_of[n] and came_second(notes_of[n])) then return LEFT end
   local admission = false
   if t.rate > 0 or t.windows >= 0 then
@@ -159,9 +174,9 @@ local function grant(n, template, at)
   end
   acknowledged[#acknowledged + 1] = entry
   writes[written + 1] = KEYS[4 + n]
-  writes[written + 2] = filled(texts[1], texts[2], at)
+  writes[written + 2] = filled(texts[1], at)
   writes[written + 3] = admission
-  writes[written + 4] = filled(texts[3], texts[4], at)
+  writes[written + 4] = filled(texts[2], at)
   writes[written + 5] = ARGV[4] .. entry .. ARGV[5]
   writes[written + 6] = template[2] == 1
   written = written + 6
