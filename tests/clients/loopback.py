@@ -110,6 +110,25 @@ async def hang(_asked: Asked) -> bytes | None:
     return None
 
 
+def pass_at_once(seconds: float) -> None:
+    """So many seconds are over by the running event loop's clock: what is due by then happens, and nobody waits for it.
+
+    A limit can be long then, so that no pause of the machine reaches it before the test does."""
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
+
+
+def silent_for(seconds: float) -> Script:
+    """Each request is taken, and then nothing comes until so many seconds have passed, which they do at once."""
+
+    async def script(asked: Asked) -> bytes | None:
+        pass_at_once(seconds)
+        return await hang(asked)
+
+    return script
+
+
 class HandClock:
     """Seconds that pass when the test says so."""
 
