@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from msgspec.json import encode
 
+from tests.hurry import pass_at_once
+
 
 class Asked(NamedTuple):
     method: str
@@ -108,15 +110,6 @@ def in_turn(*answers: bytes | None) -> Script:
 async def hang(_asked: Asked) -> bytes | None:
     await asyncio.get_running_loop().create_future()
     return None
-
-
-def pass_at_once(seconds: float) -> None:
-    """So many seconds are over by the running event loop's clock: what is due by then happens, and nobody waits for it.
-
-    A limit can be long then, so that no pause of the machine reaches it before the test does."""
-    loop = asyncio.get_running_loop()
-    clock = loop.time
-    loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
 
 
 def silent_for(seconds: float) -> Script:

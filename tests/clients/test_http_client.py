@@ -28,11 +28,11 @@ from tests.clients.loopback import (
     hang,
     in_turn,
     loopback,
-    pass_at_once,
     response,
     silent_for,
 )
 from tests.deadline import DEADLINE_S
+from tests.hurry import pass_at_once
 
 TIMEOUT_S = 20.0
 """Of the clients here. No test waits for it: it passes at once."""
