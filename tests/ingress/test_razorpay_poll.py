@@ -73,6 +73,7 @@ class Desk:
         self.door = Recorder()
         self.door.sync = self._sync  # type: ignore[method-assign]
         self.cursor: int | None = None
+        self.saved = list[int]()
         self.slept_s = 0
         self.is_active, self.told = True, list[tuple[Pass, int, float]]()
         self.tell_problem: Exception | None = None
@@ -98,6 +99,7 @@ class Desk:
 
     async def _save(self, second: int) -> None:
         self.cursor = second
+        self.saved.append(second)
 
     async def _tell(self, done: Pass, failures: int, wait_s: float) -> None:
         if self.tell_problem is not None:
@@ -349,6 +351,15 @@ async def test_a_failure_is_counted_and_the_cursor_stays_at_what_was_read_whole(
     assert len(seen(desk)) == 150
 
 
+async def test_the_cursor_goes_back_nowhere_in_the_overlap_that_is_listed_again() -> None:
+    """A pass that ended there would have what was read before listed again and again."""
+    desk = Desk(*[payout(number, ago_s=number) for number in range(600)])
+    desk.cursor = NOW_S - 10
+    assert (await desk.poller.poll_once()).pages > 6
+    assert desk.saved == sorted({NOW_S, *desk.saved})
+    assert desk.saved[0] > NOW_S - 10
+
+
 async def test_a_page_that_fails_now_and_then_is_asked_for_again_within_the_pass() -> None:
     desk = Desk(*[payout(number, ago_s=number) for number in range(500)])
     desk.bank.failure = lambda call: TryAgain("500", after_s=0.001) if call % 3 else None
@@ -371,10 +382,21 @@ async def test_a_pass_that_is_too_long_is_a_failure_and_the_next_one_goes_on(
     monkeypatch.setattr(razorpay_poll, "CALLS_MAX", 12)
     desk = Desk(*[payout(number, ago_s=20 * number) for number in range(900)])
     desk.cursor = NOW_S - 20 * 900
-    problems = [(await desk.poller.poll_once()).problem for _ in range(4)]
+    passes = [await desk.poller.poll_once() for _ in range(4)]
+    problems = [done.problem for done in passes]
     assert "after 12 pages" in problems[0]
+    assert max(done.pages for done in passes) == 12
     assert problems[-1] == ""
     assert len(seen(desk)) == 900
+
+
+async def test_a_pass_that_ends_with_the_last_page_it_may_ask_for_is_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(razorpay_poll, "CALLS_MAX", 1)
+    desk = Desk(payout(1))
+    done = await desk.poller.poll_once()
+    assert (done.pages, done.problem, desk.cursor) == (1, "", desk.door.now_s)
 
 
 async def test_after_failures_it_never_polls_faster_than_the_interval() -> None:
