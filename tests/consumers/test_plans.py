@@ -26,7 +26,7 @@ from streamproc.domain.policy import PolicyBook, ScopeState, build_book
 from streamproc.log.templates import Fate, Offer, as_filled
 from streamproc.log.work import BatchContext, FastPath, Work
 from tests.engine import ZONE
-from tests.words import ACCOUNT, NOW, observed, policies
+from tests.words import ACCOUNT, NOW, observed, policies, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 3, window: 60}, blocked_domains: [bad.example]}
@@ -160,6 +160,17 @@ async def test_who_was_paid_before_is_offered_at_sight_what_he_asks_for(book: Po
     second = ask.at_sight(work_of(observed("pout_2", 400, url=URLS[0])))
     assert second is not None
     assert (second.ask.payout, second.ask.amount) == ("pout_2", 400)
+
+
+async def test_only_one_payout_at_the_bank_and_nothing_else_is_offered_at_sight(book: PolicyBook) -> None:
+    """What has no offer is handled as a whole, without a line in the log of a failure."""
+    ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(ctx(book, NOW + US))
+    assert as_a_whole(ask, observed("pout_1", 100, url=URLS[0])) is not None
+    second, third = observed("pout_2", 100, url=URLS[0]), observed("pout_3", 100, url=URLS[0])
+    assert ask.at_sight(work_of(second)) is not None
+    assert ask.at_sight(Work(b"1-1", [second, third], "pout_2", beneficiary=NOTED)) is None
+    intent = requested(100)
+    assert ask.at_sight(Work(b"1-1", [intent], intent.payout, beneficiary=NOTED)) is None
 
 
 SOON = NOW + US

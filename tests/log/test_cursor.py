@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from streamproc.errors import LogUnavailable
+from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor, PollState, ReconcileState
 
 NOBODY = "redis://127.0.0.1:1/0"
@@ -36,12 +37,23 @@ async def test_what_a_poller_did_last_is_read_as_it_was_written(redis_url: str) 
     assert await cursor(redis_url, "acc_2").state() is None
 
 
+async def test_what_an_older_version_left_out_is_nought(redis_url: str) -> None:
+    one = cursor(redis_url)
+    async with connected(redis_url) as client:
+        await client.set(one._state, b'{"holder": "host:1", "term": 2, "pass_at": 3, "next_at": 4}')
+    assert await one.state() == PollState(
+        holder="host:1", term=2, pass_at=3, next_at=4, good_at=0, failures=0, failing_since=0, problem="",
+        listed=0, new=0, malformed=0, looked_at=0, unknown=(),
+    )  # fmt: skip
+
+
 async def test_a_run_that_began_keeps_what_the_last_one_that_ended_found(redis_url: str) -> None:
-    assert await cursor(redis_url).reconciled() == ReconcileState()
+    never = ReconcileState(tried_at=0, done_at=0, mismatches=0)
+    assert await cursor(redis_url).reconciled() == never
     await cursor(redis_url).save_reconciled(tried_at=1, done_at=2, mismatches=3)
     await cursor(redis_url).save_reconciled(tried_at=9)
     assert await cursor(redis_url).reconciled() == ReconcileState(tried_at=9, done_at=2, mismatches=3)
-    assert await cursor(redis_url, "acc_2").reconciled() == ReconcileState()
+    assert await cursor(redis_url, "acc_2").reconciled() == never
 
 
 async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) -> None:
