@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from streamproc.embedded import Store
-from tests import left, servers
+from tests import left, patience, servers
 from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
@@ -141,6 +141,23 @@ def next_test_finds_the_process_as_this_one_did() -> Iterator[None]:
         yield
     now = left.changed(before)
     assert not now, f"this test left the process changed; put it back: {now}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_machine_that_pauses_is_no_store_that_is_away() -> Iterator[None]:
+    """Long limits, also while what a session's tests share is made."""
+    with patience.limits(own=False):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def limits_of_the_product(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The product's own limits for a test that is about one."""
+    if request.node.get_closest_marker("own_limits") is None:
+        yield
+        return
+    with patience.limits(own=True):
+        yield
 
 
 MEMORY = Path("/dev/shm")

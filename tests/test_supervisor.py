@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -270,9 +270,20 @@ async def test_a_role_that_was_killed_is_started_again(tmp_path: Path) -> None:
         assert up.process.returncode is None
 
 
+@contextmanager
+def hangup(handler: signal.Handlers) -> Iterator[None]:
+    """What is started meanwhile inherits this for SIGHUP. nohup has it ignored, also for all of a run of tests."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 async def test_a_terminal_that_is_gone_drains(tmp_path: Path) -> None:
     async with made_up(tmp_path) as up:
-        await up.start()
+        with hangup(signal.SIG_DFL):
+            await up.start()
         await up.ready()
         up.process.send_signal(signal.SIGHUP)
         assert await up.ended() == 0
@@ -281,11 +292,8 @@ async def test_a_terminal_that_is_gone_drains(tmp_path: Path) -> None:
 
 async def test_with_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
     async with made_up(tmp_path) as up:
-        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does; children inherit it
-        try:
+        with hangup(signal.SIG_IGN):
             await up.start()
-        finally:
-            signal.signal(signal.SIGHUP, before)
         await up.ready()
         await until(lambda: len(up.order("start")) == 7)
         up.process.send_signal(signal.SIGHUP)

@@ -2,9 +2,7 @@
 
 import asyncio
 import gc
-import socket
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -12,24 +10,35 @@ import pytest
 from asyncpg.connect_utils import TLSUpgradeProto
 
 from streamproc.archive import pool as pools
-from streamproc.archive import store
 from streamproc.archive.hosts import connect, single_hosts
 from streamproc.archive.migrate import current
 from streamproc.archive.pool import acquired, opened_pool
 from streamproc.archive.store import connection
 from tests.deadline import DEADLINE_S
+from tests.hurry import pass_at_once
+from tests.patience import PATIENT_S
 
+SHARE_S = PATIENT_S / 2
+"""What one of two hosts has of the longest limit for connecting."""
 STEPS = 60
 """Turns of the event loop, more than the driver takes until it waits for an answer to its first message."""
 
 
 @pytest.fixture
-def mute() -> Iterator[str]:
-    """A host that takes connections and says nothing, as one whose machine is gone but for its backlog."""
-    with closing(socket.socket()) as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(16)
-        yield f"127.0.0.1:{listening.getsockname()[1]}"
+async def mute() -> AsyncIterator[str]:
+    """A host that takes connections and says nothing, as one whose machine is gone but for its backlog. A host's share
+    of each limit has passed then, which leaves most of a limit to the next one."""
+    taken = list[asyncio.StreamWriter]()
+
+    def say_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.append(writer)
+        pass_at_once(SHARE_S)
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}"
+        for writer in taken:
+            writer.close()
 
 
 @pytest.fixture
@@ -92,8 +101,7 @@ async def test_connecting_may_be_cancelled_at_any_step_without_a_line_of_the_log
 async def test_every_kind_of_connection_gets_past_a_first_host_that_hangs(
     behind_it: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "CONNECT_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(pools, "CONNECT_S", 1.0)
+    monkeypatch.setattr(pools, "QUERY_TIMEOUT_S", 3 * SHARE_S)  # in which it connects
     async with connection(behind_it, name="test") as db:
         assert await db.fetchval("SELECT 1") == 1
     async with opened_pool(behind_it) as pool, acquired(pool) as db:

@@ -24,6 +24,7 @@ from streamproc.errors import TryAgain
 from streamproc.operate.past import rows_of
 from streamproc.operate.recover_state import rows_in_parts
 from tests.bank import free_port
+from tests.hurry import pass_at_once
 from tests.signals import frozen
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -45,6 +46,7 @@ async def one(pool: asyncpg.Pool) -> int:
         return int(await db.fetchval("SELECT 1"))
 
 
+@pytest.mark.own_limits
 async def test_who_gave_up_does_not_wait_for_the_connection_to_be_given_back(store: Store) -> None:
     async with asyncio.timeout(DEADLINE_S), opened_pool(store.url) as pool:
         assert await one(pool) == 1
@@ -58,14 +60,13 @@ async def test_who_gave_up_does_not_wait_for_the_connection_to_be_given_back(sto
         assert not pools._giving_back
 
 
-async def test_a_question_that_takes_too_long_is_tried_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pools, "QUERY_TIMEOUT_S", 2.0)  # in which it connects, too
+async def test_a_question_that_takes_too_long_is_tried_again(store: Store) -> None:
     async with asyncio.timeout(DEADLINE_S), opened_pool(store.url) as pool:
         assert await one(pool) == 1
-        with frozen(store.process.pid), pytest.raises(TryAgain, match="Postgres is away: no answer in time"):
-            await one(pool)
+        with frozen(store.process.pid):
+            asyncio.get_running_loop().call_later(0.1, pass_at_once, pools.QUERY_TIMEOUT_S)
+            with pytest.raises(TryAgain, match="Postgres is away: no answer in time"):
+                await one(pool)
 
 
 Read: TypeAlias = Callable[[str, str], Awaitable[None]]

@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from msgspec.json import encode
 
+from tests.hurry import pass_at_once
+
 
 class Asked(NamedTuple):
     method: str
@@ -108,6 +110,16 @@ def in_turn(*answers: bytes | None) -> Script:
 async def hang(_asked: Asked) -> bytes | None:
     await asyncio.get_running_loop().create_future()
     return None
+
+
+def silent_for(seconds: float) -> Script:
+    """Each request is taken, and then nothing comes until so many seconds have passed, which they do at once."""
+
+    async def script(asked: Asked) -> bytes | None:
+        pass_at_once(seconds)
+        return await hang(asked)
+
+    return script
 
 
 class HandClock:

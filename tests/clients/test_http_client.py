@@ -22,14 +22,27 @@ from streamproc.clients.http import (
     retry_after_s,
 )
 from streamproc.errors import TryAgain
-from tests.clients.loopback import Asked, HandClock, Script, always, hang, in_turn, loopback, response
+from tests.clients.loopback import (
+    Asked,
+    HandClock,
+    Script,
+    always,
+    hang,
+    in_turn,
+    loopback,
+    response,
+    silent_for,
+)
 from tests.deadline import DEADLINE_S
+from tests.hurry import pass_at_once
+
+TIMEOUT_S = 20.0
+"""Of the clients here. No test waits for it: it passes at once."""
 
 
 def client_of(
     url: str,
     *,
-    timeout_s: float = 20,
     burst: int = 100,
     breaker: Breaker | None = None,
     body_bytes_max: int = 1_000,
@@ -37,7 +50,7 @@ def client_of(
     return OutboundClient(
         "bank",
         url,
-        timeout_s=timeout_s,
+        timeout_s=TIMEOUT_S,
         limit_per_s=0.01 if burst == 1 else 1_000,
         burst=burst,
         breaker=breaker or Breaker(),
@@ -45,8 +58,8 @@ def client_of(
     )
 
 
-async def failure(script: Script, *, timeout_s: float = 20) -> TryAgain:
-    async with loopback(script) as server, client_of(server.url, timeout_s=timeout_s) as client:
+async def failure(script: Script) -> TryAgain:
+    async with loopback(script) as server, client_of(server.url) as client:
         with pytest.raises(TryAgain) as caught:
             await client.call("POST", "/pay", content=b"{}")
     return caught.value
@@ -112,7 +125,7 @@ async def test_without_a_connection_nothing_was_done() -> None:
 
 
 async def test_an_answer_that_does_not_come_in_time_leaves_the_outcome_unknown() -> None:
-    assert isinstance(await failure(hang, timeout_s=2), OutcomeUnknown)
+    assert isinstance(await failure(silent_for(TIMEOUT_S)), OutcomeUnknown)
 
 
 async def test_a_connection_closed_instead_of_an_answer_leaves_the_outcome_unknown() -> None:
@@ -122,10 +135,11 @@ async def test_a_connection_closed_instead_of_an_answer_leaves_the_outcome_unkno
 async def test_an_answer_cut_short_leaves_the_outcome_unknown() -> None:
     half = response(200, b"0123456789")[:-5]
 
-    async def script(asked: Asked) -> bytes | None:
-        return half if asked.path == "/pay" else None
+    async def script(_asked: Asked) -> bytes:
+        asyncio.get_running_loop().call_later(0.05, pass_at_once, TIMEOUT_S)  # when it was read
+        return half
 
-    assert isinstance(await failure(script, timeout_s=2), OutcomeUnknown)
+    assert isinstance(await failure(script), OutcomeUnknown)
 
 
 async def test_a_body_that_trickles_is_bounded_by_the_limit_of_the_whole_call() -> None:
@@ -138,7 +152,8 @@ async def test_a_body_that_trickles_is_bounded_by_the_limit_of_the_whole_call() 
             while True:
                 writer.write(b"x")
                 await writer.drain()
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.01)
+                pass_at_once(TIMEOUT_S / 4)
         except ConnectionError:
             pass
         finally:
@@ -147,9 +162,9 @@ async def test_a_body_that_trickles_is_bounded_by_the_limit_of_the_whole_call() 
     server = await asyncio.start_server(trickle, "127.0.0.1", 0)
     async with (
         server,
-        client_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout_s=2) as client,
+        client_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client,
     ):
-        with pytest.raises(OutcomeUnknown, match="no answer within 2 s"):
+        with pytest.raises(OutcomeUnknown, match="no answer within 20 s"):
             await client.call("GET", "/x")
 
 
@@ -179,7 +194,7 @@ async def test_a_call_is_sent_once_whatever_happens_to_it() -> None:
 
 
 async def test_a_call_that_gets_no_token_in_time_was_not_made() -> None:
-    async with loopback(always(200)) as server, client_of(server.url, timeout_s=5, burst=1) as client:
+    async with loopback(always(200)) as server, client_of(server.url, burst=1) as client:
         await client.call("GET", "/first")
         with pytest.raises(TryAgain, match="wait for their turn") as caught:
             await client.call("GET", "/second")
@@ -202,12 +217,9 @@ async def test_consecutive_failures_open_the_breaker_and_then_nobody_is_called()
 
 
 async def test_429_timeouts_and_lost_answers_open_the_breaker_too() -> None:
-    for script, timeout_s in [(always(429), 20), (hang, 0.3), (in_turn(None), 20)]:
+    for script in (always(429), silent_for(TIMEOUT_S), in_turn(None)):
         breaker = Breaker(failures_max=1)
-        async with (
-            loopback(script) as server,
-            client_of(server.url, timeout_s=timeout_s, breaker=breaker) as client,
-        ):
+        async with loopback(script) as server, client_of(server.url, breaker=breaker) as client:
             with pytest.raises(TryAgain):
                 await client.call("GET", "/x")
         assert breaker.state == "open"
@@ -341,16 +353,17 @@ class SlowTurns:
         return 0.0
 
     async def take(self, *, urgent: bool = False) -> None:
+        asyncio.get_running_loop().call_soon(pass_at_once, self._wait_s)
         await asyncio.sleep(self._wait_s)
 
 
 async def test_waiting_for_the_pace_takes_nothing_of_the_time_that_the_bank_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(razorpay, "TIMEOUT_S", 1.0)
-    monkeypatch.setattr(razorpay, "WAIT_S_MAX", 30.0)
+    monkeypatch.setattr(razorpay, "TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(razorpay, "WAIT_S_MAX", 3 * TIMEOUT_S)
     async with loopback(always(200, {"id": "pout_1"})) as server:
-        bank = razorpay.open_razorpay(server.url, key_id="k", key_secret="s", turns=SlowTurns(1.2))
+        bank = razorpay.open_razorpay(server.url, key_id="k", key_secret="s", turns=SlowTurns(2 * TIMEOUT_S))
         answer = await bank.reject("pout_1", "late")
         await bank.aclose()
     assert answer.outcome == "done"
@@ -375,14 +388,9 @@ async def test_where_waiting_is_apart_a_call_has_its_whole_time_when_its_turn_ha
     async with (
         loopback(always(200)) as server,
         OutboundClient(
-            "slack",
-            server.url,
-            timeout_s=1.0,
-            limit_per_s=0.8,
-            burst=1,
-            breaker=Breaker(),
-            wait_s_max=20.0,
+            "slack", server.url, timeout_s=TIMEOUT_S, limit_per_s=1.0, burst=1, breaker=Breaker(),
+            turns=SlowTurns(2 * TIMEOUT_S), wait_s_max=3 * TIMEOUT_S,
         ) as client,
-    ):
-        answers = await asyncio.gather(*(client.call("GET", "/") for _ in range(3)))
+    ):  # fmt: skip
+        answers = [await client.call("GET", "/") for _ in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 200]

@@ -12,7 +12,7 @@ from streamproc.clients.razorpay import CommandAnswer, Razorpay, open_razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
 from streamproc.errors import TryAgain, Unprocessable
-from tests.clients.loopback import Asked, Loopback, Script, always, hang, in_turn, loopback, response
+from tests.clients.loopback import Asked, Loopback, Script, always, in_turn, loopback, response, silent_for
 
 PAYOUT = "pout_Lq3vD0pZ8m2XkA"
 BASIC = "Basic " + base64.b64encode(b"rzp_test_key:hush").decode()
@@ -187,8 +187,8 @@ async def test_after_a_5xx_or_a_lost_answer_the_outcome_is_unknown(script: Scrip
 
 
 async def test_a_command_that_is_not_answered_in_time_has_an_unknown_outcome() -> None:
-    async with loopback(hang) as server:
-        http = OutboundClient("razorpay", server.url, timeout_s=2, limit_per_s=8, burst=8, breaker=Breaker())
+    async with loopback(silent_for(20)) as server:
+        http = OutboundClient("razorpay", server.url, timeout_s=20, limit_per_s=8, burst=8, breaker=Breaker())
         async with http:
             with pytest.raises(OutcomeUnknown):
                 await Razorpay(http, key_id="k", key_secret="s").cancel(PAYOUT)

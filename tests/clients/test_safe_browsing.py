@@ -15,7 +15,7 @@ from streamproc.clients.safe_browsing import (
     open_safe_browsing,
 )
 from streamproc.domain.governance import Reputation
-from tests.clients.loopback import Asked, Loopback, Script, always, hang, in_turn, loopback, response
+from tests.clients.loopback import Asked, Loopback, Script, always, in_turn, loopback, response, silent_for
 
 NOW_US = 1_760_000_000_000_000
 GOOD, BAD = "https://vendor.example/pay", "https://malware.example/"
@@ -141,11 +141,12 @@ async def test_whatever_goes_wrong_the_verdict_is_unavailable_never_fresh_and_gi
 
 
 async def test_no_answer_in_time_is_unavailable() -> None:
-    async with loopback(hang) as server:
-        http = OutboundClient("sb", server.url, timeout_s=0.3, limit_per_s=50, burst=50, breaker=Breaker())
+    async with loopback(silent_for(20)) as server:
+        http = OutboundClient("sb", server.url, timeout_s=20, limit_per_s=50, burst=50, breaker=Breaker())
         async with http:
             found = await SafeBrowsing(http, "k", lambda: NOW_US).lookup([BAD])
     assert found[BAD].verdict == "unavailable"
+    assert len(server.asked) == 1
 
 
 async def test_while_the_breaker_is_open_it_is_unavailable_without_a_call() -> None:

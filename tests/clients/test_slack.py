@@ -10,23 +10,25 @@ import pytest
 from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.slack import Slack, SlackRefused, open_slack
 from streamproc.errors import TryAgain
-from tests.clients.loopback import Loopback, Script, always, hang, in_turn, loopback, response
+from tests.clients.loopback import Loopback, Script, always, in_turn, loopback, response, silent_for
 
 TOKEN = "xoxb-SECRET-TOKEN"
+TIMEOUT_S = 20.0
+"""No test waits for it: it passes at once."""
 MESSAGE = {"channel": "C1", "text": "a ₹ and a \ud800"}
 
 
 @asynccontextmanager
-async def slack(script: Script, timeout_s: float = 5.0) -> AsyncIterator[tuple[Slack, Loopback]]:
+async def slack(script: Script) -> AsyncIterator[tuple[Slack, Loopback]]:
     async with (
         loopback(script) as server,
-        open_slack(server.url + "/api", TOKEN, timeout_s=timeout_s) as client,
+        open_slack(server.url + "/api", TOKEN, timeout_s=TIMEOUT_S) as client,
     ):
         yield client, server
 
 
-async def problem_of(script: Script, timeout_s: float = 5.0) -> TryAgain | SlackRefused:
-    async with slack(script, timeout_s) as (client, _):
+async def problem_of(script: Script) -> TryAgain | SlackRefused:
+    async with slack(script) as (client, _):
         with pytest.raises((TryAgain, SlackRefused)) as caught:
             await client.call("chat.postMessage", MESSAGE)
     return caught.value
@@ -101,7 +103,7 @@ async def test_where_it_may_have_been_done_that_is_said(script: Script) -> None:
 
 
 async def test_no_answer_in_time_is_unknown() -> None:
-    assert isinstance(await problem_of(hang, timeout_s=2), OutcomeUnknown)
+    assert isinstance(await problem_of(silent_for(TIMEOUT_S)), OutcomeUnknown)
 
 
 async def test_five_failures_open_the_breaker_and_then_nothing_is_called() -> None:

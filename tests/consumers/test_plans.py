@@ -16,7 +16,7 @@ from consumers.vet import Reputations
 from streamproc.bench.pure import NoCache
 from streamproc.domain import governance, narrowed
 from streamproc.domain.asks import charged_windows, vendor_charged
-from streamproc.domain.beneficiaries import NOTED
+from streamproc.domain.beneficiaries import NOTED, BeneficiarySeen
 from streamproc.domain.budget import NOTHING_ASKED, QUARTER_US, US
 from streamproc.domain.events import Finding, PayoutObserved
 from streamproc.domain.identity import party_of
@@ -26,7 +26,7 @@ from streamproc.domain.policy import PolicyBook, ScopeState, build_book
 from streamproc.log.templates import Fate, Offer, as_filled
 from streamproc.log.work import BatchContext, FastPath, Work
 from tests.engine import ZONE
-from tests.words import ACCOUNT, NOW, observed, policies
+from tests.words import ACCOUNT, NOW, observed, policies, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 3, window: 60}, blocked_domains: [bad.example]}
@@ -160,6 +160,32 @@ async def test_who_was_paid_before_is_offered_at_sight_what_he_asks_for(book: Po
     second = ask.at_sight(work_of(observed("pout_2", 400, url=URLS[0])))
     assert second is not None
     assert (second.ask.payout, second.ask.amount) == ("pout_2", 400)
+
+
+async def test_only_one_payout_at_the_bank_and_nothing_else_is_offered_at_sight(book: PolicyBook) -> None:
+    """What has no offer is handled as a whole, without a line in the log of a failure."""
+    ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(ctx(book, NOW + US))
+    assert as_a_whole(ask, observed("pout_1", 100, url=URLS[0])) is not None
+    second, third = observed("pout_2", 100, url=URLS[0]), observed("pout_3", 100, url=URLS[0])
+    assert ask.at_sight(work_of(second)) is not None
+    assert ask.at_sight(Work(b"1-1", [second, third], "pout_2", beneficiary=NOTED)) is None
+    intent = requested(100)
+    assert ask.at_sight(Work(b"1-1", [intent], intent.payout, beneficiary=NOTED)) is None
+
+
+async def test_while_it_is_not_known_who_was_paid_before_only_a_rejection_is_offered(
+    book: PolicyBook,
+) -> None:
+    ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(ctx(book, NOW + US))
+
+    def offered(url: str, beneficiary: BeneficiarySeen | None) -> bool:
+        event = observed("pout_1", 100, url=url)
+        work = Work(b"1-1", [event], event.payout, beneficiary=beneficiary)
+        work.open(b"0", None, NOTHING_ASKED, keep=False)
+        return ask(work) is not None
+
+    assert [offered(URLS[0], NOTED), offered(URLS[0], None)] == [True, False]
+    assert [offered("https://bad.example/", NOTED), offered("https://bad.example/", None)] == [True, True]
 
 
 SOON = NOW + US

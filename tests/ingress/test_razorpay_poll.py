@@ -1,13 +1,14 @@
 import asyncio
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from streamproc.clients.razorpay import PAGE_COUNT_MAX, Page
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout, PayoutMalformed, PayoutObserved
-from streamproc.errors import TryAgain, Unprocessable
+from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
 from streamproc.ingress import razorpay_poll
 from streamproc.ingress.razorpay_list import TRY_WAIT_S_MAX, read_list
 from streamproc.ingress.razorpay_poll import (
@@ -15,8 +16,11 @@ from streamproc.ingress.razorpay_poll import (
     LONG_LOOK_EVERY_S,
     OVERLAP_S,
     SHORT_OVERLAP_S,
+    Pass,
     Poller,
+    Watch,
 )
+from streamproc.ingress.razorpay_watch import Looked
 from streamproc.log.stream import Append, Appended
 from tests.deadline import DEADLINE_S
 from tests.ingress.recorder import Recorder
@@ -64,12 +68,15 @@ def created(item: Item) -> int:
 class Desk:
     """A poller with its bank, its door and its cursor."""
 
-    def __init__(self, *items: Item, interval_s: float = 3_600) -> None:
+    def __init__(self, *items: Item, interval_s: float = 3_600, watch: Watch | None = None) -> None:
         self.bank = Bank(*items)
         self.door = Recorder()
         self.door.sync = self._sync  # type: ignore[method-assign]
         self.cursor: int | None = None
+        self.saved = list[int]()
         self.slept_s = 0
+        self.is_active, self.told = True, list[tuple[Pass, int, float]]()
+        self.tell_problem: Exception | None = None
         self.poller = Poller(
             self.bank,
             self.door,
@@ -78,6 +85,9 @@ class Desk:
             interval_s=interval_s,
             load_cursor=self._load,
             save_cursor=self._save,
+            watch=watch,
+            is_active=lambda: self.is_active,
+            tell=self._tell,
         )
 
     async def _sync(self) -> None:
@@ -89,6 +99,27 @@ class Desk:
 
     async def _save(self, second: int) -> None:
         self.cursor = second
+        self.saved.append(second)
+
+    async def _tell(self, done: Pass, failures: int, wait_s: float) -> None:
+        if self.tell_problem is not None:
+            raise self.tell_problem
+        self.told.append((done, failures, wait_s))
+
+
+class Open:
+    """The open payouts, as a pass is told of them."""
+
+    def __init__(self, looked: Looked | None = None) -> None:
+        self.looked, self.noted = looked, list[Item]()
+
+    async def note(self, items: Iterable[Item]) -> None:
+        self.noted += items
+
+    async def look(self) -> Looked:
+        if self.looked is None:
+            raise TryAgain("the list of open payouts is away")
+        return self.looked
 
 
 async def test_after_its_host_slept_a_poller_that_appended_nothing_lists_up_to_now() -> None:
@@ -137,12 +168,39 @@ async def test_the_next_pass_begins_an_overlap_before_the_cursor() -> None:
     assert desk.bank.asked[-1] == (before + 60 - OVERLAP_S, before + 60 + LONG_LOOK_EVERY_S, 0)
 
 
+async def test_short_looks_in_between_do_not_put_off_the_long_one() -> None:
+    desk = Desk()
+    began_s, starts = desk.door.now_s, list[int]()
+    for second in range(0, LONG_LOOK_EVERY_S + 1, LONG_LOOK_EVERY_S // 3):
+        desk.door.now_s = began_s + second
+        cursor = desk.cursor
+        await desk.poller.poll_once()
+        if cursor is not None:
+            starts.append(cursor - desk.bank.asked[-1][0])
+    assert starts == [SHORT_OVERLAP_S, SHORT_OVERLAP_S, OVERLAP_S]
+
+
+async def test_a_long_look_that_failed_is_made_by_the_next_pass() -> None:
+    desk = Desk()
+    await desk.poller.poll_once()
+    cursor = desk.cursor
+    assert cursor is not None
+    desk.door.now_s += LONG_LOOK_EVERY_S
+    desk.bank.failure = lambda _call: Unprocessable("away")
+    await desk.poller.poll_once()
+    desk.bank.failure = lambda _call: None
+    desk.door.now_s += 1
+    await desk.poller.poll_once()
+    assert desk.bank.asked[-1][0] == cursor - OVERLAP_S
+
+
 async def test_a_cursor_in_the_future_does_not_turn_the_window_around() -> None:
     desk = Desk()
     desk.cursor = desk.door.now_s + 10_000
     await desk.poller.poll_once()
     from_s, to_s, _ = desk.bank.asked[0]
     assert from_s == to_s - OVERLAP_S
+    assert desk.cursor == to_s, "it is put right, or what comes before it is listed for ever"
 
 
 async def test_after_the_clock_went_back_a_pass_looks_far_back_at_once() -> None:
@@ -305,6 +363,15 @@ async def test_a_failure_is_counted_and_the_cursor_stays_at_what_was_read_whole(
     assert len(seen(desk)) == 150
 
 
+async def test_the_cursor_goes_back_nowhere_in_the_overlap_that_is_listed_again() -> None:
+    """A pass that ended there would have what was read before listed again and again."""
+    desk = Desk(*[payout(number, ago_s=number) for number in range(600)])
+    desk.cursor = NOW_S - 10
+    assert (await desk.poller.poll_once()).pages > 6
+    assert desk.saved == sorted({NOW_S, *desk.saved})
+    assert desk.saved[0] > NOW_S - 10
+
+
 async def test_a_page_that_fails_now_and_then_is_asked_for_again_within_the_pass() -> None:
     desk = Desk(*[payout(number, ago_s=number) for number in range(500)])
     desk.bank.failure = lambda call: TryAgain("500", after_s=0.001) if call % 3 else None
@@ -327,10 +394,21 @@ async def test_a_pass_that_is_too_long_is_a_failure_and_the_next_one_goes_on(
     monkeypatch.setattr(razorpay_poll, "CALLS_MAX", 12)
     desk = Desk(*[payout(number, ago_s=20 * number) for number in range(900)])
     desk.cursor = NOW_S - 20 * 900
-    problems = [(await desk.poller.poll_once()).problem for _ in range(4)]
+    passes = [await desk.poller.poll_once() for _ in range(4)]
+    problems = [done.problem for done in passes]
     assert "after 12 pages" in problems[0]
+    assert max(done.pages for done in passes) == 12
     assert problems[-1] == ""
     assert len(seen(desk)) == 900
+
+
+async def test_a_pass_that_ends_with_the_last_page_it_may_ask_for_is_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(razorpay_poll, "CALLS_MAX", 1)
+    desk = Desk(payout(1))
+    done = await desk.poller.poll_once()
+    assert (done.pages, done.problem, desk.cursor) == (1, "", desk.door.now_s)
 
 
 async def test_after_failures_it_never_polls_faster_than_the_interval() -> None:
@@ -379,3 +457,76 @@ async def test_stopping_ends_a_pass_that_hangs_and_a_long_wait() -> None:
 async def hang(*_: object, **__: object) -> Page:
     await asyncio.get_running_loop().create_future()
     raise AssertionError
+
+
+# ---- what one pass does beside the list ----
+
+
+async def test_what_is_listed_is_noted_as_watched_and_what_is_watched_is_looked_at() -> None:
+    watched = Open(Looked(looks=3))
+    done = await Desk(payout(1), payout(2), watch=watched).poller.poll_once()
+    assert {item.id for item in watched.noted if isinstance(item, BankPayout)} == {"pout_1", "pout_2"}
+    assert (done.looked.looks, done.problem) == (3, "")
+
+
+async def test_a_pass_whose_look_at_open_payouts_failed_has_failed_though_the_list_was_read() -> None:
+    desk = Desk(payout(1), watch=Open())
+    done = await desk.poller.poll_once()
+    assert (done.problem, done.new) == ("the list of open payouts is away", 1)
+    assert (desk.cursor, desk.poller.failures_in_a_row) == (desk.door.now_s, 1)
+
+
+async def test_operators_read_of_failures_of_payouts_unknown_to_the_bank_and_of_looks_without_an_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    looked = Looked(looks=5, unknown=("pout_8: no such id",), failed=("pout_9: 500", "pout_10: 500"))
+    await Desk(watch=Open(looked)).poller.poll_once()
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.ERROR, "the bank does not know a payout that is open here: pout_8: no such id"),
+        (logging.WARNING, "2 of 5 open payouts got no answer; pout_9: 500"),
+    ]
+    caplog.clear()
+    desk = Desk()
+    desk.bank.failure = lambda _call: Unprocessable("400 count")
+    for _ in range(2):
+        await desk.poller.poll_once()
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, "poll failed, 1 in a row: 400 count"),
+        (logging.WARNING, "poll failed, 2 in a row: 400 count"),
+    ]
+
+
+async def test_a_good_pass_is_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    await Desk(payout(1), watch=Open(Looked(looks=1))).poller.poll_once()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+# ---- turns ----
+
+
+async def test_who_stands_by_asks_the_bank_nothing_and_looks_again_after_the_interval() -> None:
+    desk = Desk(payout(1), interval_s=7)
+    desk.is_active = False
+    assert await desk.poller._turn() == 7
+    assert (desk.bank.asked, desk.door.appends, desk.cursor, desk.told) == ([], [], None, [])
+
+
+async def test_each_pass_is_told_with_its_failures_in_a_row_and_the_wait_after_it() -> None:
+    desk = Desk(payout(1), interval_s=7)
+    desk.bank.failure = lambda call: Unprocessable("400 count") if call == 1 else None
+    waits = [await desk.poller._turn() for _ in range(2)]
+    assert [(done.problem, done.new, failures) for done, failures, _ in desk.told] == [
+        ("400 count", 0, 1),
+        ("", 1, 0),
+    ]
+    assert [wait_s for _, _, wait_s in desk.told] == waits
+    assert waits[1] == 7
+
+
+async def test_a_result_that_cannot_be_told_does_not_end_the_poller(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk(interval_s=7)
+    desk.tell_problem = LogUnavailable("Redis is away")
+    assert await desk.poller._turn() == 7
+    assert [record.getMessage() for record in caplog.records] == [
+        "the result of this poll could not be written to Redis: Redis is away"
+    ]

@@ -23,7 +23,7 @@ from streamproc.ingress.refusals import Refusals
 from streamproc.ingress.slack_review import AGE_S_MAX, Hold, NotConfigured, SlackReview
 from streamproc.operate.slack_holds import SiteHolds
 from tests.api.declared import held_against_its_document
-from tests.clients.loopback import Loopback, always, hang, loopback
+from tests.clients.loopback import Loopback, always, loopback, silent_for
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.ingress.recorder import Recorder
@@ -500,7 +500,7 @@ async def test_a_modal_that_slack_does_not_open_is_an_error_in_slack(slack: Slac
 
 
 async def test_a_slack_that_hangs_is_not_waited_for(slack: Slack) -> None:
-    slack.web_api.script = hang
+    slack.web_api.script = silent_for(slack_review.MODAL_S_MAX)
     assert (await slack.click("U0ASHA", "reject")).status_code == 502
 
 

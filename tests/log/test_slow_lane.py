@@ -16,7 +16,7 @@ from streamproc.log.group import DELIVERIES_MAX, Consumer
 from streamproc.log.names import Names
 from streamproc.log.slow_lane import Turns
 from streamproc.log.upkeep import SUSPECT_DELIVERIES
-from streamproc.log.work import BatchContext, Group, Item, Later, Stage
+from streamproc.log.work import BatchContext, Group, Item, Later, Stage, Work
 from tests.bank import until
 from tests.deadline import DEADLINE_S
 from tests.log.test_left import hold, pay
@@ -386,3 +386,78 @@ async def test_what_waits_is_never_held_to_kill_its_workers(
         await slack.told_of(HOLDS[2])
     assert DELIVERIES_MAX - 1 > SUSPECT_DELIVERIES
     assert slack.told == HOLDS[:3]
+
+
+# ---- the lane by itself ----
+
+
+class Parts:
+    """What a lane has of its consumer. Its handler forgets, and takes as long as it takes."""
+
+    def __init__(self) -> None:
+        self.under_way, self.may_end, self.done_with = asyncio.Event(), asyncio.Event(), list[bytes]()
+        self.forgot = self.acknowledged = 0
+
+    def forget(self) -> None:
+        self.forgot += 1
+
+    async def take_up_again(self, _client: Redis, entries: list[bytes]) -> list[list[bytes]]:
+        return [entries]
+
+    async def handle(self, _client: Redis, _part: list[bytes], *, taken: bool) -> None:
+        self.under_way.set()
+        await self.may_end.wait()
+
+    async def acknowledge(self, _client: Redis) -> None:
+        self.acknowledged += 1
+
+    def done(self, entries: list[bytes]) -> None:
+        self.done_with += entries
+
+
+async def test_for_how_long_an_entry_is_in_hand_is_known_while_it_is_and_no_longer(client: Redis) -> None:
+    """By this its claim is renewed no more, so that what hangs is taken over."""
+    parts, clock = Parts(), asyncio.get_running_loop().time
+    lane = slow_lane.SlowLane(parts, parts, parts)  # type: ignore[arg-type]
+    async with asyncio.timeout(DEADLINE_S), lane.running(client):
+        assert lane.in_hand_s(clock() + 3_600) == 0
+        began_s = clock()
+        lane.add([Work(b"1-1", [], "pout_1")])
+        await parts.under_way.wait()
+        assert 3_600 <= lane.in_hand_s(clock() + 3_600) <= 3_600 + clock() - began_s
+        assert b"1-1" in lane
+        parts.may_end.set()
+        await lane.finish()
+        assert lane.in_hand_s(clock() + 3_600) == 0
+        assert b"1-1" not in lane
+    assert parts.done_with == [b"1-1"]
+
+
+async def test_each_time_it_begins_its_handler_forgets_what_redis_said_before(client: Redis) -> None:
+    parts = Parts()
+    lane = slow_lane.SlowLane(parts, parts, parts)  # type: ignore[arg-type]
+    for times in (1, 2):
+        async with lane.running(client):
+            assert parts.forgot == times
+
+
+async def test_what_waits_already_is_handled_once_and_acknowledged(client: Redis) -> None:
+    parts = Parts()
+    parts.may_end.set()
+    lane = slow_lane.SlowLane(parts, parts, parts)  # type: ignore[arg-type]
+    async with asyncio.timeout(DEADLINE_S), lane.running(client):
+        lane.add([Work(b"1-1", [], "pout_1"), Work(b"2-1", [], "pout_2")])
+        lane.add([Work(b"1-1", [], "pout_1")])
+        await lane.finish()
+    assert (parts.done_with, parts.acknowledged) == ([b"1-1", b"2-1"], 2)
+
+
+async def test_a_lane_that_ends_amid_an_entry_has_no_task_left(client: Redis) -> None:
+    parts = Parts()
+    lane = slow_lane.SlowLane(parts, parts, parts)  # type: ignore[arg-type]
+    async with asyncio.timeout(DEADLINE_S), lane.running(client):
+        lane.add([Work(b"1-1", [], "pout_1")])
+        await parts.under_way.wait()
+        [task] = lane.tasks
+    assert task.cancelled()
+    assert (lane.tasks, lane.has_room) == (set(), False)

@@ -1,18 +1,26 @@
 """What Slack's webhook asks of the system: is the request new, which payout is it, would the answer count now."""
 
 import asyncio
+import time
 
 import asyncpg
+import httpx
 import pytest
 
 from streamproc.domain.events import ReviewSubmitted
 from streamproc.errors import LogUnavailable, TryAgain
+from streamproc.ingress.refusals import Refusals
 from streamproc.ingress.slack_review import Hold
-from streamproc.operate.slack_holds import SiteHolds
+from streamproc.operate.slack_holds import SiteHolds, opened_slack_review
+from streamproc.secret import Secret
+from streamproc.settings import Settings
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, archive
+from tests.slack import SECRET, form, headers
 from tests.words import ACCOUNT, observed, reviewed
 
+OTHER_SECRET = "of-another-installation"
+BODY_BYTES_MAX = 4_096
 POLICIES = """
 policies: {bot: {daily_limit: 10_000_000, require_approval_above: 100_000}}
 reviewers: {asha: {slack: U0ASHA}}
@@ -26,6 +34,33 @@ def click(engine: Engine, user: str = "U0ASHA", payout: str = "pout_1") -> Revie
 async def held(engine: Engine) -> None:
     await engine.apply(POLICIES)
     await engine.deliver(observed("pout_1", 200_000))
+
+
+@pytest.mark.parametrize(
+    ("secret", "body", "status"),
+    [
+        ("", form("{}"), 503),  # it is not set, which is said
+        (SECRET, form("{}"), 400),  # from Slack, though nothing that can be read
+        (OTHER_SECRET, form("{}"), 401),
+        (SECRET, form("x" * BODY_BYTES_MAX), 413),
+    ],
+)
+async def test_the_webhook_is_of_this_installations_secret_and_limit(
+    redis_url: str, secret: str, body: bytes, status: int
+) -> None:
+    settings = Settings(
+        redis_url=redis_url, partitions=1, body_limit=BODY_BYTES_MAX, slack_base_url="http://127.0.0.1:1/api",
+        slack_signing_secret=Secret(secret), slack_bot_token=Secret("xoxb-nobody"),
+    )  # fmt: skip
+    async with (
+        Engine(redis_url) as engine,
+        Refusals(engine.producer) as refusals,
+        opened_slack_review(settings, None, refusals) as app,
+    ):
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            answer = await http.post("/webhooks/slack", content=body, headers=headers(body, time.time()))
+    assert answer.status_code == status, answer.text
 
 
 async def test_of_many_who_ask_at_one_moment_one_is_the_first(redis_url: str) -> None:

@@ -1,0 +1,78 @@
+"""How far a poller has read and how it goes: kept in Redis, account by account, for whoever polls or looks next."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from streamproc.errors import LogUnavailable
+from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor, PollState, ReconcileState
+
+NOBODY = "redis://127.0.0.1:1/0"
+
+
+def cursor(url: str, account: str = "acc_1") -> PollCursor:
+    return PollCursor(url, account=account, partitions=1)
+
+
+async def test_a_list_that_was_never_read_has_no_position(redis_url: str) -> None:
+    assert await cursor(redis_url).load() is None
+
+
+async def test_the_next_poller_of_the_account_goes_on_where_the_last_one_was(redis_url: str) -> None:
+    await cursor(redis_url).save(1_760_000_000)
+    await cursor(redis_url).save(1_760_000_060)
+    assert await cursor(redis_url).load() == 1_760_000_060
+    assert await cursor(redis_url, "acc_2").load() is None
+
+
+async def test_what_a_poller_did_last_is_read_as_it_was_written(redis_url: str) -> None:
+    state = PollState(
+        holder="host:1", term=2, pass_at=3, next_at=4, good_at=5, failures=6, failing_since=7, problem="500",
+        listed=8, new=9, malformed=10, looked_at=11, unknown=("pout_1: no such id",),
+    )  # fmt: skip
+    assert await cursor(redis_url).state() is None
+    await cursor(redis_url).save_state(state)
+    assert await cursor(redis_url).state() == state
+    assert await cursor(redis_url, "acc_2").state() is None
+
+
+async def test_what_an_older_version_left_out_is_nought(redis_url: str) -> None:
+    one = cursor(redis_url)
+    async with connected(redis_url) as client:
+        await client.set(one._state, b'{"holder": "host:1", "term": 2, "pass_at": 3, "next_at": 4}')
+    assert await one.state() == PollState(
+        holder="host:1", term=2, pass_at=3, next_at=4, good_at=0, failures=0, failing_since=0, problem="",
+        listed=0, new=0, malformed=0, looked_at=0, unknown=(),
+    )  # fmt: skip
+
+
+async def test_a_run_that_began_keeps_what_the_last_one_that_ended_found(redis_url: str) -> None:
+    never = ReconcileState(tried_at=0, done_at=0, mismatches=0)
+    assert await cursor(redis_url).reconciled() == never
+    await cursor(redis_url).save_reconciled(tried_at=1, done_at=2, mismatches=3)
+    await cursor(redis_url).save_reconciled(tried_at=9)
+    assert await cursor(redis_url).reconciled() == ReconcileState(tried_at=9, done_at=2, mismatches=3)
+    assert await cursor(redis_url, "acc_2").reconciled() == never
+
+
+async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) -> None:
+    await cursor(redis_url).save(1_760_000_000)
+    assert await cursor(redis_url).state() is None
+    assert await cursor(redis_url).reconciled() == ReconcileState()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        PollCursor.load,
+        PollCursor.state,
+        PollCursor.reconciled,
+        lambda one: one.save(1),
+        lambda one: one.save_state(PollState(holder="", term=0, pass_at=0, next_at=0)),
+        lambda one: one.save_reconciled(tried_at=1),
+    ],
+)
+async def test_while_redis_is_away_that_is_the_error(use: Callable[[PollCursor], Awaitable[object]]) -> None:
+    with pytest.raises(LogUnavailable):
+        await use(cursor(NOBODY))
