@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from projections.heads import outdated_views
-from streamproc.archive.pool import asked, opened_pool
+from streamproc.archive.pool import acquired, opened_pool
 from streamproc.archive.read import payout_view
 from streamproc.archive.store import OtherColumns, refusals_as_job_failed
 from streamproc.domain.payouts import PayoutRecord
@@ -42,18 +42,18 @@ class Site:
         if self.postgres_problem:
             return None  # a command that waited once does not wait again
         try:
-            return await self._asked(question, *arguments, **named)
+            return await self._answered(question, *arguments, **named)
         except TryAgain as problem:
             self.postgres_problem = str(problem)
             return None
 
-    async def _asked(self, question: Callable[..., Awaitable[T]], *arguments: Any, **named: Any) -> T:
+    async def _answered(self, question: Callable[..., Awaitable[T]], *arguments: Any, **named: Any) -> T:
         try:
             with refusals_as_job_failed():
                 return await question(self.pool, *arguments, **named)
         except OtherColumns as problem:
             with refusals_as_job_failed():
-                async with asked(self.pool) as db:
+                async with acquired(self.pool) as db:
                     outdated = " ".join(await outdated_views(db))
             if not outdated:
                 raise
