@@ -33,6 +33,7 @@ CALLS_PER_S_MAX = 1000  # calls a second; the bank advises 5 to 10, a simulator 
 API_RATE_MAX = 60_000  # requests a minute; each takes some 10 bytes in Redis, in the token's list of times
 BODY_LIMIT_MAX = 16 * 1024 * 1024  # bytes; a webhook is held in memory as a whole to check its signature
 METRICS_AGENTS_MAX = 100  # budget windows; each is two series
+METRICS_TOKEN_CHARS_MIN = 16  # /metrics has no rate limit: so many random ones are not guessed
 
 ExecuteAfter = Literal["archived", "replicated", "synced"]
 Role = Literal["serve", "worker", "poller", "projector", "migrate"]
@@ -166,6 +167,12 @@ def _signing_key(raw: str) -> Secret:
     return Secret(raw)
 
 
+def _metrics_token(raw: str) -> Secret:
+    if len(raw) < METRICS_TOKEN_CHARS_MIN:
+        raise ValueError(f"must have at least {METRICS_TOKEN_CHARS_MIN} characters")
+    return Secret(raw)
+
+
 class Variable(NamedTuple):
     """One environment variable: its name without the prefix, the field it fills, how it is read."""
 
@@ -225,7 +232,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("API_RATE", "api_rate", _whole(0, API_RATE_MAX)),
     Variable("CORS_ORIGINS", "cors_origins", origins),
     Variable("TOKEN", "token", Secret, secret=True),
-    Variable("METRICS_TOKEN", "metrics_token", Secret, secret=True),
+    Variable("METRICS_TOKEN", "metrics_token", _metrics_token, secret=True),
     Variable("METRICS_PORT", "metrics_port", _whole(0, 65_535)),
     Variable("METRICS_AGENTS", "metrics_agents", _whole(0, METRICS_AGENTS_MAX)),
     Variable("MCP_PORT", "mcp_port", _whole(1, 65_535)),

@@ -138,6 +138,8 @@ async def _run(
         made = await _stores(stack, crew, settings)
         sandbox = not settings.razorpay_key_id
         if sandbox:
+            if settings.razorpay_key_secret:
+                say(f"[up] {PREFIX}RAZORPAY_KEY_SECRET is set without its KEY_ID: the bank is the sandbox")
             made |= _sandbox_overlay(settings)
         child_env = {**env, **made, "PYTHONUNBUFFERED": "1"}
         child_env[f"{PREFIX}METRICS_PORT"] = ""  # `serve` shows all processes; they cannot share one port

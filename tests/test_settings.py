@@ -185,6 +185,13 @@ def test_a_signing_key_that_is_none_is_refused_and_not_shown(text: str) -> None:
     assert text not in problem
 
 
+def test_a_token_of_metrics_that_could_be_guessed_is_refused_and_not_shown() -> None:
+    assert problems(METRICS_TOKEN="fifteen-letters") == [
+        "STREAMPROC_METRICS_TOKEN must have at least 16 characters"
+    ]
+    assert given(METRICS_TOKEN="sixteen-letters-").metrics_token.reveal() == "sixteen-letters-"
+
+
 def test_checkpoints_go_to_a_file_or_a_plain_url() -> None:
     assert given(CHECKPOINT_TO="/var/log/notes.txt").checkpoint_to == "/var/log/notes.txt"
     assert (
@@ -232,6 +239,7 @@ def test_no_way_of_printing_settings_shows_a_secret() -> None:
     secrets["REDIS_URL"] = "redis://user:hunter2@127.0.0.1:6379/0"
     secrets["POSTGRES_DSN"] = "postgresql://user:hunter3@127.0.0.1/x"
     secrets["SIGNING_KEY"] = "hunter" + 37 * "A" + "="
+    secrets["METRICS_TOKEN"] = "hunter of metrics"
     settings = given(**secrets)
     printed = StringIO()
     Console(file=printed, width=2000).print(settings)

@@ -227,6 +227,18 @@ async def test_an_operators_own_slack_is_left_alone_and_its_secrets_stay_here(tm
             assert f"env sandbox SANDBOX_SLACK_{name}=" in events
 
 
+async def test_a_banks_secret_without_its_key_is_the_sandboxs_and_that_is_said(tmp_path: Path) -> None:
+    async with made_up(tmp_path, RAZORPAY_KEY_SECRET="half-a-key") as up:
+        await up.start()
+        await up.ready()
+        assert "env sandbox SANDBOX_KEY_SECRET=half-a-key" in up.events()
+        assert (
+            "[up] STREAMPROC_RAZORPAY_KEY_SECRET is set without its KEY_ID: the bank is the sandbox\n"
+            in up.text()
+        )
+        assert "half-a-key" not in up.text()
+
+
 async def test_no_sandbox_is_started_where_the_operator_has_keys(tmp_path: Path) -> None:
     operator = {
         "RAZORPAY_KEY_ID": "rzp_live_x",

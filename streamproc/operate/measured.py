@@ -16,13 +16,12 @@ from streamproc.api.listening import server_of
 from streamproc.api.metrics import PATH, Metrics, Timed
 from streamproc.api.tracing import Traced
 from streamproc.archive.pool import opened_pool
-from streamproc.errors import ConfigError
 from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_problem
 from streamproc.log.stream import Clock
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.gauges import site_page
 from streamproc.operate.replay import JobProgress, OnProgress, Result
-from streamproc.settings import PREFIX, Settings
+from streamproc.settings import Settings
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import DIRECTORY, Page, answering, exposed, gather, named, snapshot
 from streamproc.telemetry.looplag import watch_loop
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     from streamproc.telemetry.otlp_metrics import Exporter
 
 log = logging.getLogger(__name__)
-
-TOKEN_CHARS_MIN = 16
-"""Of STREAMPROC_METRICS_TOKEN, which has no rate limit: 16 random ones are not guessed."""
 
 
 @asynccontextmanager
@@ -139,21 +135,13 @@ def machine_page(settings: Settings, gateway: SiteGateway, pool: object) -> Metr
         )
         return [*site, *processes]
 
-    return Metrics(page, secret=_secret(settings), token=gateway.token, now_us=Clock().now_us)
+    return Metrics(page, secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us)
 
 
 def instrumented(app: Asgi, meters: Meters | None) -> Asgi:
     """The API, with a span for each request where traces are on, and timed where there are `meters`."""
     traced = Traced(app)
     return traced if meters is None else Timed(traced, meters)
-
-
-def _secret(settings: Settings) -> str:
-    """The token of /metrics. Raises ConfigError for one that could be guessed."""
-    secret = settings.metrics_token.reveal()
-    if 0 < len(secret) < TOKEN_CHARS_MIN:
-        raise ConfigError(f"{PREFIX}METRICS_TOKEN must have at least {TOKEN_CHARS_MIN} characters")
-    return secret
 
 
 @asynccontextmanager
@@ -164,7 +152,9 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
         return [answering({name: True}), *named(snapshot(meters.registry), name)]
 
     gateway = SiteGateway(settings.redis_url, settings.partitions, None)
-    metrics = Metrics(page, secret=_secret(settings), token=gateway.token, now_us=Clock().now_us)
+    metrics = Metrics(
+        page, secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us
+    )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == PATH:

@@ -15,9 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as Reference
 from prometheus_client.openmetrics.exposition import generate_latest
 
-from streamproc.errors import ConfigError
-from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.measured import machine_page, measured, replay_with_metrics
+from streamproc.operate.measured import measured, replay_with_metrics
 from streamproc.run_file import NAME_VARIABLE
 from streamproc.secret import Secret
 from streamproc.settings import Settings
@@ -157,14 +155,6 @@ def test_the_quick_histogram_says_what_prometheus_client_says() -> None:
         reference.labels("x").observe(value)
     said = samples(generate_latest(Shown(snapshot(ours))).decode())
     assert said == pytest.approx(samples(generate_latest(Shown(snapshot(theirs))).decode()))
-
-
-async def test_a_token_that_could_be_guessed_is_refused_at_the_start() -> None:
-    settings = Settings(metrics_token=Secret("fifteen-letters"))
-    gateway = SiteGateway("redis://127.0.0.1:1", 1, None)
-
-    with pytest.raises(ConfigError, match=r"STREAMPROC_METRICS_TOKEN must have at least 16 characters"):
-        machine_page(settings, gateway, None)
 
 
 async def test_a_role_that_runs_alone_shows_its_own_page_on_its_own_port(
