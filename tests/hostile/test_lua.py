@@ -8,6 +8,7 @@ left every key as it was.
 import asyncio
 import contextlib
 import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ PARTS = {"checks", "counters", "beneficiaries", "own"}
 """These are put before others, and are no scripts by themselves."""
 ENDLESS_MAX = 12
 """Numbers of one call that are replaced, the first ones: they count what follows."""
+PACKED_WITHIN, BINARY = re.compile(rb"\xdb(?=.{4}\x92)", re.DOTALL), b"\xc6"
+"""Where a packed array of two is a text within a packed array, as a template of `grant` is; and as binary data."""
 SWEPT_MAX = 40
 """Arguments of one call that are replaced one after another, the first ones: others are of the same kinds."""
 CALLS_MAX = 3
@@ -265,7 +268,7 @@ def spoilt(rng: Random, heard: Heard) -> tuple[list[bytes], list[bytes], bytes]:
 
 def spoilt_within(rng: Random, packed: bytes) -> bytes:
     """A MessagePack array with one element of it, or of an array in it, cut off, left out, doubled or changed."""
-    request: list[Any] = msgspec.msgpack.decode(packed)
+    request: list[Any] = msgspec.msgpack.decode(PACKED_WITHIN.sub(BINARY, packed))
     part = request
     while (deeper := [one for one in part if isinstance(one, list) and one]) and rng.randrange(4):
         part = rng.choice(deeper)
@@ -278,8 +281,18 @@ def spoilt_within(rng: Random, packed: bytes) -> bytes:
         case 2:
             part.insert(at, part[at])
         case _:
-            part[at] = rng.choice(WITHIN)
-    return msgspec.msgpack.encode(request)
+            inner = part[at]
+            part[at] = spoilt_within(rng, inner) if isinstance(inner, bytes) else rng.choice(WITHIN)
+    return msgspec.msgpack.encode(_as_sent(request))
+
+
+def _as_sent(value: Any) -> Any:
+    """With what is packed as a text, as the server's Lua wants it, and not as binary data."""
+    if isinstance(value, list):
+        return [_as_sent(one) for one in value]
+    if isinstance(value, bytes):
+        return msgspec.Raw(b"\xdb" + len(value).to_bytes(4, "big") + value)
+    return value
 
 
 async def put_back(client: Redis, before: dict[bytes, bytes], wrong: bytes, rng: Random) -> None:

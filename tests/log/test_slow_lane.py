@@ -12,8 +12,10 @@ from streamproc.domain.events import PayoutObserved
 from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.log import batch, dead_consumers, scripts, slow_lane, upkeep
 from streamproc.log.batch import Limits
+from streamproc.log.claims import TakenUp
 from streamproc.log.group import DELIVERIES_MAX, Consumer
 from streamproc.log.names import Names
+from streamproc.log.scripts import Raw
 from streamproc.log.slow_lane import Turns
 from streamproc.log.upkeep import SUSPECT_DELIVERIES
 from streamproc.log.work import BatchContext, Group, Item, Later, Stage, Work
@@ -277,9 +279,8 @@ async def test_a_suspect_of_killing_its_workers_waits_too_and_nothing_waits_for_
         await pay(client, "pout_alert")
         await slack.told_of("pout_alert")
         assert set(ids) <= consumer._claims._since.keys()
-        assert not await client.exists(
-            NAMES.tries("g")
-        )  # nor was it put off, for the time of a pass being over
+        # Nor was it put off, for the time of a pass being over.
+        assert not await client.exists(NAMES.tries("g"))
         slack.answers.set()
         await slack.told_of(HOLDS[2])
     assert slack.told == ["pout_alert", *HOLDS[:3]]
@@ -394,6 +395,8 @@ async def test_what_waits_is_never_held_to_kill_its_workers(
 class Parts:
     """What a lane has of its consumer. Its handler forgets, and takes as long as it takes."""
 
+    names, group, name = NAMES, "g", "me"
+
     def __init__(self) -> None:
         self.under_way, self.may_end, self.done_with = asyncio.Event(), asyncio.Event(), list[bytes]()
         self.forgot = self.acknowledged = 0
@@ -401,10 +404,10 @@ class Parts:
     def forget(self) -> None:
         self.forgot += 1
 
-    async def take_up_again(self, _client: Redis, entries: list[bytes]) -> list[list[bytes]]:
-        return [entries]
+    async def take_up(self, _client: Redis, entries: list[bytes]) -> list[TakenUp]:
+        return [TakenUp(1, entry, (entry, {})) for entry in entries]
 
-    async def handle(self, _client: Redis, _part: list[bytes], *, taken: bool) -> None:
+    async def handle(self, _client: Redis, _entries: list[Raw], *, taken: bool) -> None:
         self.under_way.set()
         await self.may_end.wait()
 
@@ -418,11 +421,11 @@ class Parts:
 async def test_for_how_long_an_entry_is_in_hand_is_known_while_it_is_and_no_longer(client: Redis) -> None:
     """By this its claim is renewed no more, so that what hangs is taken over."""
     parts, clock = Parts(), asyncio.get_running_loop().time
-    lane = slow_lane.SlowLane(parts, parts, parts)  # type: ignore[arg-type]
+    lane = slow_lane.SlowLane(parts, parts, parts, Turns(1))  # type: ignore[arg-type]
     async with asyncio.timeout(DEADLINE_S), lane.running(client):
         assert lane.in_hand_s(clock() + 3_600) == 0
         began_s = clock()
-        lane.add([Work(b"1-1", [], "pout_1")])
+        await lane.add(client, [Work(b"1-1", [], "pout_1")])
         await parts.under_way.wait()
         assert 3_600 <= lane.in_hand_s(clock() + 3_600) <= 3_600 + clock() - began_s
         assert b"1-1" in lane
@@ -435,7 +438,7 @@ async def test_for_how_long_an_entry_is_in_hand_is_known_while_it_is_and_no_long
 
 async def test_each_time_it_begins_its_handler_forgets_what_redis_said_before(client: Redis) -> None:
     parts = Parts()
-    lane = slow_lane.SlowLane(parts, parts, parts)  # type: ignore[arg-type]
+    lane = slow_lane.SlowLane(parts, parts, parts, Turns(1))  # type: ignore[arg-type]
     for times in (1, 2):
         async with lane.running(client):
             assert parts.forgot == times
@@ -443,20 +446,21 @@ async def test_each_time_it_begins_its_handler_forgets_what_redis_said_before(cl
 
 async def test_what_waits_already_is_handled_once_and_acknowledged(client: Redis) -> None:
     parts = Parts()
-    parts.may_end.set()
-    lane = slow_lane.SlowLane(parts, parts, parts)  # type: ignore[arg-type]
+    lane = slow_lane.SlowLane(parts, parts, parts, Turns(1))  # type: ignore[arg-type]
     async with asyncio.timeout(DEADLINE_S), lane.running(client):
-        lane.add([Work(b"1-1", [], "pout_1"), Work(b"2-1", [], "pout_2")])
-        lane.add([Work(b"1-1", [], "pout_1")])
+        await lane.add(client, [Work(b"1-1", [], "pout_1"), Work(b"2-1", [], "pout_2")])
+        await parts.under_way.wait()
+        await lane.add(client, [Work(b"2-1", [], "pout_2")])
+        parts.may_end.set()
         await lane.finish()
     assert (parts.done_with, parts.acknowledged) == ([b"1-1", b"2-1"], 2)
 
 
 async def test_a_lane_that_ends_amid_an_entry_has_no_task_left(client: Redis) -> None:
     parts = Parts()
-    lane = slow_lane.SlowLane(parts, parts, parts)  # type: ignore[arg-type]
+    lane = slow_lane.SlowLane(parts, parts, parts, Turns(1))  # type: ignore[arg-type]
     async with asyncio.timeout(DEADLINE_S), lane.running(client):
-        lane.add([Work(b"1-1", [], "pout_1")])
+        await lane.add(client, [Work(b"1-1", [], "pout_1")])
         await parts.under_way.wait()
         [task] = lane.tasks
     assert task.cancelled()
