@@ -5,12 +5,13 @@ support, months after), and for an entry that waited for so long, it has none. S
 stage looks at the payout.
 
 A young payout that moved before anybody looked is a bypass, unless Redis forgot it as its clock was ahead for a while.
-The archive is asked about it too, but while that is away the alarm does not wait.
+The archive is asked about it too, but the alarm does not wait while that is away or slow.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from functools import partial
+from math import inf
+from time import monotonic
 from typing import TypeAlias
 
 from consumers.concurrency import run_bounded
@@ -32,6 +33,11 @@ AT_ONCE_MAX = 4
 PASS_S = 8.0
 """A pass ends its queries by then, well within a batch's time: while Postgres hangs, each takes some seconds, and a
 batch that is cut off as a whole would put off payouts that need no archive."""
+ALARMS_WAIT_S = 2.0
+"""Of one batch, questions about what seems to be a bypass begin by then. The rest is told without an answer."""
+AWAY_S = 30.0
+"""For so long after an archive that was away nobody is asked about what seems to be a bypass: where it hangs, each
+question takes some seconds, and alarms and the payouts beside them would wait for each other's."""
 _BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
 """How the metadata of execution's entries begins."""
 
@@ -39,11 +45,19 @@ _BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
 def recall_stage(archived: Archived, retention_s: float) -> Stage:
     """Gives works of payouts that Redis does not know, and that are old or moved, the archive's record."""
     young_s = young_s_of(retention_s)
+    away_until_s = -inf
 
-    async def archived_if_there(payout: str) -> PayoutRecord | None:
-        with suppress(TryAgain):
-            return await archived(payout)
-        return None
+    async def decided(until_s: float, payout: str) -> PayoutRecord | None:
+        """The record of a payout that was decided or told as a bypass; None also where nobody can say."""
+        nonlocal away_until_s
+        if not away_until_s <= monotonic() < until_s:
+            return None
+        try:
+            record = await archived(payout)
+        except TryAgain:
+            away_until_s = monotonic() + AWAY_S
+            return None
+        return record if record is not None and (record.decision or record.bypassed) else None
 
     async def recall(items: Sequence[Item], ctx: BatchContext) -> None:
         async def look_up(work: Work, ask: Archived) -> None:
@@ -56,9 +70,8 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
                 )
                 work.record = fold(told, record)
 
-        asks: dict[Work, Archived] = {
-            work: archived_if_there for work, event in items if seems_to_bypass(work, event)
-        }
+        if_there = partial(decided, monotonic() + ALARMS_WAIT_S)
+        asks: dict[Work, Archived] = {work: if_there for work, event in items if seems_to_bypass(work, event)}
         asks |= {
             work: archived for work, event in items if may_be_forgotten(work, event, ctx.now_us, young_s)
         }

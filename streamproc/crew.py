@@ -2,8 +2,8 @@
 
 A role may crash (an unexpected error ends the process on purpose), and the log remembers what was in flight, so it is
 simply started again. So is an embedded store that ends, at the same port: what it answered is on its disk, and the
-roles wait for it. Three cases end `up`, since no restart helps: a role or a store that keeps ending (a store also if it
-does so slowly), a store that cannot be started again, and a role that refuses its settings (exit 2).
+roles wait for it. Three cases end `up`, since no restart helps: a role or a store that keeps ending, a store that
+cannot be started again, and a role that refuses its settings (exit 2).
 """
 
 import asyncio
@@ -25,9 +25,10 @@ BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
 CRASHES_MAX = 5
 CRASH_WINDOW_S = 60.0  # five crashes in a minute are a fault that restarts do not cure
-STORE_ENDS_MAX = 10
-STORE_WINDOW_S = 1800.0
-"""Ten ends of a store in half an hour are such a fault too: one that fails slowly never ends five times in a minute."""
+OFTEN = f"{CRASHES_MAX} times within {CRASH_WINDOW_S:g} s"
+STORE_STARTS_MAX = 10
+"""Starts of a store that fail one after another are such a fault too: one that takes over 12 s to fail never ends five
+times in a minute. One that was ready in between is counted anew: somebody may be killing it."""
 KILL_AFTER_DRAIN_S = 5.0
 """On top of the drain time, after which a role ends by itself (drain.py), unless it is frozen. Roles whose turn to stop
 had not come by then have this long."""
@@ -42,30 +43,18 @@ WRONG_SETTINGS = 2  # exit code, by the contract of the command line
 class Crashes:
     """When a child ended by itself, of late."""
 
-    limits: Sequence[tuple[int, float]] = ((CRASHES_MAX, CRASH_WINDOW_S),)
-    """How many crashes within how many seconds are too many."""
-
     def __init__(self) -> None:
-        self.crashes: deque[float] = deque(maxlen=max(count for count, _ in self.limits))
+        self.crashes: deque[float] = deque(maxlen=CRASHES_MAX)
 
-    def crashed_too_often(self, now: float) -> str:
-        """Count a crash at *now* (monotonic seconds); how often it crashed if that was one too many, else ''."""
+    def crashed_too_often(self, now: float) -> bool:
+        """Count a crash at *now* (monotonic seconds); whether that was one too many."""
         self.crashes.append(now)
-        for count, window_s in self.limits:
-            if len(self.crashes) >= count and now - self.crashes[-count] < window_s:
-                return f"{count} times within {window_s:g} s"
-        return ""
+        return len(self.crashes) == CRASHES_MAX and now - self.crashes[0] < CRASH_WINDOW_S
 
     def backoff_s(self, now: float) -> float:
         """The wait before the next start: doubled for every crash of the last minute."""
         recent = sum(1 for at in self.crashes if now - at < CRASH_WINDOW_S)
         return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** max(0, recent - 1))
-
-
-class StoreCrashes(Crashes):
-    """When a store ended, as it started or later."""
-
-    limits = (*Crashes.limits, (STORE_ENDS_MAX, STORE_WINDOW_S))
 
 
 class Role(Crashes):
@@ -197,8 +186,8 @@ class Crew:
         elif WHEN_LOST in role.last_line:
             say(f"[up] {role.name} waits for `streamproc recover`; starting it again in {LOST_LOG_S:g} s")
             await _first(role.stop.wait(), asyncio.sleep(LOST_LOG_S))
-        elif often := role.crashed_too_often(now):
-            self.give_up(f"{role.name} ended {often}, at last with {how}: {role.last_line}")
+        elif role.crashed_too_often(now):
+            self.give_up(f"{role.name} ended {OFTEN}, at last with {how}: {role.last_line}")
             await role.stop.wait()
         else:
             wait_s = role.backoff_s(now)
@@ -249,10 +238,11 @@ async def kept(crew: Crew, name: str, store: OpenStore) -> AsyncIterator[Store]:
 
 
 async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Future[Store]) -> None:
-    crashes, port = StoreCrashes(), None
+    crashes, port, failed_starts = Crashes(), None, 0
     while not crew.is_hurried():
         try:
             async with open_(port) as store:
+                failed_starts = 0
                 if first.done():
                     say(f"[up] {name} is there again")
                 else:
@@ -263,6 +253,7 @@ async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Fu
         except EndedAtStart as problem:
             if not first.done():
                 raise
+            failed_starts += 1
             how, why = _how(problem.code), problem.why  # as if it had ended a little later
         except StreamprocError as problem:
             if not first.done():
@@ -272,7 +263,12 @@ async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Fu
         if crew.is_hurried():
             return
         now = time.monotonic()
-        if often := crashes.crashed_too_often(now):
+        if crashes.crashed_too_often(now) or failed_starts == STORE_STARTS_MAX:
+            often = (
+                f"{failed_starts} times in a row as it started"
+                if failed_starts == STORE_STARTS_MAX
+                else OFTEN
+            )
             crew.give_up(f"{name} ended {often}, at last with {how}: {why}")
             return
         wait_s = crashes.backoff_s(now)

@@ -22,7 +22,7 @@ import pytest
 
 from streamproc import crew as crews
 from streamproc import processes
-from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, STORE_ENDS_MAX, STORE_WINDOW_S, Crew, Role, kept
+from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, STORE_STARTS_MAX, Crew, Role, kept
 from streamproc.embedded import EndedAtStart, Store
 from streamproc.errors import ConfigError
 from streamproc.log.names import META
@@ -722,9 +722,34 @@ async def test_a_store_that_takes_long_to_fail_is_not_started_again_for_ever(
 
         async with kept(crew, "Valkey", store):
             reason = await asyncio.wait_for(crew.broken, DEADLINE_S)
-    often = f"{STORE_ENDS_MAX} times within {STORE_WINDOW_S:g} s"
+    often = f"{STORE_STARTS_MAX} times in a row as it started"
     assert reason == f"Valkey ended {often}, at last with exit code 1: a file of its own is damaged"
-    assert starts == STORE_ENDS_MAX
+    assert starts == 1 + STORE_STARTS_MAX
+
+
+async def test_a_store_that_somebody_kills_now_and_then_is_always_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.0)
+    minutes = itertools.count()
+    monkeypatch.setattr(crews, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    starts, enough = 0, asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        crew = Crew(group, drain_s=1.0)
+
+        @asynccontextmanager
+        async def store(port: int | None) -> AsyncIterator[Store]:
+            nonlocal starts
+            starts += 1
+            if starts > 2 * STORE_STARTS_MAX:
+                enough.set()
+            if starts % 2 == 0:
+                raise EndedAtStart("Valkey", -9, "killed again")
+            yield await a_store("true")
+
+        async with kept(crew, "Valkey", store):
+            await asyncio.wait_for(enough.wait(), DEADLINE_S)
+    assert not crew.broken.done()
 
 
 async def test_a_store_that_was_killed_because_the_operator_asked_twice_is_not_started_again(

@@ -75,6 +75,7 @@ class Handler:
         """What the last `handle` left to the slow lane, in order."""
         self.may_wait = False
         self._say_s, self._said_s, self._unsaid = say_s, -inf, 0
+        self._oldest_unsaid: list[Work] = []
 
     async def handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
@@ -346,11 +347,12 @@ class Handler:
     async def _log_deferred(self, client: Redis, works: list[Work]) -> None:
         """Log what is deferred, as an alarm where it has waited too long."""
         self._unsaid += len(works)
+        oldest = min([*works, *self._oldest_unsaid], key=lambda work: written_ms(work.entry))
+        self._oldest_unsaid = [oldest]
         if monotonic() < self._said_s + self._say_s:
             return
-        count, self._unsaid, self._said_s = self._unsaid, 0, monotonic()
+        count, self._unsaid, self._said_s, self._oldest_unsaid = self._unsaid, 0, monotonic(), []
         now_us, *_ = await scripts.load(client, self.names, [])
-        oldest = min(works, key=lambda work: written_ms(work.entry))
         late_s = now_us / 1e6 - written_ms(oldest.entry) / 1e3
         level, alarm = (logging.ERROR, "ALARM, ") if late_s > LATE_S else (logging.WARNING, "")
         what = "%s%s: %d entries put off; the oldest, %s, waits for %d s: %s"

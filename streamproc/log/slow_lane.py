@@ -45,6 +45,8 @@ class SlowLane:
         self._waiting: OrderedDict[bytes, bool] = OrderedDict()
         """Ids, each with whether it was taken (`Work.taken`), in order. Those in `_soon` have every second turn."""
         self._soon_was_last = False
+        self._given_back: set[bytes] = set()
+        """Of what waited when the connection was lost: to take these up again is no delivery, so none is taken back."""
         self._in_hand: bytes | None = None
         self._came = asyncio.Event()
         self._end_s: float | None = None
@@ -81,17 +83,23 @@ class SlowLane:
         if not works:
             return
         names, group, me = self._upkeep.names, self._upkeep.group, self._upkeep.name
-        await not_begun(client, names, group, me, [work.entry for work in works])
+        entries, asked_s = [work.entry for work in works], asyncio.get_running_loop().time()
+        delivered = [entry for entry in entries if entry not in self._given_back]
+        await not_begun(client, names, group, me, delivered)
+        self._given_back.difference_update(entries)
         for work in works:
             is_soon = isinstance(work.problem, Later) and work.problem.soon
             queue, other = (self._soon, self._waiting) if is_soon else (self._waiting, self._soon)
             was_taken = other.pop(work.entry, False) or queue.get(work.entry, False)
             queue[work.entry] = was_taken or work.taken
+        # Once more: of one that was in hand, the end of that may have let go of the claim meanwhile.
+        self._claims.add(entries, asked_s)
         self._came.set()
 
     @asynccontextmanager
     async def running(self, client: Redis) -> AsyncIterator[None]:
         """Handle entries over `client`, beginning with none: what Redis said before may not hold any more."""
+        self._given_back = {*self._soon, *self._waiting}
         self._soon.clear()
         self._waiting.clear()
         self._end_s = None

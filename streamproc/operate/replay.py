@@ -258,7 +258,7 @@ async def _compared(
     missing = sorted(set(views) - set(present))
     if missing:
         progress.notes.append(f"there is no live {', '.join(missing)}: not compared")
-    wait_s = COMPARE_OUTDATED_WAIT_S if await outdated_views(db) else COMPARE_WAIT_S
+    wait_s = COMPARE_OUTDATED_WAIT_S if present and await outdated_views(db) else COMPARE_WAIT_S
     if present and await _caught_up(db, place, present, wait_s):
         async with snapshot(dsn, name="streamproc replay") as live:
             at = await compare.positions(live, present)

@@ -414,6 +414,9 @@ class Parts:
     async def acknowledge(self, _client: Redis) -> None:
         self.acknowledged += 1
 
+    def add(self, entries: list[bytes], _since_s: float) -> None:
+        """As claims: nothing is to be renewed here."""
+
     def done(self, entries: list[bytes]) -> None:
         self.done_with += entries
 
