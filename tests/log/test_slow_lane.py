@@ -399,6 +399,8 @@ class Parts:
 
     def __init__(self) -> None:
         self.under_way, self.may_end, self.done_with = asyncio.Event(), asyncio.Event(), list[bytes]()
+        self.held = set[bytes]()
+        """Entries whose claims are renewed."""
         self.forgot = self.acknowledged = 0
 
     def forget(self) -> None:
@@ -415,10 +417,11 @@ class Parts:
         self.acknowledged += 1
 
     def add(self, entries: list[bytes], _since_s: float) -> None:
-        """As claims: nothing is to be renewed here."""
+        self.held.update(entries)
 
     def done(self, entries: list[bytes]) -> None:
         self.done_with += entries
+        self.held.difference_update(entries)
 
 
 async def test_for_how_long_an_entry_is_in_hand_is_known_while_it_is_and_no_longer(client: Redis) -> None:
@@ -468,3 +471,67 @@ async def test_a_lane_that_ends_amid_an_entry_has_no_task_left(client: Redis) ->
         [task] = lane.tasks
     assert task.cancelled()
     assert (lane.tasks, lane.has_room) == (set(), False)
+
+
+async def test_what_waits_again_is_claimed_also_where_it_left_the_hand_meanwhile(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was put off, came back before the answer to that, and the answer let go of the claim: nobody renewed it."""
+    parts = Parts()
+    lane = slow_lane.SlowLane(parts, parts, parts, Turns(1))  # type: ignore[arg-type]
+    async with asyncio.timeout(DEADLINE_S), lane.running(client):
+        await lane.add(client, [Work(b"1-1", [], "pout_1")])
+        await parts.under_way.wait()
+
+        async def while_it_leaves_the_hand(*_: Any) -> None:
+            parts.may_end.set()
+
+            async def is_through() -> bool:
+                return b"1-1" not in lane
+
+            await until(is_through, what="the lane is through with it")
+            parts.may_end.clear()
+
+        monkeypatch.setattr(slow_lane, "not_begun", while_it_leaves_the_hand)
+        await lane.add(client, [Work(b"1-1", [], "pout_1")])
+        assert b"1-1" in lane
+        assert parts.held == {b"1-1"}
+
+
+async def test_a_lost_connection_takes_no_delivery_back_from_what_waited(client: Redis) -> None:
+    """To take it up again is none. What kills its workers was never a dead letter if a connection was lost in each of
+    their lives."""
+    parts, nobodys_turn = Parts(), Turns(0)
+    lane = slow_lane.SlowLane(parts, parts, parts, nobodys_turn)  # type: ignore[arg-type]
+    [entry] = await pay(client, HOLDS[0])
+    await client.xreadgroup("g", "me", {NAMES.log: ">"})
+    await client.execute_command("XCLAIM", NAMES.log, "g", "me", 0, entry, "RETRYCOUNT", 5, "JUSTID")
+
+    async def deliveries_once_it_waits() -> int:
+        await lane.add(client, [Work(entry, [], HOLDS[0])])
+        [row] = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+        return row["times_delivered"]
+
+    async with lane.running(client):
+        assert await deliveries_once_it_waits() == 4
+    async with lane.running(client):
+        assert await deliveries_once_it_waits() == 4
+        assert await deliveries_once_it_waits() == 3  # as of one that was delivered once more
+
+
+async def test_what_is_put_off_and_not_logged_yet_is_logged_with_the_oldest_of_it(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beside thirty that were young the line said so of none that had waited for too long."""
+    times_s = iter([0.0, 0.0, 1.0, 2.0, 5.0, 5.0])  # asked once more when a line is written
+    monkeypatch.setattr(batch, "monotonic", lambda: next(times_s))
+    handler = batch.Handler(0, Slack().group, NEVER, "me", say_s=5.0)
+    for entry in (b"7-1", b"2-1", b"9-1", b"8-1"):
+        work = Work(entry, [], "pout_1")
+        work.fail(TryAgain("busy"))
+        await handler._log_deferred(client, [work])
+    said = [record.getMessage().partition(", waits")[0] for record in caplog.records]
+    assert said == [
+        "ALARM, g/0: 1 entries put off; the oldest, 7-1",
+        "ALARM, g/0: 3 entries put off; the oldest, 2-1",
+    ]

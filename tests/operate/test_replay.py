@@ -249,6 +249,15 @@ async def test_a_view_that_somebody_dropped_is_back_after_a_replay(dsn: str, log
     assert await everything(dsn) == before
 
 
+async def test_without_any_live_view_nothing_is_compared_and_that_is_no_failure(
+    dsn: str, log: ListedLog
+) -> None:
+    for table in (*NAMES, "view_heads"):
+        await fetch(dsn, f"DROP TABLE {table}")
+    result = await replay(dsn, verify=True, jobs=1)
+    assert any(note.startswith("there is no live") for note in result.notes)
+
+
 async def test_one_view_is_swapped_alone_and_the_projector_goes_on_with_it(dsn: str):
     entries = a_history(seed=5)
     log = ListedLog(entries[:40])
