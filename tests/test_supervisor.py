@@ -701,13 +701,17 @@ async def test_a_store_that_ends_while_it_is_started_again_is_started_once_more(
     assert not crew.broken.done()
 
 
+def a_minute_between_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.0)
+    minutes = itertools.count()
+    monkeypatch.setattr(crews, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+
+
 async def test_a_store_that_takes_long_to_fail_is_not_started_again_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One that takes more than a fifth of a minute never ends five times in one."""
-    monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.0)
-    minutes = itertools.count()
-    monkeypatch.setattr(crews, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    a_minute_between_ends(monkeypatch)
     starts = 0
     async with asyncio.TaskGroup() as group:
         crew = Crew(group, drain_s=1.0)
@@ -730,9 +734,7 @@ async def test_a_store_that_takes_long_to_fail_is_not_started_again_for_ever(
 async def test_a_store_that_somebody_kills_now_and_then_is_always_started_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.0)
-    minutes = itertools.count()
-    monkeypatch.setattr(crews, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    a_minute_between_ends(monkeypatch)
     starts, enough = 0, asyncio.Event()
     async with asyncio.TaskGroup() as group:
         crew = Crew(group, drain_s=1.0)
