@@ -701,56 +701,49 @@ async def test_a_store_that_ends_while_it_is_started_again_is_started_once_more(
     assert not crew.broken.done()
 
 
+class Ends:
+    """A store that ends at once, and whose starts fail where `fails` says so, by their number from 1."""
+
+    def __init__(self, fails: Callable[[int], bool]) -> None:
+        self._fails, self.starts, self.many = fails, 0, asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self, _port: int | None) -> AsyncIterator[Store]:
+        self.starts += 1
+        if self.starts > 2 * STORE_STARTS_MAX:
+            self.many.set()
+        if self._fails(self.starts):
+            raise EndedAtStart("Valkey", 1, "a file of its own is damaged")
+        yield await a_store("true")
+
+
+@pytest.fixture
 def a_minute_between_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none ends five times in one."""
     monkeypatch.setattr(crews, "BACKOFF_FIRST_S", 0.0)
     minutes = itertools.count()
     monkeypatch.setattr(crews, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
 
 
-async def test_a_store_that_takes_long_to_fail_is_not_started_again_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """One that takes more than a fifth of a minute never ends five times in one."""
-    a_minute_between_ends(monkeypatch)
-    starts = 0
+@pytest.mark.usefixtures("a_minute_between_ends")
+async def test_a_store_that_takes_long_to_fail_is_not_started_again_for_ever() -> None:
+    store = Ends(fails=lambda start: start > 1)
     async with asyncio.TaskGroup() as group:
         crew = Crew(group, drain_s=1.0)
-
-        @asynccontextmanager
-        async def store(port: int | None) -> AsyncIterator[Store]:
-            nonlocal starts
-            starts += 1
-            if port is not None:
-                raise EndedAtStart("Valkey", 1, "a file of its own is damaged")
-            yield await a_store("true")
-
-        async with kept(crew, "Valkey", store):
+        async with kept(crew, "Valkey", store.open):
             reason = await asyncio.wait_for(crew.broken, DEADLINE_S)
     often = f"{STORE_STARTS_MAX} times in a row as it started"
     assert reason == f"Valkey ended {often}, at last with exit code 1: a file of its own is damaged"
-    assert starts == 1 + STORE_STARTS_MAX
+    assert store.starts == 1 + STORE_STARTS_MAX
 
 
-async def test_a_store_that_somebody_kills_now_and_then_is_always_started_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    a_minute_between_ends(monkeypatch)
-    starts, enough = 0, asyncio.Event()
+@pytest.mark.usefixtures("a_minute_between_ends")
+async def test_a_store_that_somebody_kills_now_and_then_is_always_started_again() -> None:
+    store = Ends(fails=lambda start: start % 2 == 0)
     async with asyncio.TaskGroup() as group:
         crew = Crew(group, drain_s=1.0)
-
-        @asynccontextmanager
-        async def store(port: int | None) -> AsyncIterator[Store]:
-            nonlocal starts
-            starts += 1
-            if starts > 2 * STORE_STARTS_MAX:
-                enough.set()
-            if starts % 2 == 0:
-                raise EndedAtStart("Valkey", -9, "killed again")
-            yield await a_store("true")
-
-        async with kept(crew, "Valkey", store):
-            await asyncio.wait_for(enough.wait(), DEADLINE_S)
+        async with kept(crew, "Valkey", store.open):
+            await asyncio.wait_for(store.many.wait(), DEADLINE_S)
     assert not crew.broken.done()
 
 
