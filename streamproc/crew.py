@@ -263,12 +263,10 @@ async def _keep_store(crew: Crew, name: str, open_: OpenStore, first: asyncio.Fu
         if crew.is_hurried():
             return
         now = time.monotonic()
-        if crashes.crashed_too_often(now) or failed_starts == STORE_STARTS_MAX:
-            often = (
-                f"{failed_starts} times in a row as it started"
-                if failed_starts == STORE_STARTS_MAX
-                else OFTEN
-            )
+        often = OFTEN if crashes.crashed_too_often(now) else ""
+        if failed_starts == STORE_STARTS_MAX:
+            often = f"{failed_starts} times in a row as it started"
+        if often:
             crew.give_up(f"{name} ended {often}, at last with {how}: {why}")
             return
         wait_s = crashes.backoff_s(now)
