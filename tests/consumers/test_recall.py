@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from consumers import recall
+from streamproc.domain.events import GovernanceBypassed
 from streamproc.domain.payouts import PayoutRecord, decode_record, fold
 from streamproc.errors import TryAgain
 from streamproc.log import batch
@@ -78,12 +79,17 @@ async def test_a_payout_that_moved_before_anybody_looked_is_a_bypass_whatever_th
         asked.append(payout)
         if archive == "is away":
             raise TryAgain("Postgres is away", after_s=30.0)
-        return fold([observed(payout, status="processed")]) if "undecided" in archive else None
+        later = [observed(payout, status="processed"), observed(payout, status="reversed")]
+        return fold(later) if "undecided" in archive else None
 
     async with Engine(redis_url, archived=archived) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(observed("pout_moved", status="processed"))
         assert (await engine.record("pout_moved")).bypassed
+        told = [
+            event.status for event in await engine.story("pout_moved") if type(event) is GovernanceBypassed
+        ]
+    assert told == ["processed"], "as this log has it so far"
     assert asked == ["pout_moved"]
 
 
