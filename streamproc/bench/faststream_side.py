@@ -1,14 +1,18 @@
-"""FastStream's sides: its batch subscriber of a Redis stream, tuned to one Lua call per batch, and its usual idiom.
+"""FastStream's sides: its batch subscriber of a Redis stream with one Lua call per batch, at its best and as it comes,
+and its usual idiom.
 
 Reading, dispatch to the handler and acknowledgement are FastStream's. In `batch` and `whole`, decoding, script and
 audit rows are those of the floor or of the whole floor. There all that would only make FastStream slower is switched
 off by its own options: its typed validation, its two log lines per message, and its own parsing of JSON, since the
 handler takes the bytes. It has as many subscribers as the engine has consumers.
 
-`usual` is what its documentation shows: one subscriber, one payout per call, validated by Pydantic models, with its log
-lines, which are discarded. Its handler calls the floor's script once, which decides and writes the decision.
+`typed` is the same job and script with all of that as it comes: FastStream parses the JSON, validates each payout by
+Pydantic models, and writes its log lines, which are discarded.
 
-Run as a process, with the arguments (`arguments.py`) `batch|whole REDIS_URL SUBSCRIBERS [POSTGRES_DSN]` or
+`usual` is what its documentation shows first: one subscriber, one payout per call, otherwise as `typed`. Its handler
+calls the floor's script once, which decides and writes the decision.
+
+Run as a process, with the arguments (`arguments.py`) `batch|whole|typed REDIS_URL SUBSCRIBERS [POSTGRES_DSN]` or
 `usual REDIS_URL [POSTGRES_DSN]`. Needs the extra `bench`.
 """
 
@@ -84,29 +88,31 @@ class Side(ABC):
 class Batches(Side):
     """Batches as bytes. With a connection to Postgres a batch is acknowledged only after its audit rows are written."""
 
-    STREAM, GROUP, MESSAGE_FIELD = floor.IN, floor.GROUP, FIELD
+    STREAM, GROUP, MESSAGE_FIELD, APPLY_TYPES = floor.IN, floor.GROUP, FIELD, False
 
     def __init__(self, url: str, subscribers: int, db: asyncpg.Connection | None) -> None:
-        from faststream.redis import RedisBroker
-
-        super().__init__(RedisBroker(url, logger=None, apply_types=False), db)
+        super().__init__(_broker(url, apply_types=self.APPLY_TYPES), db)
         self._subscribers, self._policies = subscribers, job.policies()
 
     def _subscribe(self) -> None:
-        from faststream.redis import StreamSub
-
         for number in range(self._subscribers):
-            stream = StreamSub(
-                self.STREAM,
-                group=self.GROUP,
-                consumer=str(number),
-                batch=True,
-                max_records=job.BATCH_MAX,
-                polling_interval=floor.BLOCK_MS,
-            )
+            stream = self._stream(number)
             self._broker.subscriber(stream=stream, parser=_parse_nothing, decoder=self._ids_and_bytes)(
                 self._handle
             )
+
+    def _stream(self, number: int) -> Any:
+        """The stream as the subscriber with this number reads it: in batches as large as the engine's."""
+        from faststream.redis import StreamSub
+
+        return StreamSub(
+            self.STREAM,
+            group=self.GROUP,
+            consumer=str(number),
+            batch=True,
+            max_records=job.BATCH_MAX,
+            polling_interval=floor.BLOCK_MS,
+        )
 
     async def _ids_and_bytes(self, message: Any) -> Received:
         """FastStream's decoder of a batch: id and bytes of each entry."""
@@ -117,7 +123,9 @@ class Batches(Side):
         await self._or_fail(self._decide(received))
 
     async def _decide(self, received: Received) -> None:
-        batch = floor.Batch([("", ("", payload)) for _, payload in received], self._policies)
+        await self._write(floor.Batch([("", ("", payload)) for _, payload in received], self._policies))
+
+    async def _write(self, batch: floor.Batch) -> None:
         # No group, since FastStream acknowledges a batch when its handler returns.
         codes = await self._client.execute_command(
             "EVALSHA", self._sha, 2 + len(batch.keys), floor.IN, floor.OUT, *batch.keys, "", *batch.args
@@ -145,41 +153,47 @@ class WholeBatches(Batches):
             await self._clerk.write(batch)
 
 
+class Typed(Batches):
+    """Batches as FastStream gives them by default: parsed, validated, and with its log lines."""
+
+    APPLY_TYPES = True
+
+    def _subscribe(self) -> None:
+        observed = _observed()
+
+        async def decide(received: list[list[observed]]) -> None:  # type: ignore[valid-type]
+            await self._or_fail(self._decide_typed(received))
+
+        for number in range(self._subscribers):
+            self._broker.subscriber(stream=self._stream(number))(decide)
+
+    async def _decide_typed(self, received: list[Any]) -> None:
+        entries = [("", ("", events)) for events in received]
+        await self._write(floor.Batch(entries, self._policies, decode=lambda events: events))
+
+
+BATCHES: Final = {"batch": Batches, "whole": WholeBatches, "typed": Typed}
+"""By mode."""
+
+
 class Usual(Side):
     """One payout per call, as FastStream's documentation shows it."""
 
     def __init__(self, url: str, db: asyncpg.Connection | None) -> None:
-        from faststream.redis import RedisBroker
-
-        logger = logging.getLogger(__name__)
-        logger.addHandler(logging.StreamHandler(open(os.devnull, "w")))  # noqa: PTH123, SIM115  # never closed
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        super().__init__(RedisBroker(url, logger=logger), db)
+        super().__init__(_broker(url, apply_types=True), db)
         self._policies = job.policies()
 
     def _subscribe(self) -> None:
         from faststream.redis import StreamSub
-        from pydantic import BaseModel
 
-        class Notes(BaseModel):  # type: ignore[misc, unused-ignore]
-            agent_id: str
-            vendor_url: str
-
-        class Facts(BaseModel):  # type: ignore[misc, unused-ignore]
-            amount: int
-            notes: Notes
-
-        class Observed(BaseModel):  # type: ignore[misc, unused-ignore]
-            payout: str
-            facts: Facts
+        observed = _observed()
 
         @self._broker.subscriber(stream=StreamSub(floor.IN, group=floor.GROUP, consumer="1"))  # type: ignore[untyped-decorator]
-        async def decide(events: list[Observed]) -> None:
+        async def decide(events: list[observed]) -> None:  # type: ignore[valid-type]
             (event,) = events
-            notes = event.facts.notes
+            notes = event.facts.notes  # type: ignore[attr-defined]
             await self._or_fail(
-                self._decide(event.payout, notes.agent_id, event.facts.amount, notes.vendor_url)
+                self._decide(event.payout, notes["agent_id"], event.facts.amount, notes["vendor_url"])  # type: ignore[attr-defined]
             )
 
     async def _decide(self, payout: str, agent: str, amount: int, url: str) -> None:
@@ -195,6 +209,34 @@ class Usual(Side):
             reason = floor.REASONS[code] if code < len(floor.REASONS) else rejected
             outcome = "APPROVED" if code == 0 else "REJECTED"
             await self._db.execute(floor.AUDIT_ROWS, [payout], [agent], [amount], [outcome], [reason])
+
+
+def _broker(url: str, *, apply_types: bool) -> Any:
+    """A broker with FastStream's types and log lines, or without both. Its log is formatted and then discarded."""
+    from faststream.redis import RedisBroker
+
+    if not apply_types:
+        return RedisBroker(url, logger=None, apply_types=False)
+    logger = logging.getLogger(__name__)
+    logger.addHandler(logging.StreamHandler(open(os.devnull, "w")))  # noqa: PTH123, SIM115  # never closed
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return RedisBroker(url, logger=logger)
+
+
+def _observed() -> Any:
+    """The Pydantic model of a payout, with what the job reads of it."""
+    from pydantic import BaseModel
+
+    class Facts(BaseModel):  # type: ignore[misc, unused-ignore]
+        amount: int
+        notes: dict[str, str]
+
+    class Observed(BaseModel):  # type: ignore[misc, unused-ignore]
+        payout: str
+        facts: Facts
+
+    return Observed
 
 
 async def _parse_nothing(
@@ -214,10 +256,7 @@ async def main(mode: str, url: str, *rest: str) -> None:
         if db is not None:
             stack.push_async_callback(db.close)
         side: Side
-        if mode == USUAL:
-            side = Usual(url, db)
-        else:
-            side = (WholeBatches if mode == "whole" else Batches)(url, int(rest[0]), db)
+        side = Usual(url, db) if mode == USUAL else BATCHES[mode](url, int(rest[0]), db)
         await side.open(stack)
         await compete(side.run())
 

@@ -11,6 +11,7 @@ Run as a process, with the arguments (`arguments.py`) REDIS_URL [POSTGRES_DSN].
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib.resources import files
 from typing import Any
@@ -72,7 +73,9 @@ class Batch:
 
     __slots__ = ("agents", "amounts", "args", "entries", "keys", "payouts", "verdicts")
 
-    def __init__(self, entries: list[Any], policies: dict[str, job.Policy]) -> None:
+    def __init__(
+        self, entries: list[Any], policies: dict[str, job.Policy], decode: Callable[[Any], Any] = _decode
+    ) -> None:
         now_us = time.time_ns() // 1000
         numbers: dict[str, int] = {}
         payouts: list[str] = []
@@ -81,7 +84,7 @@ class Batch:
         verdicts: list[str] = []
         rows: list[Any] = []
         for entry, fields in entries:
-            event = _decode(fields[1])[0]
+            event = decode(fields[1])[0]
             payout, facts = event.payout, event.facts
             agent, amount = facts.notes["agent_id"], facts.amount
             verdict = job.rejection(policies.get(agent), amount, facts.notes["vendor_url"])

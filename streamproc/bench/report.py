@@ -10,13 +10,14 @@ from streamproc.bench import cost
 from streamproc.bench.contest import Measured, Run
 from streamproc.bench.replaying import Measured as Replayed
 from streamproc.bench.replaying import Part
-from streamproc.bench.sides import ALL, ENGINE, FLOOR, RIVAL, RIVAL_USUAL, RIVAL_WHOLE, WHOLE
+from streamproc.bench.sides import ALL, ENGINE, FLOOR, RIVAL, RIVAL_TYPED, RIVAL_USUAL, RIVAL_WHOLE, WHOLE
 
 RATIOS = {
     FLOOR: ("ratio", "engine / floor"),
     WHOLE: ("ratio_whole", "engine / whole floor, which leaves the same behind"),
     RIVAL: ("ratio_to_faststream", "engine / FastStream"),
     RIVAL_WHOLE: ("ratio_to_faststream_whole", "engine / FastStream that leaves the same behind"),
+    RIVAL_TYPED: ("ratio_to_faststream_typed", "engine / FastStream's batches with its defaults"),
     RIVAL_USUAL: ("ratio_to_faststream_usual", "engine / FastStream in its usual idiom"),
 }
 """The sides with which the engine is compared: the ratio's name in JSON, and in text."""

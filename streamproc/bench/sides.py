@@ -66,6 +66,7 @@ ENGINE: Final = "engine"
 WHOLE: Final = "whole"
 RIVAL: Final = "faststream"
 RIVAL_WHOLE: Final = "faststream_whole"
+RIVAL_TYPED: Final = "faststream_typed"
 RIVAL_USUAL: Final = "faststream_usual"
 
 _FASTSTREAM = "streamproc.bench.faststream_side"
@@ -77,6 +78,7 @@ ALL: Final = {
         Side(WHOLE, "streamproc.bench.whole", keeps_all=True),
         Side(RIVAL, _FASTSTREAM, "batch", has_consumers=True, field=faststream_side.FIELD),
         Side(RIVAL_WHOLE, _FASTSTREAM, "whole", keeps_all=True, has_consumers=True),
+        Side(RIVAL_TYPED, _FASTSTREAM, "typed", has_consumers=True, field=faststream_side.FIELD),
         Side(RIVAL_USUAL, _FASTSTREAM, "usual", field=faststream_side.FIELD),
     )
 }
@@ -86,13 +88,16 @@ SIDES: Final = (FLOOR, ENGINE)
 """The sides of every contest."""
 
 
-def asked_for(*, whole: bool = False, faststream: bool = False, usual: bool = False) -> list[str]:
+def asked_for(
+    *, whole: bool = False, faststream: bool = False, typed: bool = False, usual: bool = False
+) -> list[str]:
     """The sides of a contest with these options, in the order of a round."""
     asked = {
         **dict.fromkeys(SIDES, True),
         WHOLE: whole,
         RIVAL: faststream,
         RIVAL_WHOLE: faststream and whole,
+        RIVAL_TYPED: typed,
         RIVAL_USUAL: usual,
     }
     return [name for name in ALL if asked[name]]

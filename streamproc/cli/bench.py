@@ -61,7 +61,12 @@ def bench() -> None:
 @click.option(
     "--faststream",
     is_flag=True,
-    help="Also measure FastStream's batch subscriber (with --whole two of them); needs the extra `bench`.",
+    help="Also measure FastStream's batch subscriber at its best (with --whole two of them); needs the extra `bench`.",
+)
+@click.option(
+    "--faststream-typed",
+    is_flag=True,
+    help="Also measure its batch subscriber as it comes: typed, with its log lines; needs the extra `bench`.",
 )
 @click.option(
     "--faststream-usual",
@@ -77,6 +82,7 @@ def floor(
     consumers: int,
     whole: bool,
     faststream: bool,
+    faststream_typed: bool,
     faststream_usual: bool,
     as_json: bool,
 ) -> None:
@@ -103,7 +109,9 @@ def floor(
                 audit=audit,
                 payees=payees,
                 consumers=consumers,
-                sides=asked_for(whole=whole, faststream=faststream, usual=faststream_usual),
+                sides=asked_for(
+                    whole=whole, faststream=faststream, typed=faststream_typed, usual=faststream_usual
+                ),
                 announce=announce,
             )
         )

@@ -21,7 +21,16 @@ from streamproc.bench import engine, job
 from streamproc.bench.contest import Arena, Measured, Run, measure
 from streamproc.bench.left import Left, compare
 from streamproc.bench.report import document, headline, table
-from streamproc.bench.sides import ENGINE, RIVAL, RIVAL_USUAL, RIVAL_WHOLE, SIDES, WHOLE, asked_for
+from streamproc.bench.sides import (
+    ENGINE,
+    RIVAL,
+    RIVAL_TYPED,
+    RIVAL_USUAL,
+    RIVAL_WHOLE,
+    SIDES,
+    WHOLE,
+    asked_for,
+)
 from streamproc.bench.whole import Clerk, script
 from streamproc.cli import run
 from streamproc.cli.bench import bench
@@ -247,14 +256,22 @@ async def test_what_is_not_the_job_stops_the_whole_floor(
 @pytest.mark.embedded
 @pytest.mark.skipif(find_spec("faststream") is None, reason="the extra `bench` is not installed")
 async def test_faststream_beside_them_comes_to_the_same_outcomes() -> None:
-    sides = asked_for(whole=True, faststream=True, usual=True)
+    sides = asked_for(whole=True, faststream=True, typed=True, usual=True)
     measured = await measure(PAYOUTS, 1, audit=True, sides=sides, announce=lambda _: None)
-    assert [run.side for run in measured.runs] == [*SIDES, WHOLE, RIVAL, RIVAL_WHOLE, RIVAL_USUAL]
+    assert [run.side for run in measured.runs] == [
+        *SIDES,
+        WHOLE,
+        RIVAL,
+        RIVAL_WHOLE,
+        RIVAL_TYPED,
+        RIVAL_USUAL,
+    ]
     assert "faststream" in measured.versions
     found = document(measured)
     for name, side in (
         ("faststream", RIVAL),
         ("faststream_whole", RIVAL_WHOLE),
+        ("faststream_typed", RIVAL_TYPED),
         ("faststream_usual", RIVAL_USUAL),
     ):
         assert found[f"ratio_to_{name}"] == pytest.approx(
@@ -263,7 +280,7 @@ async def test_faststream_beside_them_comes_to_the_same_outcomes() -> None:
 
 
 @pytest.mark.skipif(find_spec("faststream") is not None, reason="the extra `bench` is installed")
-@pytest.mark.parametrize("option", ["--faststream", "--faststream-usual"])
+@pytest.mark.parametrize("option", ["--faststream", "--faststream-typed", "--faststream-usual"])
 def test_without_the_extra_faststream_is_refused_with_the_command(
     option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,7 +330,7 @@ def test_the_whole_floor_is_beside_the_engine_of_the_same_round() -> None:
         ({}, SIDES),
         ({"whole": True}, (*SIDES, WHOLE)),
         ({"faststream": True, "whole": True}, (*SIDES, WHOLE, RIVAL, RIVAL_WHOLE)),
-        ({"usual": True}, (*SIDES, RIVAL_USUAL)),
+        ({"typed": True, "usual": True}, (*SIDES, RIVAL_TYPED, RIVAL_USUAL)),
     ],
 )
 def test_the_engine_comes_before_those_who_are_held_against_it(
