@@ -21,7 +21,6 @@ from streamproc.domain.notice import (
     alert_notice,
     amount_text,
     hold_notice,
-    moment,
     outcome_of,
     payout_id,
 )
@@ -29,6 +28,7 @@ from streamproc.domain.notified import ASKING, Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.record import HoldMessage
 from streamproc.domain.review import approvals_given, approvals_wanted
+from streamproc.domain.shown import moment
 from streamproc.errors import StreamprocError, TryAgain
 from streamproc.log.work import BatchContext, Work
 

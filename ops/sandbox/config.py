@@ -106,7 +106,7 @@ class SandboxConfig(Struct, frozen=True, kw_only=True):
             raise refused(f"{ENV_PREFIX}ACCOUNT_ID must be acc_ and 14 characters")
         if not MORE_ACCOUNTS.fullmatch(self.more_accounts):
             raise refused(
-                f"{ENV_PREFIX}MORE_ACCOUNTS must be acc_ and 14 characters, =, a number; commas between"
+                f"{ENV_PREFIX}MORE_ACCOUNTS must be acc_ and 14 characters, =, 5 to 20 digits; commas between"
             )
         if self.balance < 0:
             raise refused(f"{ENV_PREFIX}BALANCE is below 0 paise")

@@ -56,7 +56,9 @@ def reconcile(since: str, as_json: bool) -> None:
 
         import msgspec
 
-        output.say_json(asdict(done) | {"mismatches": msgspec.to_builtins(done.mismatches)})
+        begin, end = _period(done)
+        said = {"since": begin, "until": end, "mismatches": msgspec.to_builtins(done.mismatches)}
+        output.say_json(asdict(done) | said)
     else:
         _print(done)
     for text in done.left:
@@ -67,15 +69,20 @@ def reconcile(since: str, as_json: bool) -> None:
         raise JobFailed("what was compared agrees, but not everything was compared")
 
 
-def _print(done: "Reconciled") -> None:
+def _period(done: "Reconciled") -> tuple[str, str]:
+    """From when to when was compared, in ISO 8601."""
     from streamproc.domain.shown import iso
 
+    return iso(done.since * 1_000_000), iso(done.until * 1_000_000)
+
+
+def _print(done: "Reconciled") -> None:
     rows = [
         [m.kind, m.payout or m.subject, m.ours or "nothing", m.theirs or "nothing"] for m in done.mismatches
     ]
     if rows:
         output.say_table(("KIND", "PAYOUT OR WINDOW", "OURS", "THEIRS"), rows, empty="")
-    begin, end = iso(done.since * 1_000_000), iso(done.until * 1_000_000)
+    begin, end = _period(done)
     click.echo(
         f"{begin} to {end}: {done.listed} payouts listed, {done.fetched} fetched, {done.windows} budget windows;"
         f" {len(done.mismatches)} mismatches, {done.appended} payouts were news"

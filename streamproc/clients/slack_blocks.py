@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 
 from streamproc.domain.budget import US
 from streamproc.domain.button import APPROVE, REJECT
-from streamproc.domain.notice import HoldNotice, Notice, Outcome, moment
+from streamproc.domain.notice import HoldNotice, Notice, Outcome
 from streamproc.domain.plain import cut
+from streamproc.domain.shown import moment
 
 Block: TypeAlias = dict[str, Any]
 

@@ -1,5 +1,7 @@
 """What alerts people, and what of it they are told. Pure."""
 
+import re
+
 from msgspec import Struct
 
 from streamproc.domain.events import (
@@ -9,10 +11,14 @@ from streamproc.domain.events import (
     PayoutDecided,
     ReconcileMismatch,
 )
+from streamproc.domain.money import rupees
 from streamproc.domain.shown import evidence_texts
 
 ALERTED = frozenset({"RISK_HIGH", "DOMAIN_BLOCKED", "LIMIT_EXCEEDED", "NO_POLICY", "FROZEN"})
 """Rejections that people are told of."""
+
+_PAISE = re.compile(r"\b([0-9]{1,18}) (paise|reserved|committed)\b")
+"""Money in what a mismatch says of both sides."""
 
 
 class Alarm(Struct, frozen=True):
@@ -50,6 +56,14 @@ def alarm_of(event: Event, entry: str) -> Alarm | None:
         return Alarm("SET_ASIDE", "", "", event.entry, payout=event.payout, facts=facts)
     if type(event) is ReconcileMismatch:
         what = f"{event.kind}{f' of {event.subject}' if event.subject else ''}"
-        facts = (("payout", event.payout), ("mismatch", what), ("ours", event.ours), ("theirs", event.theirs))
+        ours, theirs = _in_rupees(event.ours), _in_rupees(event.theirs)
+        facts = (("payout", event.payout), ("mismatch", what), ("ours", ours), ("theirs", theirs))
         return Alarm("MISMATCH", "", event.account, entry, payout=event.payout, facts=facts)
     return None
+
+
+def _in_rupees(text: str) -> str:
+    """As people write money; of a plain number of paise a message would show the last four digits only."""
+    return _PAISE.sub(
+        lambda found: rupees(int(found[1])) + ("" if found[2] == "paise" else f" {found[2]}"), text
+    )

@@ -6,12 +6,10 @@ visible characters, and shows of a long number, which may be an account's, the l
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 
 from msgspec import Struct
 
 from streamproc.domain.agent_note import NOTE
-from streamproc.domain.budget import US
 from streamproc.domain.domains import without_login
 from streamproc.domain.facts import BankPayout
 from streamproc.domain.governance import vendor_of
@@ -19,6 +17,7 @@ from streamproc.domain.intent import Beneficiary, masked, without_personal
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import cut, plain
+from streamproc.domain.shown import moment
 
 NAME_CHARS_MAX = 80
 """An agent's or a reviewer's name, an id: a longer one would hide what stands beside it."""
@@ -60,7 +59,11 @@ URGENT = frozenset({"BYPASSED"})
 """Alerts about money that has moved."""
 _NOTES_SHOWN = frozenset({"agent_id", "vendor_url", NOTE})
 """Notes that are shown elsewhere, or say nothing to a person."""
-_LONG_NUMBER = re.compile(r"\d(?:(?: ?[^\w\s,]{1,2} ?|[ ,_])?\d){11,}|\d(?:[ ._\u2010-\u2015-]?\d){8,}")
+_AMOUNT = r"₹[0-9]{1,2}(?:,[0-9]{2})*,[0-9]{3}\.[0-9]{2}(?!\d)"
+"""Money as `rupees` writes it, from ₹1,000.00 on. No account number looks like this, so it is shown whole."""
+_LONG_NUMBER = re.compile(
+    rf"({_AMOUNT})|\d(?:(?: ?[^\w\s,]{{1,2}} ?|[ ,_])?\d){{11,}}|\d(?:[ ._\u2010-\u2015-]?\d){{8,}}"
+)
 """Nine digits and more, of any script: India's account numbers have 9 to 18. Twelve and more also where `/` or the like
 splits them; fewer, written like that, are dates and sums too."""
 
@@ -186,7 +189,7 @@ def _text(text: str, payee: Beneficiary | None) -> str:
 
 
 def _numbers_masked(text: str) -> str:
-    return _LONG_NUMBER.sub(lambda found: masked(found[0]), text)
+    return _LONG_NUMBER.sub(lambda found: found[1] or masked(found[0]), text)
 
 
 def outcome_of(record: PayoutRecord) -> Outcome:
@@ -208,11 +211,6 @@ def _names(record: PayoutRecord) -> str:
     action = "approve" if record.decision == "APPROVED" else record.reviews[-1].action
     deciding = [review.by for review in record.reviews if review.action == action]
     return ", ".join(name(by) for by in dict.fromkeys(deciding)) or name(record.reviews[-1].by)
-
-
-def moment(at_us: int) -> str:
-    """ISO 8601 in UTC, to the second."""
-    return datetime.fromtimestamp(at_us // US, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def alert_about(code: str, agent: str, account: str) -> str:

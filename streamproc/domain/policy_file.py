@@ -28,6 +28,7 @@ from streamproc.domain.policy_fields import (
 )
 from streamproc.domain.policy_report import Path, Report, shown, unknown
 from streamproc.domain.reviewers import SLACK
+from streamproc.domain.toml_lines import toml_lines
 
 FILE_CHARS_MAX = 1_048_576
 """Longest policy file, in characters: some ten thousand agents."""
@@ -63,13 +64,13 @@ class PolicyFile(Struct, frozen=True, kw_only=True):
     changes: Fields | None = None
     """{loosening: one_person | two_people}: whether what loosens waits for a second person (ADR 23)."""
     lines: dict[Path, int] = {}
-    """Where each path was written; empty for TOML."""
+    """Where each path was written."""
 
 
 def parse_policy_file(text: str, *, name: str) -> PolicyFile:
     """Read and check a policy file; TOML if *name* ends in `.toml`, else YAML.
 
-    Raises InputError with every problem found, each with its line (YAML) and its field.
+    Raises InputError with every problem found, each with its line and its field.
     """
     report = Report(name)
     return _checked(_document(text, report), report)
@@ -250,13 +251,14 @@ def _of_changes(value: object, report: Report) -> Fields:
 
 def _toml(text: str, report: Report) -> object:
     try:
-        return tomllib.loads(text)
+        document = tomllib.loads(text)
     except RecursionError:
         report.add((), "nested too deeply")
     except ValueError as problem:  # TOMLDecodeError, and integers that are too long for Python
         report.add((), f"not TOML: {problem}")
     report.refuse_if_any()
-    return None
+    report.lines = toml_lines(text)
+    return document
 
 
 def _yaml(text: str, report: Report) -> object:

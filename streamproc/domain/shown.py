@@ -21,11 +21,20 @@ _MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"}
 """Evidence in paise, except velocity's, which counts payouts."""
 _OPEN_FIELDS = frozenset({"account_type", "contact_type"})
 """Fields of a beneficiary that say nothing of the person."""
+_IN_US = frozenset({"checked_at", "fresh_until", "hold_expires_at", "expires_at", "expired_at"})
+"""Times of events and evidence that the log has in µs since 1970; 0 means never."""
+_IN_S = frozenset({"created_at", "since", "until"})
+"""Times that it has in seconds: what the bank named, and the period of a reconciliation."""
 
 
 def iso(at_us: int) -> str:
     """µs since 1970 as ISO 8601 in UTC with µs: 2026-11-22T12:00:00.000001Z."""
     return datetime.fromtimestamp(at_us // US, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{at_us % US:06d}Z"
+
+
+def moment(at_us: int) -> str:
+    """As `iso`, to the second, for people."""
+    return f"{iso(at_us)[:19]}Z"
 
 
 def iso_or_none(at_us: int) -> str | None:
@@ -34,7 +43,7 @@ def iso_or_none(at_us: int) -> str | None:
 
 
 def evidence_texts(finding: Finding) -> list[str]:
-    """What a finding rests on, in words for people: each a name and a value, money in rupees."""
+    """What a finding rests on, in words for people: each a name and a value, money in rupees, times to the second."""
     money = frozenset() if finding.stage == "velocity" else _MONEY
     return [f"{name} {_value_text(name, value, money)}" for name, value in finding.evidence.items()]
 
@@ -43,7 +52,7 @@ def _value_text(name: str, value: str | int | bool | list[str] | None, money: fr
     if isinstance(value, list):
         return "[" + ", ".join(value) + "]"
     if isinstance(value, int) and not isinstance(value, bool):
-        return rupees(value) if name in money else iso(value) if name.endswith("_at") else str(value)
+        return rupees(value) if name in money else moment(value) if name.endswith("_at") else str(value)
     return "none" if value is None else str(value)
 
 
@@ -98,7 +107,7 @@ def finding_json(finding: Finding) -> dict[str, Any]:
         "stage": finding.stage,
         "code": finding.code,
         "outcome": finding.outcome,
-        "evidence": finding.evidence,
+        "evidence": _times_written(finding.evidence),
     }
 
 
@@ -134,14 +143,28 @@ def _own(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def event_json(identity: str, event: Event) -> dict[str, Any]:
     """An event as scripts see it: `data` is everything but its type and its time."""
-    data = event_fields(event)
+    data = _times_written(event_fields(event))
+    if "facts" in data:
+        data["facts"] = _times_written(data["facts"])
+    for finding in (*data.get("findings", ()), *filter(None, [data.get("finding")])):
+        finding["evidence"] = _times_written(finding.get("evidence", {}))
     if type(event) is PayoutRequested and event.intent.beneficiary is not None:
         data["intent"]["beneficiary"] = _masked(event.intent.beneficiary)
     return {"id": identity, "type": type_of(event), "at": iso(data.pop("at")), "data": data}
 
 
+def _times_written(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same fields, with times as everywhere in what scripts read; None for one that is not set."""
+    return {
+        name: iso_or_none(value if name in _IN_US else value * US)
+        if name in _IN_US or name in _IN_S
+        else value
+        for name, value in fields.items()
+    }
+
+
 def event_fields(event: Event) -> dict[str, Any]:
-    """Every field of an event, those too that the wire leaves out."""
+    """Every field of an event as the log has it, those too that the wire leaves out."""
     data = {name: msgspec.to_builtins(getattr(event, name)) for name in event.__struct_fields__}
     return data | {"reasons": event.codes} if type(event) is PayoutDecided else data
 

@@ -16,6 +16,7 @@ from streamproc.clients.slack_modal import REASON, reject_modal
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import APPROVE, REJECT, button_value
 from streamproc.domain.intent import Beneficiary, Intent
+from streamproc.domain.money import rupees
 from streamproc.domain.notice import (
     HoldNotice,
     Notice,
@@ -251,6 +252,19 @@ def test_an_account_number_that_is_split_by_whatever_is_one_too(written: str) ->
 def test_what_is_shorter_and_split_like_a_date_or_a_sum_stays_as_it_is() -> None:
     text = "due 2026/11/30, 1,50,000.00 in 3/4 parts"
     assert text in json.dumps(message(record(text=text)))
+
+
+def test_an_amount_as_we_write_it_is_shown_whole_however_large_it_is() -> None:
+    text = f"of {rupees(10**15)} in all, {rupees(10**11)} each"
+    assert text in json.dumps(message(record(text=text)), ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "written", ["₹50100123456789", "₹5,010,012,345,678", "₹1,000.00123456789", "₹1,00,0123456789"]
+)
+def test_a_sign_of_money_before_an_account_number_does_not_show_it(written: str) -> None:
+    body = json.dumps(message(record(text=f"pay {written} today")))
+    assert sum(char.isdigit() for char in body.partition("pay ")[2].partition(" today")[0]) <= 9
 
 
 def test_the_reason_of_a_reviewer_shows_no_account_number_either() -> None:

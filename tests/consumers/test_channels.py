@@ -20,11 +20,12 @@ from consumers.channels import (
 from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX
 from streamproc.domain.alerts import Alarm
 from streamproc.domain.events import NotificationSent
-from streamproc.domain.notice import Notice, moment, outcome_of
+from streamproc.domain.notice import Notice, outcome_of
 from streamproc.domain.notified import NoticeKind
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.record import HoldMessage as Told
 from streamproc.domain.record import Review
+from streamproc.domain.shown import moment
 from streamproc.errors import TryAgain
 from streamproc.log.work import Work
 from tests.consumers.listeners import SHOWN_IN, People, ctx, held, rejected, told
