@@ -70,7 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     execute_after: ExecuteAfter = "archived"
     safe_browsing_key: Secret = Secret()
     safe_browsing_url: str = "https://safebrowsing.googleapis.com/v4/threatMatches:find"
-    gleif_url: str = "https://api.gleif.org/api/v1"
+    gleif_url: str = ""
     slack_bot_token: Secret = Secret()
     slack_signing_secret: Secret = Secret()
     slack_channel_id: str = ""

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from consumers.vet import AHEAD_US_MAX, Reputations
+from consumers.answers import AHEAD_US_MAX
+from consumers.vet import Reputations
 from streamproc.domain.budget import US
 from streamproc.domain.governance import Reputation
 from streamproc.log.cache import Cache

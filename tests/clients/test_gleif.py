@@ -1,0 +1,203 @@
+"""GLEIF is asked for each entity, within its limits, and whatever goes wrong says nothing against an entity."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from streamproc.clients.breaker import FAILURES_MAX, Breaker
+from streamproc.clients.gleif import (
+    AT_ONCE_MAX,
+    CALLS_BURST,
+    CALLS_PER_S,
+    FRESH_S,
+    MEDIA_TYPE,
+    PAGE_SIZE,
+    Gleif,
+    open_gleif,
+)
+from streamproc.clients.http import OutboundClient
+from streamproc.domain.events import EntitySeen
+from streamproc.domain.legal_entities import Question
+from tests.bank import running_sandbox
+from tests.clients.loopback import Asked, Loopback, Script, always, in_turn, loopback, silent_for
+
+NOW_US = 1_760_000_000_000_000
+LEI, LAPSED_LEI = "984500SANDBOX0000190", "984500SANDBOX0000287"
+NAME = "Asha Paper Works Private Limited"
+ASHA = Question("Asha Paper Works Pvt Ltd")
+ASHA_BY_LEI = Question("Asha Paper Works Pvt Ltd", LEI)
+VERIFIED = EntitySeen(
+    verdict="verified",
+    lei=LEI,
+    name=NAME,
+    status="ACTIVE",
+    registration="ISSUED",
+    checked_at=NOW_US,
+    fresh_until=NOW_US + FRESH_S * 1_000_000,
+)
+
+
+def record(lei: object = LEI, name: object = NAME, status: object = "ACTIVE") -> dict[str, object]:
+    entity = {"legalName": {"name": name, "language": "en"}, "status": status}
+    return {
+        "type": "lei-records",
+        "id": lei,
+        "attributes": {"lei": lei, "entity": entity, "registration": {"status": "ISSUED"}},
+    }
+
+
+def page(*records: object, total: object = None) -> dict[str, object]:
+    count = len(records) if total is None else total
+    return {"meta": {"pagination": {"total": count}}, "data": list(records)}
+
+
+@asynccontextmanager
+async def gleif(script: Script) -> AsyncIterator[tuple[Gleif, Loopback]]:
+    async with loopback(script) as server:
+        client = open_gleif(server.url + "/api/v1/", now_us=lambda: NOW_US)
+        try:
+            yield client, server
+        finally:
+            await client.aclose()
+
+
+async def answer(script: Script, question: Question = ASHA) -> EntitySeen:
+    async with gleif(script) as (client, _):
+        return (await client.lookup([question]))[question]
+
+
+async def test_a_name_is_searched_and_an_lei_looked_up_and_nothing_else_is_sent() -> None:
+    async with gleif(always(200, page(record()))) as (client, server):
+        found = await client.lookup([ASHA, ASHA_BY_LEI, ASHA])
+    assert found == {ASHA: VERIFIED, ASHA_BY_LEI: VERIFIED}
+    by_name, by_lei = sorted(server.asked, key=lambda asked: len(asked.query), reverse=True)
+    assert by_name.query == {"filter[entity.legalName]": "Asha Paper Works", "page[size]": str(PAGE_SIZE)}
+    assert by_lei.query == {"filter[lei]": LEI}
+    for asked in server.asked:
+        assert (asked.method, asked.path, asked.body) == ("GET", "/api/v1/lei-records", b"")
+        assert asked.headers["accept"] == MEDIA_TYPE
+
+
+async def test_of_more_entities_than_a_page_has_nobody_is_meant() -> None:
+    assert (await answer(always(200, page(record(), total=2)))).verdict == "several"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        always(400, {"errors": [{"title": "bad"}]}),
+        always(403),
+        always(404),
+        always(429),
+        always(500),
+        always(503, b"<html>"),
+        always(302, location="https://elsewhere.example/"),
+        in_turn(None),
+        always(200, b""),
+        always(200, b"<html>"),
+        always(200, []),
+        always(200, {"data": None}),
+        always(200, {"data": [record()]}),
+        always(200, page(record(), total="1")),
+        always(200, page(7)),
+        always(200, page(record(), {"attributes": {"lei": LEI}})),
+        always(200, page(record(lei=7))),
+        always(200, page(record(lei="984500SANDBOX0000191"))),
+        always(200, page(record(name=["x"]))),
+        always(200, page(record(name=" "))),
+        always(200, page(record(status="<b>ACTIVE</b>"))),
+        always(200, b'{"data": [' + b" " * (3 * 1024 * 1024) + b"]}"),
+    ],
+)
+async def test_whatever_goes_wrong_the_register_could_not_be_asked_and_that_is_never_kept(
+    script: Script,
+) -> None:
+    seen = await answer(script)
+    assert (seen.verdict, seen.lei, seen.name) == ("unavailable", "", "")
+    assert (seen.checked_at, seen.fresh_until) == (NOW_US, NOW_US)
+    assert seen.problem
+    assert "Asha" not in seen.problem
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [page(record(lei=LAPSED_LEI)), page(record(), record(lei=LAPSED_LEI)), page(record(), record())],
+)
+async def test_an_answer_about_another_lei_than_was_asked_for_is_not_trusted(answered: object) -> None:
+    assert (await answer(always(200, answered), ASHA_BY_LEI)).verdict == "unavailable"
+
+
+async def test_no_answer_in_time_is_unavailable() -> None:
+    async with loopback(silent_for(20)) as server:
+        http = OutboundClient("gleif", server.url, timeout_s=20, limit_per_s=50, burst=50, breaker=Breaker())
+        async with http:
+            seen = (await Gleif(http, lambda: NOW_US).lookup([ASHA]))[ASHA]
+    assert (seen.verdict, len(server.asked)) == ("unavailable", 1)
+
+
+async def test_questions_whose_turn_does_not_come_are_unavailable_and_the_first_ones_come_first() -> None:
+    """The time of all questions together is over while the register still thinks about the first ones."""
+    asked_first: asyncio.Queue[str] = asyncio.Queue()
+
+    async def never(asked: Asked) -> bytes | None:
+        asked_first.put_nowait(asked.query["filter[entity.legalName]"])
+        await asyncio.Event().wait()
+        return None
+
+    async with loopback(never) as server:
+        http = OutboundClient("gleif", server.url, timeout_s=60, limit_per_s=50, burst=50, breaker=Breaker())
+        async with http:
+            many = [Question(f"Name{n:02}") for n in range(3 * AT_ONCE_MAX)]
+            found = await Gleif(http, lambda: NOW_US, lookups_s=0.5).lookup(many)
+    assert list(found) == many
+    assert {seen.verdict for seen in found.values()} == {"unavailable"}
+    names = sorted(asked_first.get_nowait() for _ in range(asked_first.qsize()))
+    assert names == [f"Name{n:02}" for n in range(AT_ONCE_MAX)]
+
+
+async def test_no_more_is_asked_at_once_than_is_allowed_in_a_minute() -> None:
+    assert CALLS_BURST + 60 * CALLS_PER_S <= 60
+    many = [Question(f"Name{n}") for n in range(3 * CALLS_BURST)]
+    async with gleif(always(200, page())) as (client, server):
+        found = await client.lookup(many)
+        verdicts = [found[question].verdict for question in many]
+    assert verdicts[:CALLS_BURST] == ["not_found"] * CALLS_BURST
+    assert "unavailable" in verdicts
+    assert verdicts.count("not_found") == len(server.asked) < 2 * CALLS_BURST
+
+
+async def test_after_failures_in_a_row_the_breaker_keeps_further_calls_away() -> None:
+    async with gleif(always(503)) as (client, server):
+        for n in range(FAILURES_MAX + 3):
+            seen = (await client.lookup([Question(f"Name{n}")]))[Question(f"Name{n}")]
+        assert client.breaker.state == "open"
+    assert len(server.asked) == FAILURES_MAX
+    assert "the breaker is open" in seen.problem
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async with loopback(always(200, page(record()))) as elsewhere:
+        seen = await answer(always(302, location=elsewhere.url))
+        assert (seen.verdict, elsewhere.asked) == ("unavailable", [])
+
+
+async def test_the_sandbox_answers_as_the_register_does() -> None:
+    lapsed = Question("Lapsed Traders Pvt. Ltd.")
+    renamed = Question("Lapsed Traders Private Limited", LEI)
+    nobody = Question("Nobody At All LLP")
+    async with running_sandbox() as bank:
+        client = open_gleif(str(bank.http.base_url.join("/gleif/api/v1")))
+        try:
+            found = await client.lookup([ASHA, ASHA_BY_LEI, lapsed, renamed, nobody])
+            await bank.control("gleif", down="500")
+            away = (await client.lookup([ASHA]))[ASHA]
+            await bank.control("gleif", down="ok", records=[])
+            gone = (await client.lookup([ASHA_BY_LEI]))[ASHA_BY_LEI]
+        finally:
+            await client.aclose()
+    verdicts = [found[question].verdict for question in (ASHA, ASHA_BY_LEI, lapsed, renamed, nobody)]
+    assert verdicts == ["verified", "verified", "not_active", "name_differs", "not_found"]
+    assert (found[lapsed].status, found[lapsed].registration) == ("INACTIVE", "LAPSED")
+    assert (away.verdict, gone.verdict) == ("unavailable", "not_found")
