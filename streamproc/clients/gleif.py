@@ -15,7 +15,7 @@ from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.safe_browsing import host_clock_us
 from streamproc.domain.events import EntitySeen
-from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searched
+from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searches
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 2.0
@@ -37,6 +37,8 @@ BODY_BYTES_MAX = 2 * 1024 * 1024
 """A page is some 400 kB."""
 MEDIA_TYPE = "application/vnd.api+json"
 
+NO_STATUS = "NULL"
+"""GLEIF's own word for a status that nobody told it."""
 _STATUS = re.compile(r"[A-Z_]{1,32}")
 
 
@@ -80,7 +82,8 @@ class Gleif:
         await self._http.aclose()
 
     async def lookup(self, questions: Iterable[Question]) -> dict[Question, EntitySeen]:
-        """What the register says to each question, one call each, the first ones first; an LEI must be well-formed.
+        """What the register says to each question, the first ones first; an LEI must be well-formed. A name that is not
+        found as it is usually registered takes a second call.
 
         Takes LOOKUPS_S at most, and never raises for the API's failures. `unavailable` is never fresh. Times count from
         before the call.
@@ -104,14 +107,18 @@ class Gleif:
 
     async def _ask(self, question: Question) -> EntitySeen:
         now_us = self._now_us()
-        try:
-            answer = await self._http.call(
-                "GET", "/lei-records", params=_filter(question), headers={"accept": MEDIA_TYPE}
-            )
-            entities, more = _entities(answer, question)
-        except (TryAgain, _Unusable) as problem:
-            return _unavailable(str(problem), now_us)
-        seen = judged(question, entities, more=more)
+        seen = EntitySeen(verdict="not_found")
+        for params in _filters(question):
+            try:
+                answer = await self._http.call(
+                    "GET", "/lei-records", params=params, headers={"accept": MEDIA_TYPE}
+                )
+                entities, more = _entities(answer, question)
+            except (TryAgain, _Unusable) as problem:
+                return _unavailable(str(problem), now_us)
+            seen = judged(question, entities, more=more)
+            if seen.verdict != "not_found":
+                break
         return replace(seen, checked_at=now_us, fresh_until=now_us + FRESH_S * 1_000_000)
 
 
@@ -119,10 +126,10 @@ class _Unusable(Exception):
     """The API answered, but the answer says nothing about the entity."""
 
 
-def _filter(question: Question) -> Mapping[str, str | int]:
+def _filters(question: Question) -> list[Mapping[str, str | int]]:
     if question.lei:
-        return {"filter[lei]": question.lei}
-    return {"filter[entity.legalName]": searched(question.name), "page[size]": PAGE_SIZE}
+        return [{"filter[lei]": question.lei}]
+    return [{"filter[entity.legalName]": text, "page[size]": PAGE_SIZE} for text in searches(question.name)]
 
 
 def _entities(answer: Answer, question: Question) -> tuple[list[Registered], bool]:
@@ -147,16 +154,27 @@ def _entities(answer: Answer, question: Question) -> tuple[list[Registered], boo
 
 
 def _entity(record: object) -> Registered:
-    said = (
+    names = (
         _inside(record, "attributes", "lei"),
         _inside(record, "attributes", "entity", "legalName", "name"),
+    )
+    statuses = (
         _inside(record, "attributes", "entity", "status"),
         _inside(record, "attributes", "registration", "status"),
     )
-    lei, name, *statuses = [text if isinstance(text, str) else "" for text in said]
-    if not is_lei(lei) or not name.strip() or not all(map(_STATUS.fullmatch, statuses)):
-        raise _Unusable("gleif's answer has an entity without LEI, name or status")
-    return Registered(lei, name, *statuses)
+    lei, name = (text if isinstance(text, str) else "" for text in names)
+    status, registration = (_status(text) for text in statuses)
+    if not is_lei(lei) or not name.strip():
+        raise _Unusable("gleif's answer has an entity without LEI or name")
+    return Registered(lei, name, status, registration)
+
+
+def _status(text: object) -> str:
+    if text is None:
+        return NO_STATUS
+    if not isinstance(text, str) or not _STATUS.fullmatch(text):
+        raise _Unusable("gleif's answer has an entity whose status is no word")
+    return text
 
 
 def _inside(value: object, *names: str) -> object:

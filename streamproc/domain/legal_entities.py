@@ -48,6 +48,17 @@ _FORMS: Mapping[tuple[str, ...], str] = {
     ("co",): "company",
 }
 """Usual spellings of legal forms at the end of a name, as words without punctuation."""
+_REGISTERED: Mapping[str, str] = {
+    "private limited": "Private Limited",
+    "public limited company": "PLC",
+    "limited liability partnership": "LLP",
+    "limited liability company": "LLC",
+    "limited": "Limited",
+    "incorporated": "Inc.",
+    "corporation": "Corporation",
+    "company": "Company",
+}
+"""How registers usually spell each of them."""
 _FORM_WORDS_MAX = max(map(len, _FORMS))
 
 _WHY: Mapping[EntityVerdict, str] = {
@@ -127,15 +138,18 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple("".join(" " if unicodedata.category(c)[0] in "PZ" else c for c in even).split())
 
 
-def searched(name: str) -> str:
-    """What to look for in the register: the name without its legal form, which the register may spell otherwise, and
-    without commas, which would separate several names."""
-    words, parts = legal_name(name).words, name.split()
-    for many in range(1, len(parts)):
-        begin = " ".join(parts[:many])
-        if _words(begin) == words:
-            return " ".join(begin.replace(",", " ").split())
-    return " ".join(name.replace(",", " ").split())
+def searches(name: str) -> tuple[str, ...]:
+    """What to look for in the register, one after the other until an entity of this name is found: the name with its
+    legal form as registers usually spell it, then without. Commas would separate several names."""
+    begin = _without_form(name)
+    spelled = " ".join((begin, *(_REGISTERED[form] for form in legal_name(name).forms)))
+    return (spelled, begin) if spelled != begin else (begin,)
+
+
+def _without_form(name: str) -> str:
+    words, parts = legal_name(name).words, name.replace(",", " ").split()
+    begins = (" ".join(parts[:many]) for many in range(1, len(parts)))
+    return next((begin for begin in begins if _words(begin) == words), " ".join(parts))
 
 
 def judged(question: Question, found: Sequence[Registered], *, more: bool) -> EntitySeen:

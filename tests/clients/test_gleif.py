@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from msgspec.json import encode
 
 from streamproc.clients.breaker import FAILURES_MAX, Breaker
 from streamproc.clients.gleif import (
@@ -21,7 +22,7 @@ from streamproc.clients.http import OutboundClient
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question
 from tests.bank import running_sandbox
-from tests.clients.loopback import Asked, Loopback, Script, always, in_turn, loopback, silent_for
+from tests.clients.loopback import Asked, Loopback, Script, always, in_turn, loopback, response, silent_for
 
 NOW_US = 1_760_000_000_000_000
 LEI, LAPSED_LEI = "984500SANDBOX0000190", "984500SANDBOX0000287"
@@ -73,11 +74,24 @@ async def test_a_name_is_searched_and_an_lei_looked_up_and_nothing_else_is_sent(
         found = await client.lookup([ASHA, ASHA_BY_LEI, ASHA])
     assert found == {ASHA: VERIFIED, ASHA_BY_LEI: VERIFIED}
     by_name, by_lei = sorted(server.asked, key=lambda asked: len(asked.query), reverse=True)
-    assert by_name.query == {"filter[entity.legalName]": "Asha Paper Works", "page[size]": str(PAGE_SIZE)}
+    name = "Asha Paper Works Private Limited"
+    assert by_name.query == {"filter[entity.legalName]": name, "page[size]": str(PAGE_SIZE)}
     assert by_lei.query == {"filter[lei]": LEI}
     for asked in server.asked:
         assert (asked.method, asked.path, asked.body) == ("GET", "/api/v1/lei-records", b"")
         assert asked.headers["accept"] == MEDIA_TYPE
+
+
+async def test_a_name_is_searched_as_it_is_usually_registered_then_without_its_legal_form() -> None:
+    shortly = record(name="ASHA PAPER WORKS PVT LTD")
+    async with gleif(in_turn(*(response(200, encode(body)) for body in (page(), page(shortly))))) as (
+        client,
+        server,
+    ):
+        seen = (await client.lookup([ASHA]))[ASHA]
+    assert (seen.verdict, seen.name) == ("verified", "ASHA PAPER WORKS PVT LTD")
+    names = [asked.query["filter[entity.legalName]"] for asked in server.asked]
+    assert names == ["Asha Paper Works Private Limited", "Asha Paper Works"]
 
 
 async def test_of_more_entities_than_a_page_has_nobody_is_meant() -> None:
@@ -181,6 +195,11 @@ async def test_a_redirect_is_not_followed() -> None:
     async with loopback(always(200, page(record()))) as elsewhere:
         seen = await answer(always(302, location=elsewhere.url))
         assert (seen.verdict, elsewhere.asked) == ("unavailable", [])
+
+
+async def test_an_entity_of_which_the_register_shows_no_status_is_not_active() -> None:
+    seen = await answer(always(200, page(record(status=None))))
+    assert (seen.verdict, seen.status) == ("not_active", "NULL")
 
 
 async def test_the_sandbox_answers_as_the_register_does() -> None:

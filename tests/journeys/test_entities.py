@@ -81,11 +81,11 @@ async def test_who_is_verified_is_paid_and_whoever_is_not_waits_for_a_person(
 
         asked = [(call["name"], call["lei"]) for call in await system.bank.show("gleif")]
         assert asked == [
-            ("Asha Paper Works", ""),
-            ("Lapsed Traders", ""),
-            ("Nobody Anywhere", ""),
+            ("Asha Paper Works Private Limited", ""),
+            ("Lapsed Traders Private Limited", ""),
+            *((UNKNOWN, ""), (UNKNOWN.removesuffix(" LLP"), "")),
             ("", ASHA_LEI),
-            ("Far Away Traders", ""),
+            ("Far Away Traders Limited", ""),
         ]
         await agrees_with_its_past(system, tmp_path)
         _, told, _ = await system.cli("explain", verified)
