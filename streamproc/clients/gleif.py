@@ -89,7 +89,7 @@ class Gleif:
         before the call.
         """
         asked = list(dict.fromkeys(questions))
-        late = f"gleif: its turn did not come within {self._lookups_s:g} s"
+        late = f"gleif: no answer within {self._lookups_s:g} s, waiting for its turn included"
         now_us = self._now_us()
         found = {question: _unavailable(late, now_us) for question in asked}
 
