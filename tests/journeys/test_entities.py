@@ -1,12 +1,16 @@
 """Rule 14 through every role: an agent names whom it pays, the register is asked, and people decide what it cannot."""
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from tests.bank import until
 from tests.journeys.system import System, running_system
 from tests.journeys.test_gateway import of_reference, token
+from tests.journeys.test_slack import SIGNING_SECRET, TOKEN
 from tests.journeys.truth import assert_budgets_agree, assert_one_story, assert_records_agree
 from tests.ports import free_port
 
@@ -17,6 +21,31 @@ reviewers: [asha]
 """
 ASHA_LEI = "984500SANDBOX0000190"
 VERIFIED, LAPSED, UNKNOWN = "Asha Paper Works Pvt. Ltd.", "Lapsed Traders (P) Ltd", "Nobody Anywhere LLP"
+
+
+@asynccontextmanager
+async def vetting_system(redis_url: str, dsn: str) -> AsyncIterator[System]:
+    """The system with the sandbox's register and Slack, whose port must be known before the roles start."""
+    port = free_port()
+    settings = {
+        "gleif_url": f"http://127.0.0.1:{port}/gleif/api/v1",
+        "slack_bot_token": TOKEN,
+        "slack_signing_secret": SIGNING_SECRET,
+        "slack_channel_id": "C0HOLDS",
+        "slack_base_url": f"http://127.0.0.1:{port}/slack/api",
+    }
+    sandbox = {"port": port, "slack_token": TOKEN, "slack_signing_secret": SIGNING_SECRET}
+    async with running_system(redis_url, dsn, sandbox=sandbox, **settings) as system:
+        yield system
+
+
+async def told_in_slack(system: System, text: str) -> None:
+    """Wait until a message in Slack says this."""
+
+    async def said() -> bool:
+        return any(text in json.dumps(each["body"]) for each in await system.bank.messages("slack"))
+
+    await until(said, what=f"Slack shows: {text}")
 
 
 async def ask(system: System, secret: str, name: str, notes: dict[str, str] | None = None) -> str:
@@ -47,9 +76,7 @@ async def held_because(system: System, payout: str) -> dict[str, Any]:
 async def test_who_is_verified_is_paid_and_whoever_is_not_waits_for_a_person(
     redis_url: str, postgres: str, tmp_path: Path
 ) -> None:
-    port = free_port()
-    register = f"http://127.0.0.1:{port}/gleif/api/v1"
-    async with running_system(redis_url, postgres, sandbox={"port": port}, gleif_url=register) as system:
+    async with vetting_system(redis_url, postgres) as system:
         await system.apply(POLICIES)
         secret = await token(system, "strict")
 
@@ -65,6 +92,11 @@ async def test_who_is_verified_is_paid_and_whoever_is_not_waits_for_a_person(
         other = await held_because(system, await ask(system, secret, "Another Name Ltd", {"lei": ASHA_LEI}))
         assert other["problem"] == "the entity of this LEI has another name"
         assert other["registered_name"] == "Asha Paper Works Private Limited"
+        await told_in_slack(
+            system,
+            "ENTITY_UNVERIFIED: the contact is not verified as a legal entity: the entity of this LEI has another name;"
+            f" LEI {ASHA_LEI}; registered as Asha Paper Works Private Limited; entity ACTIVE; registration ISSUED",
+        )
 
         await system.bank.control("gleif", down="500")
         away = await ask(system, secret, "Far Away Traders Ltd")
