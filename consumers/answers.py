@@ -37,16 +37,10 @@ C = TypeVar("C")
 
 
 class Answers(Generic[Q, A]):
-    """One service's answers. `lookup` asks it and never raises, since its failure is an answer too; `kind` is the
-    Struct of an answer; `key` gives the text by which Redis knows a question."""
+    """One service's answers. `kind` is the Struct of an answer; `key` gives the text by which Redis knows a
+    question."""
 
-    def __init__(
-        self,
-        lookup: Callable[[Sequence[Q]], Awaitable[Mapping[Q, A]]],
-        kind: type[A],
-        key: Callable[[Q], str],
-    ) -> None:
-        self._lookup = lookup
+    def __init__(self, kind: type[A], key: Callable[[Q], str]) -> None:
         self._key = key
         self._decode = msgspec.json.Decoder(kind).decode
         self._memory: dict[Q, A] = {}
@@ -56,8 +50,15 @@ class Answers(Generic[Q, A]):
         remembered = self._memory.get(question)
         return remembered if remembered is not None and _is_fresh(remembered, now_us) else None
 
-    async def of(self, questions: Iterable[Q], cache: Cache, now_us: int) -> dict[Q, A]:
-        """The answers. The service gets what nobody knows in the order of `questions`."""
+    async def of(
+        self,
+        questions: Iterable[Q],
+        cache: Cache,
+        now_us: int,
+        lookup: Callable[[Sequence[Q]], Awaitable[Mapping[Q, A]]],
+    ) -> dict[Q, A]:
+        """The answers. `lookup` asks the service what nobody knows, in the order of `questions`; it never raises, since
+        a failure is an answer too."""
         asked = list(dict.fromkeys(questions))
         known = {one: answer for one in asked if (answer := self.known(one, now_us)) is not None}
         wanted = [one for one in asked if one not in known]
@@ -65,7 +66,8 @@ class Answers(Generic[Q, A]):
             known |= await self._cached(wanted, cache, now_us)
             wanted = [one for one in wanted if one not in known]
         if wanted:
-            known |= await self._asked(wanted, cache, now_us)
+            answers = await lookup(wanted)
+            known |= await self._kept(answers, cache, now_us)
         return known
 
     async def _cached(self, wanted: Sequence[Q], cache: Cache, now_us: int) -> dict[Q, A]:
@@ -77,8 +79,8 @@ class Answers(Generic[Q, A]):
         self._remember(fresh)
         return fresh
 
-    async def _asked(self, wanted: Sequence[Q], cache: Cache, now_us: int) -> dict[Q, A]:
-        answers = {one: _as_of(now_us, answer) for one, answer in (await self._lookup(wanted)).items()}
+    async def _kept(self, given: Mapping[Q, A], cache: Cache, now_us: int) -> dict[Q, A]:
+        answers = {one: _as_of(now_us, answer) for one, answer in given.items()}
         lasting = {one: answer for one, answer in answers.items() if answer.fresh_until > now_us}
         if lasting:
             await cache.put_many(

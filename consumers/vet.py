@@ -25,7 +25,8 @@ class Reputations:
     """Reputations of vendor URLs, cached in memory and in Redis for as long as the service allows."""
 
     def __init__(self, lookup: Lookup) -> None:
-        self._answers = Answers[str, Reputation](lookup, Reputation, str)
+        self._lookup = lookup
+        self._answers = Answers[str, Reputation](Reputation, str)
 
     def known(self, text: str, now_us: int) -> Reputation | None:
         """The reputation from memory only; None: it has to be looked up."""
@@ -38,7 +39,7 @@ class Reputations:
         Memory is asked first, then Redis, then Safe Browsing, whose failure is a reputation too.
         """
         hrefs = {text: url.href for text in texts if (url := vendor_of(text)) is not None}
-        known = await self._answers.of(sorted(set(hrefs.values())), cache, now_us)
+        known = await self._answers.of(sorted(set(hrefs.values())), cache, now_us, self._lookup)
         return {text: known[href] for text, href in hrefs.items()}
 
 
@@ -48,8 +49,10 @@ def reputation_stage(reputations: Reputations, entities: Entities) -> Stage:
     async def vet(items: Sequence[Item], ctx: BatchContext) -> None:
         urls = {work.known().vendor_url for work, _ in items}
         vetting = reputations.of(urls, ctx.cache, ctx.now_us)
-        if questions := _questions(items, ctx, entities):
-            answers, found = await together(vetting, entities.of(questions, ctx.cache, ctx.now_us))
+        required, others = _questions(items, ctx, entities)
+        if required or others:
+            asking = entities.of(required, others, ctx.cache, ctx.now_us)
+            answers, found = await together(vetting, asking)
         else:
             answers, found = await vetting, {}
         for work, event in items:
@@ -62,16 +65,19 @@ def reputation_stage(reputations: Reputations, entities: Entities) -> Stage:
     return Stage(name="reputation", consumes=frozenset({VelocityChecked}), handle=vet)
 
 
-def _questions(items: Sequence[Item], ctx: BatchContext, entities: Entities) -> list[Question]:
-    """What the register is asked: first of payouts whose policy requires an answer, since turns may be few."""
-    asked = [(entities.question_of(work.known()), work) for work, _ in items]
-
-    def may_wait(work: Work) -> bool:
-        agent = ctx.party(work.known()).agent
-        return agent is None or not agent.policy.require_entity
-
-    questions = [(may_wait(work), question) for question, work in asked if question is not None]
-    return [question for _, question in sorted(questions, key=lambda one: one[0])]
+def _questions(
+    items: Sequence[Item], ctx: BatchContext, entities: Entities
+) -> tuple[list[Question], list[Question]]:
+    """What the register is asked: of payouts whose policy requires an answer, and of the others."""
+    required, others = list[Question](), list[Question]()
+    for work, _ in items:
+        record = work.known()
+        question = entities.question_of(record)
+        if question is not None:
+            agent = ctx.party(record).agent
+            is_required = agent is not None and agent.policy.require_entity
+            (required if is_required else others).append(question)
+    return required, others
 
 
 def _vet_one(

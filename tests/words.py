@@ -120,10 +120,12 @@ class Register:
         self.verdicts = dict(verdicts or {})
         self.asked: list[Question] = []
 
-    async def __call__(self, questions: Sequence[Question]) -> dict[Question, e.EntitySeen]:
+    async def __call__(
+        self, required: Sequence[Question], others: Sequence[Question]
+    ) -> dict[Question, e.EntitySeen]:
         """The answer to each question."""
-        self.asked += questions
-        return {question: self._of(question) for question in questions}
+        self.asked += [*required, *others]
+        return {question: self._of(question) for question in (*required, *others)}
 
     def _of(self, question: Question) -> e.EntitySeen:
         verdict: Any = self.verdicts.get(question.name, "not_found")

@@ -6,13 +6,14 @@ the contact's name, or the LEI that the payout gives, and nothing else of a payo
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.limiter import Limiter, Turns
 from streamproc.clients.safe_browsing import host_clock_us
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searches
@@ -44,6 +45,7 @@ _STATUS = re.compile(r"[A-Z_]{1,32}")
 
 def open_gleif(base_url: str, *, now_us: Callable[[], int] = host_clock_us) -> "Gleif":
     """A client with this API's limits; `base_url` ends with the version, `…/api/v1`. Close it with `aclose`."""
+    turns = Limiter(CALLS_PER_S, CALLS_BURST)
     http = OutboundClient(
         "gleif",
         base_url.rstrip("/"),
@@ -53,21 +55,25 @@ def open_gleif(base_url: str, *, now_us: Callable[[], int] = host_clock_us) -> "
         burst=CALLS_BURST,
         breaker=Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
+        turns=turns,
     )
-    return Gleif(http, now_us)
+    return Gleif(http, turns, now_us)
 
 
 class Gleif:
-    """Looks up contacts. `now_us` is the clock for the answers' times; `lookups_s` limits one `lookup`."""
+    """Looks up contacts. `turns` are those of `http`; `now_us` is the clock for the answers' times; `lookups_s` limits
+    one `lookup`."""
 
     def __init__(
         self,
         http: OutboundClient,
+        turns: Turns,
         now_us: Callable[[], int] = host_clock_us,
         *,
         lookups_s: float = LOOKUPS_S,
     ) -> None:
         self._http = http
+        self._turns = turns
         self._now_us = now_us
         self._lookups_s = lookups_s
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
@@ -81,21 +87,24 @@ class Gleif:
         """Close the connections."""
         await self._http.aclose()
 
-    async def lookup(self, questions: Iterable[Question]) -> dict[Question, EntitySeen]:
-        """What the register says to each question, the first ones first; an LEI must be well-formed. A name that is not
-        found as it is usually registered takes a second call.
+    async def lookup(
+        self, required: Sequence[Question], others: Sequence[Question] = ()
+    ) -> dict[Question, EntitySeen]:
+        """What the register says to each question, the required ones first; an LEI must be well-formed. A name that is
+        not found as it is usually registered takes a second call.
 
-        Takes LOOKUPS_S at most, and never raises for the API's failures. `unavailable` is never fresh. Times count from
-        before the call.
+        The others do not wait for a turn, since no decision depends on their answers. Takes LOOKUPS_S at most, and
+        never raises for the API's failures. `unavailable` is never fresh. Times count from before the call.
         """
-        asked = list(dict.fromkeys(questions))
+        asked = list(dict.fromkeys((*required, *others)))
+        patient = set(required)
         late = f"gleif: no answer within {self._lookups_s:g} s, waiting for its turn included"
         now_us = self._now_us()
         found = {question: _unavailable(late, now_us) for question in asked}
 
         async def ask(question: Question) -> None:
             async with self._slots:
-                found[question] = await self._ask(question)
+                found[question] = await self._ask(question, patient=question in patient)
 
         try:
             async with asyncio.timeout(self._lookups_s), asyncio.TaskGroup() as tasks:
@@ -105,10 +114,12 @@ class Gleif:
             pass  # those without an answer are unavailable
         return found
 
-    async def _ask(self, question: Question) -> EntitySeen:
+    async def _ask(self, question: Question, *, patient: bool) -> EntitySeen:
         now_us = self._now_us()
         seen = EntitySeen(verdict="not_found")
         for params in _filters(question):
+            if not patient and self._turns.wait_s() > 0:
+                return _unavailable("gleif: no turn was free, and no policy requires an answer", now_us)
             try:
                 answer = await self._http.call(
                     "GET", "/lei-records", params=params, headers={"accept": MEDIA_TYPE}

@@ -19,6 +19,7 @@ from streamproc.clients.gleif import (
     open_gleif,
 )
 from streamproc.clients.http import OutboundClient
+from streamproc.clients.limiter import Limiter
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question
 from tests.bank import running_sandbox
@@ -62,6 +63,16 @@ async def gleif(script: Script) -> AsyncIterator[tuple[Gleif, Loopback]]:
             yield client, server
         finally:
             await client.aclose()
+
+
+def impatient(
+    url: str, *, timeout_s: float, per_s: float = 50, burst: int = 50
+) -> tuple[OutboundClient, Limiter]:
+    """A client with other limits, and its turns."""
+    turns = Limiter(per_s, burst)
+    return OutboundClient(
+        "gleif", url, timeout_s=timeout_s, limit_per_s=per_s, burst=burst, breaker=Breaker(), turns=turns
+    ), turns
 
 
 async def answer(script: Script, question: Question = ASHA) -> EntitySeen:
@@ -145,9 +156,9 @@ async def test_an_answer_about_another_lei_than_was_asked_for_is_not_trusted(ans
 
 async def test_no_answer_in_time_is_unavailable() -> None:
     async with loopback(silent_for(20)) as server:
-        http = OutboundClient("gleif", server.url, timeout_s=20, limit_per_s=50, burst=50, breaker=Breaker())
+        http, turns = impatient(server.url, timeout_s=20)
         async with http:
-            seen = (await Gleif(http, lambda: NOW_US).lookup([ASHA]))[ASHA]
+            seen = (await Gleif(http, turns, lambda: NOW_US).lookup([ASHA]))[ASHA]
     assert (seen.verdict, len(server.asked)) == ("unavailable", 1)
 
 
@@ -160,10 +171,10 @@ async def test_only_so_many_are_asked_at_once_and_the_first_ones_come_first() ->
         return None
 
     async with loopback(never) as server:
-        http = OutboundClient("gleif", server.url, timeout_s=60, limit_per_s=50, burst=50, breaker=Breaker())
+        http, turns = impatient(server.url, timeout_s=60)
         async with http:
             many = [Question(f"Name{n:02}") for n in range(3 * AT_ONCE_MAX)]
-            looking = asyncio.create_task(Gleif(http, lambda: NOW_US, lookups_s=60).lookup(many))
+            looking = asyncio.create_task(Gleif(http, turns, lambda: NOW_US, lookups_s=60).lookup(many))
             names = sorted([await seen.get() for _ in range(AT_ONCE_MAX)])
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
@@ -173,13 +184,33 @@ async def test_only_so_many_are_asked_at_once_and_the_first_ones_come_first() ->
 
 async def test_questions_that_have_no_answer_when_the_time_of_all_is_over_are_unavailable() -> None:
     async with loopback(silent_for(20)) as server:
-        http = OutboundClient("gleif", server.url, timeout_s=60, limit_per_s=50, burst=50, breaker=Breaker())
+        http, turns = impatient(server.url, timeout_s=60)
         async with http:
             many = [Question(f"Name{n:02}") for n in range(3 * AT_ONCE_MAX)]
-            found = await Gleif(http, lambda: NOW_US, lookups_s=0.05).lookup(many)
+            found = await Gleif(http, turns, lambda: NOW_US, lookups_s=0.05).lookup(many)
     assert list(found) == many
     assert {seen.verdict for seen in found.values()} == {"unavailable"}
     assert {seen.fresh_until for seen in found.values()} == {NOW_US}
+
+
+async def test_what_no_policy_requires_does_not_wait_for_a_turn() -> None:
+    """One turn is free, and the next one comes soon."""
+    async with loopback(always(200, page())) as server:
+        http, turns = impatient(server.url, timeout_s=60, per_s=20, burst=1)
+        async with http:
+            required, others = [Question("Name1"), Question("Name2")], [Question("Name3"), Question("Name4")]
+            found = await Gleif(http, turns, lambda: NOW_US, lookups_s=60).lookup(required, others)
+    assert [found[question].verdict for question in required] == ["not_found"] * 2
+    assert {found[question].problem for question in others} == {
+        "gleif: no turn was free, and no policy requires an answer"
+    }
+    assert len(server.asked) == len(required)
+
+
+async def test_what_no_policy_requires_is_asked_while_turns_are_free() -> None:
+    async with gleif(always(200, page(record()))) as (client, _):
+        found = await client.lookup([], [ASHA])
+    assert found == {ASHA: VERIFIED}
 
 
 async def test_no_more_is_asked_than_is_allowed_in_a_minute() -> None:

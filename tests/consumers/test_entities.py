@@ -135,9 +135,11 @@ async def test_the_register_and_safe_browsing_are_asked_at_once(redis_url: str) 
             return dict(await super().__call__(urls))
 
     class SlowRegister(Register):
-        async def __call__(self, questions: Sequence[Question]) -> dict[Question, EntitySeen]:
+        async def __call__(
+            self, required: Sequence[Question], others: Sequence[Question]
+        ) -> dict[Question, EntitySeen]:
             await both.wait()
-            return await super().__call__(questions)
+            return await super().__call__(required, others)
 
     async with Engine(redis_url, groups=[governance(SlowRegister(VERDICTS), SlowVendors())]) as engine:
         await engine.apply(POLICIES)
