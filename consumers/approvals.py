@@ -27,7 +27,7 @@ from streamproc.domain.approval import approved
 from streamproc.domain.asks import ask_of
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import US, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
-from streamproc.domain.events import BudgetReserved, Event, Finding, Identity, PayoutScreened
+from streamproc.domain.events import BudgetReserved, EntitySeen, Event, Finding, Identity, PayoutScreened
 from streamproc.domain.governance import RULES, Case, Reputation, conclude, find, uses
 from streamproc.domain.payouts import PayoutRecord, encode_record, fold
 from streamproc.domain.policy import AgentPolicy
@@ -81,6 +81,8 @@ class Approval(Struct, frozen=True):
     windows: tuple[Window, ...]
     findings: tuple[Finding, ...] = ()
     """What the rules found: the reasons to hold it."""
+    entity: EntitySeen | None = None
+    """What the register said of its contact, if that was asked."""
 
     def outputs(self, fate: Fate = Fate.DONE) -> RecordAndEvents:
         """The payout's record afterwards and the events that the stages would write, if the counters' answer is `fate`.
@@ -101,7 +103,7 @@ class Approval(Struct, frozen=True):
             return self._rejected("velocity", Admission(rate=self._slot(limited=True)), screened)
         checked = slot(record.payout, at, self._slot(), screened.findings)
         found = self._found("screening", "reputation")
-        vetted = looked_up(at, record.payout, self.reputation, found)
+        vetted = looked_up(at, record.payout, self.reputation, found, self.entity)
         if fate is Fate.NO_ROOM:
             return self._rejected("budget", Admission(budget=self._no_room()), screened, checked, vetted)
         reserved = BudgetReserved(
@@ -294,6 +296,7 @@ def _is_usual(approval: Approval) -> bool:
     record = approval.record
     return (
         record.intent is None
+        and approval.entity is None
         # Compared by value: of a payout without a vendor's URL it is another object.
         and record.beneficiary == NOTED
         and not (record.agent_sig or record.utr or record.fees or record.tax or approval.reputation.threats)

@@ -4,7 +4,8 @@ It is rejected if screening rejects it; if no rule does, it is approved, or held
 rate slot or of budget room. The chain is the specification: this must come to the same events and the same record. It
 is faster since it makes one case instead of six, sends once what payouts share (`approvals.py`), and leaves slot and
 room to the script that records them. All else is left to the chain: a vendor whose reputation is not known or is a
-threat, a payout that is known, and one without a slot whose policy holds that.
+threat, a contact of whom the register has to be asked, a payout that is known, and one without a slot whose policy
+holds that.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from consumers.approvals import Approval, Templates
+from consumers.entities import Entities
 from consumers.plans import Plans
 from consumers.recall import gone_before, young_s_of
 from consumers.verdicts import decision_of
@@ -38,14 +40,15 @@ def stands_for(chain: Sequence[Stage]) -> bool:
 
 
 def governance_fast_path(
-    reputations: Reputations, *, zone: str, retention_s: float
+    reputations: Reputations, *, zone: str, retention_s: float, entities: Entities | None = None
 ) -> Callable[[BatchContext], FastPath]:
     """Makes a batch's fast path. `zone` is for policies that name none; what Redis may have forgotten after
     `retention_s` is left to the chain."""
+    register = entities or Entities()
     young_s, plans = young_s_of(retention_s), Plans(Templates(), zone)
 
     def of_batch(ctx: BatchContext) -> "_Batch":
-        return _Batch(ctx, reputations, plans, zone, young_s)
+        return _Batch(ctx, reputations, register, plans, zone, young_s)
 
     return of_batch
 
@@ -54,9 +57,16 @@ class _Batch:
     """See `FastPath`."""
 
     def __init__(
-        self, ctx: BatchContext, reputations: Reputations, plans: Plans, zone: str, young_s: float
+        self,
+        ctx: BatchContext,
+        reputations: Reputations,
+        entities: Entities,
+        plans: Plans,
+        zone: str,
+        young_s: float,
     ) -> None:
         self._ctx, self._reputations, self._plans = ctx, reputations, plans.under(ctx.book)
+        self._entities = entities
         self._zone, self._gone_before_s = zone, gone_before(ctx.now_us, young_s)
 
     def __call__(self, work: Work) -> Offer | None:
@@ -69,6 +79,8 @@ class _Batch:
         if record is None or not self._is_plain(work) or not is_open(record):
             return None
         reputation = self._reputations.known(record.vendor_url, ctx.now_us)
+        question = self._entities.question_of(record)
+        entity = self._entities.known(question, ctx.now_us)
         party = ctx.party(record)
         agent, seen = party.agent, work.beneficiary
         if seen is not None:
@@ -83,16 +95,17 @@ class _Batch:
             party.team,
             reputation=reputation,
             freeze=party.freeze,
+            entity=entity,
         )
         findings = find(RULES["screening"] if agent is None else rules_under(agent), case)
         if is_rejected(findings):
             return self._rejection(work, case, findings)
-        if agent is None or reputation is None or seen is None:
+        if agent is None or reputation is None or seen is None or (question is not None and entity is None):
             return None
         terms, found = self._plans.terms, tuple(findings)
         rate, windows = terms.rate(case), terms.windows(case)
         return self._plans.offer(
-            Approval(record, party.identity, agent, reputation, ctx.now_us, rate, windows, found)
+            Approval(record, party.identity, agent, reputation, ctx.now_us, rate, windows, found, entity)
         )
 
     def at_sight(self, work: Work) -> Offer | None:

@@ -9,6 +9,7 @@ from streamproc.domain.events import (
     BeneficiaryNoted,
     BeneficiarySeen,
     BudgetReserved,
+    EntitySeen,
     Finding,
     Identity,
     PayoutDecided,
@@ -41,6 +42,7 @@ def case_of(
     zone: str = "",
     admission: Admission = NOTHING_ASKED,
     reputation: Reputation | None = None,
+    entity: EntitySeen | None = None,
 ) -> Case:
     """The case of a payout under the policies in force. `zone` is for policies that name none."""
     party = ctx.party(record)
@@ -55,6 +57,7 @@ def case_of(
         admission,
         reputation,
         party.freeze,
+        entity,
     )
 
 

@@ -70,7 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     execute_after: ExecuteAfter = "archived"
     safe_browsing_key: Secret = Secret()
     safe_browsing_url: str = "https://safebrowsing.googleapis.com/v4/threatMatches:find"
-    gleif_url: str = "https://api.gleif.org/api/v1"
+    gleif_url: str = ""
     slack_bot_token: Secret = Secret()
     slack_signing_secret: Secret = Secret()
     slack_channel_id: str = ""
@@ -206,7 +206,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("EXECUTE_AFTER", "execute_after", _execute_after),
     Variable("SAFE_BROWSING_KEY", "safe_browsing_key", Secret, secret=True),
     Variable("SAFE_BROWSING_URL", "safe_browsing_url", http_url("/v4/threatMatches:find")),
-    Variable("GLEIF_URL", "gleif_url", http_url()),
+    Variable("GLEIF_URL", "gleif_url", http_url("/api/v1")),
     Variable("SLACK_BOT_TOKEN", "slack_bot_token", Secret, secret=True),
     Variable("SLACK_SIGNING_SECRET", "slack_signing_secret", Secret, secret=True),
     Variable("SLACK_CHANNEL_ID", "slack_channel_id", _text),

@@ -105,6 +105,7 @@ def test_partitions_are_1_to_64(count: str, allowed: bool) -> None:
             "https://a.example",
             "https://a.example/v4/threatMatches:find",
         ),
+        ("GLEIF_URL", "gleif_url", "https://api.gleif.org", "https://api.gleif.org/api/v1"),
         ("NTFY_URL", "ntfy_url", "https://ntfy.example/", "https://ntfy.example"),
     ],
 )

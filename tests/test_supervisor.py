@@ -195,6 +195,18 @@ async def test_roles_get_the_sandboxs_keys_and_the_sandbox_the_same(tmp_path: Pa
         assert all(secret not in Path(f"/proc/{pid}/cmdline").read_text() for pid in up.pids() if alive(pid))
 
 
+@pytest.mark.parametrize("own", [{}, {"GLEIF_URL": "https://api.gleif.org/api/v1"}])
+async def test_the_roles_ask_the_sandboxs_register_unless_the_operator_names_one(
+    tmp_path: Path, own: dict[str, str]
+) -> None:
+    async with made_up(tmp_path, **own) as up:
+        await up.start()
+        await up.ready()
+        await until(lambda: any(line.startswith("env worker STREAMPROC_GLEIF") for line in up.events()))
+        theirs = f"http://127.0.0.1:{up.env['STREAMPROC_SANDBOX_PORT']}/gleif/api/v1"
+        assert f"env worker STREAMPROC_GLEIF_URL={own.get('GLEIF_URL', theirs)}" in up.events()
+
+
 async def test_the_sandbox_is_the_roles_slack_too_and_its_secrets_are_new_and_shown_nowhere(
     tmp_path: Path,
 ) -> None:

@@ -11,6 +11,7 @@ from streamproc.bench.job import noon_zone
 from streamproc.domain import events as e
 from streamproc.domain.governance import Reputation
 from streamproc.domain.intent import Beneficiary, Intent, intent_id
+from streamproc.domain.legal_entities import Question
 from streamproc.domain.policy import parse_policy_file, plan_changes
 from streamproc.log.names import Names
 from streamproc.log.policies import put_in_force, read_scopes
@@ -111,6 +112,35 @@ class Forgotten(Vendors):
         }
 
 
+class Register:
+    """A register of legal entities as a table from a contact's name to what it says, `not_found` if that is nothing. It
+    keeps what was asked."""
+
+    def __init__(self, verdicts: Mapping[str, str] | None = None) -> None:
+        self.verdicts = dict(verdicts or {})
+        self.asked: list[Question] = []
+
+    async def __call__(
+        self, required: Sequence[Question], others: Sequence[Question]
+    ) -> dict[Question, e.EntitySeen]:
+        """The answer to each question."""
+        self.asked += [*required, *others]
+        return {question: self._of(question) for question in (*required, *others)}
+
+    def _of(self, question: Question) -> e.EntitySeen:
+        verdict: Any = self.verdicts.get(question.name, "not_found")
+        if verdict == "unavailable":
+            return e.EntitySeen(verdict="unavailable", problem="timeout", checked_at=NOW, fresh_until=NOW)
+        return e.EntitySeen(
+            verdict=verdict, lei=question.lei, checked_at=NOW, fresh_until=NOW + 86_400_000_000
+        )
+
+
+def contact(name: str) -> Beneficiary:
+    """An inline payee whose contact has this name."""
+    return Beneficiary(contact_name=name, account_type="vpa", vpa="somebody@okbank")
+
+
 def requested(
     amount: int = 250_000,
     *,
@@ -119,6 +149,7 @@ def requested(
     url: str = "",
     fund_account: str = "fa_1",
     payee: Beneficiary | None = None,
+    notes: Mapping[str, str] | None = None,
     at: int = NOW,
     account: str = ACCOUNT,
 ) -> e.PayoutRequested:
@@ -127,6 +158,7 @@ def requested(
         digest="d" * 64,
         mode="IMPS" if payee is None or payee.account_type == "bank_account" else "UPI",
         purpose="payout",
+        notes=dict(notes or {}),
         fund_account_id="" if payee is not None else fund_account,
         beneficiary=payee,
     )

@@ -10,6 +10,7 @@ from ops.sandbox.neighbours import Availability, fault_response
 
 CALLS_MAX = 10_000
 PAGE_SIZE_DEFAULT = 10
+PAGE_SIZE_MAX = 200
 MEDIA_TYPE = "application/vnd.api+json"
 
 
@@ -53,9 +54,9 @@ class Registry:
 
     def __init__(self) -> None:
         self.records = [
-            LegalEntity(lei="984500SANDBOX0000101", name="Asha Paper Works Private Limited"),
+            LegalEntity(lei="984500SANDBOX0000190", name="Asha Paper Works Private Limited"),
             LegalEntity(
-                lei="984500SANDBOX0000202",
+                lei="984500SANDBOX0000287",
                 name="Lapsed Traders Private Limited",
                 status="INACTIVE",
                 registration="LAPSED",
@@ -72,7 +73,8 @@ class Registry:
         self.slow_ms = self.slow_ms if knobs.slow_ms is None else knobs.slow_ms
 
     async def find(self, request: Request, now: float) -> Response:
-        """By `filter[lei]` exactly, or `filter[entity.legalName]` as a part of the name, case ignored."""
+        """By `filter[lei]` exactly, or `filter[entity.legalName]` as a part of the name, case ignored; the first
+        `page[size]`."""
         query = request.query_params
         name, lei = query.get("filter[entity.legalName]", ""), query.get("filter[lei]", "")
         self.calls.append({"at": now, "name": name, "lei": lei})
@@ -84,6 +86,8 @@ class Registry:
             for record in self.records
             if (not lei or record.lei == lei) and name.casefold() in record.name.casefold()
         ]
-        meta = {"pagination": {"currentPage": 1, "perPage": PAGE_SIZE_DEFAULT, "total": len(found)}}
-        body = {"meta": meta, "data": found[:PAGE_SIZE_DEFAULT]}
+        asked = query.get("page[size]", "")
+        size = min(int(asked), PAGE_SIZE_MAX) if asked.isascii() and asked.isdigit() else PAGE_SIZE_DEFAULT
+        meta = {"pagination": {"currentPage": 1, "perPage": size, "total": len(found)}}
+        body = {"meta": meta, "data": found[:size]}
         return JSONResponse(body, media_type=MEDIA_TYPE)

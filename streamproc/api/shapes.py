@@ -175,7 +175,12 @@ ORDER: Final[dict[str, Any]] = {
             "pattern": "^[A-Za-z0-9 ]*$",
             "description": "what the bank prints on the statement",
         },
-        "notes": {"type": "object", "additionalProperties": _TEXT, "maxProperties": NOTES_MAX},
+        "notes": {
+            "type": "object",
+            "additionalProperties": _TEXT,
+            "maxProperties": NOTES_MAX,
+            "description": "the bank's notes; `lei` may name the contact's legal entity by its LEI (ISO 17442)",
+        },
         "vendor_url": {
             "type": "string",
             "maxLength": URL_CHARS_MAX,

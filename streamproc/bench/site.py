@@ -22,7 +22,7 @@ import msgspec
 from redis.asyncio import Redis
 
 import consumers
-from consumers.vet import cache_key
+from consumers.answers import cache_key
 from projections.schema import prepare
 from streamproc import processes
 from streamproc.bench import cost, job

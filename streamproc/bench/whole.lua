@@ -16,7 +16,7 @@
 local call, tonumber = redis.call, tonumber
 local group, now, account = ARGV[1], ARGV[3], ARGV[4]
 local most, window_s, kept_s = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local window, limited = window_s * 1000000, ',"limit":' .. ARGV[5] .. ',"window_s":' .. ARGV[6] .. '},{"type":"payout.reputation_checked","v":3'
+local window, limited = window_s * 1000000, ',"limit":' .. ARGV[5] .. ',"window_s":' .. ARGV[6] .. '},{"type":"payout.reputation_checked","v":4'
 local given = cmsgpack.unpack(ARGV[8])
 local terms, rows, notes = given[2], given[3], given[4]
 local number, runs = tonumber(call('GET', KEYS[2]) or '0'), call('ZCARD', KEYS[3])

@@ -53,6 +53,13 @@ DECISIONS = ("APPROVED", "HELD", "REJECTED")
     show_default=True,
     help="What to assume about vendors that were never looked up.",
 )
+@click.option(
+    "--unknown-entity",
+    type=click.Choice(["verified", "unavailable"]),
+    default="verified",
+    show_default=True,
+    help="What to assume about contacts of whom no register of legal entities was asked.",
+)
 @output.json_option
 def whatif(
     file: Path | None,
@@ -61,6 +68,7 @@ def whatif(
     in_force: bool,
     new_holds: str,
     unknown_reputation: str,
+    unknown_entity: str,
     as_json: bool,
 ) -> None:
     """Judge past payouts again under the policies of FILE.
@@ -89,7 +97,8 @@ def whatif(
     begin = moment("--since", since)
     if begin > datetime.now(UTC) and not in_force:
         raise InputError(f"--since {since} is in the future: nothing was decided since then")
-    assume = Assumptions(settings.timezone, unknown_reputation, new_holds)  # type: ignore[arg-type]  # click's choices
+    # The types are click's choices.
+    assume = Assumptions(settings.timezone, unknown_reputation, new_holds, unknown_entity)  # type: ignore[arg-type]
     with ProgressDisplay("whatif", "payouts") as display:
 
         def hear(progress: WhatIfProgress) -> None:

@@ -16,6 +16,7 @@ from streamproc.domain.facts import BankPayout as BankPayout
 from streamproc.domain.facts import BeneficiarySeen as BeneficiarySeen
 from streamproc.domain.facts import CommandOutcome as CommandOutcome
 from streamproc.domain.facts import Decision as Decision
+from streamproc.domain.facts import EntitySeen as EntitySeen
 from streamproc.domain.facts import Evidence as Evidence
 from streamproc.domain.facts import Fact as Fact
 from streamproc.domain.facts import Finding as Finding
@@ -161,14 +162,16 @@ class VelocityChecked(
 class ReputationChecked(
     StageFact, frozen=True, kw_only=True, tag="payout.reputation_checked", omit_defaults=True
 ):
-    """Rules 11 to 13. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
+    """Rules 11 to 14. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
 
-    v: int = version(3)
+    v: int = version(4)
     verdict: Literal["clean", "threat", "unavailable", "no_url"]
     threats: list[str] = []
     checked_at: int = 0
     fresh_until: int = 0
     findings: list[Finding] = []
+    entity: EntitySeen | None = None
+    """What rule 14 looks at; None: nothing was asked. Version 3 never asked."""
 
 
 class BudgetReserved(StageFact, frozen=True, kw_only=True, tag="payout.budget_reserved", omit_defaults=True):

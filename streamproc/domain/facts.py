@@ -14,6 +14,17 @@ TokenScope: TypeAlias = Literal["agent", "viewer", "approver", "admin"]
 RefusalKind: TypeAlias = Literal["", "unknown", "forbidden", "over", "again", "unavailable"]
 """Why a reviewer's answer did not count: the payout is not known, they may not answer, there is no hold (any more),
 they have approved already, or the approval's own look-up could not be made."""
+EntityVerdict: TypeAlias = Literal[
+    "verified",
+    "not_found",
+    "several",
+    "name_differs",
+    "not_active",
+    "not_issued",
+    "malformed_lei",
+    "unavailable",
+]
+"""Whether a payout's contact is a legal entity in good standing, and if not, why not (domain/legal_entities.py)."""
 MismatchKind: TypeAlias = Literal["unknown_here", "unknown_at_bank", "amount", "behind", "ahead", "budget"]
 Evidence: TypeAlias = dict[str, str | int | bool | list[str] | None]
 
@@ -86,6 +97,24 @@ class BeneficiarySeen(Struct, frozen=True, kw_only=True, gc=False, omit_defaults
     """The last two hosts that the fund account was approved for, if the payout's own is not one of them."""
     other_accounts: list[str] = []
     """The last two fund accounts that the vendor was approved with, if the payout's own is not one of them."""
+
+
+class EntitySeen(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """What the register of legal entities said of a payout's contact. Texts are the register's, cut; times in µs."""
+
+    verdict: EntityVerdict
+    lei: str = ""
+    """That of the entity found, or the one that was asked for."""
+    name: str = ""
+    """The entity's legal name as it is registered."""
+    status: str = ""
+    """The entity's: `ACTIVE` or not."""
+    registration: str = ""
+    """That of its LEI: `ISSUED`, `LAPSED`, ..."""
+    problem: str = ""
+    """Why the register could not be asked."""
+    checked_at: int = 0
+    fresh_until: int = 0
 
 
 class WindowUse(Struct, frozen=True, kw_only=True, gc=False):

@@ -15,8 +15,9 @@ from msgspec import Struct
 
 from streamproc.domain.budget import US, Admission, Window
 from streamproc.domain.domains import URLS_CACHED_MAX, UrlProblem, VendorUrl, parse_vendor_url, without_login
-from streamproc.domain.events import Decision, Finding, Identity, WindowUse
+from streamproc.domain.events import Decision, EntitySeen, Finding, Identity, WindowUse
 from streamproc.domain.identity import party_of
+from streamproc.domain.legal_entities import why_unverified
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy, Freeze, PolicyBook, ScopeLimits
 
@@ -48,6 +49,7 @@ class Case(Struct, frozen=True):
     admission: Admission = Admission()
     reputation: Reputation | None = None
     freeze: Freeze | None = None
+    entity: EntitySeen | None = None
 
 
 def case_under(
@@ -275,6 +277,13 @@ def beneficiary_changed(case: Case) -> Finding | None:
     )
 
 
+def entity_unverified(case: Case) -> Finding | None:
+    """Rule 14: the contact is an active, registered legal entity, if the policy requires that."""
+    assert case.agent is not None
+    why = why_unverified(case.payout, case.entity) if case.agent.policy.require_entity else None
+    return None if why is None else _held("reputation", "ENTITY_UNVERIFIED", **why)
+
+
 def window_limit(case: Case) -> Finding | None:
     """Rule 16: every window has room, up to its limit exactly; names the first one that has not."""
     answer = case.admission.budget
@@ -318,7 +327,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         outside_hours,
     ),
     "velocity": (rate,),
-    "reputation": (threat, reputation_unavailable, beneficiary_new, beneficiary_changed),
+    "reputation": (threat, reputation_unavailable, beneficiary_new, beneficiary_changed, entity_unverified),
     "budget": (window_limit,),
     "approval": (approval,),
 }

@@ -25,6 +25,8 @@ HOST_CHARS_MAX = 253
 """A host name's own limit."""
 TEXT_CHARS_MAX = 600
 """One text of a stranger. Six of them and ours stay below what Slack takes as one message, some 10,000 characters."""
+REGISTER_CHARS_MAX = 160
+"""One text of the register of legal entities."""
 UNTRUSTED_MAX = 6
 NOTES_MAX = 15
 """The bank's own limit."""
@@ -47,7 +49,7 @@ MEANINGS: Mapping[str, str] = {
     "BENEFICIARY_NEW": "nobody was paid there from this account before",
     "BENEFICIARY_CHANGED": "the money goes elsewhere than it did for this vendor, this payee was another vendor's, or"
     " the bank has no fund account of this payee yet by which to tell",
-    "ENTITY_UNVERIFIED": "the vendor is not found as a legal entity",
+    "ENTITY_UNVERIFIED": "the contact is not verified as a legal entity",
     "ANOMALY_DETECTED": "the payout is unlike what the agent usually pays",
     "LIMIT_EXCEEDED": "a budget has no room for it",
     "APPROVAL_REQUIRED": "the amount is above what the policy lets pass without a person",
@@ -55,6 +57,15 @@ MEANINGS: Mapping[str, str] = {
     "SET_ASIDE": "something could not be handled and is a dead letter now; `streamproc dead list`",
     "MISMATCH": "the bank, or the fold of the log, says otherwise than we do; `streamproc reconcile`",
 }
+ENTITY_UNVERIFIED = "ENTITY_UNVERIFIED"
+_REGISTER = (
+    ("problem", ""),
+    ("lei", "LEI"),
+    ("registered_name", "registered as"),
+    ("entity_status", "entity"),
+    ("registration_status", "registration"),
+)
+"""Its evidence, and what is said before each part."""
 URGENT = frozenset({"BYPASSED"})
 """Alerts about money that has moved."""
 _NOTES_SHOWN = frozenset({"agent_id", "vendor_url", NOTE})
@@ -147,13 +158,28 @@ def hold_notice(
         identity=record.identity,
         host=cut(plain(vendor.host), HOST_CHARS_MAX) if vendor is not None else "",
         payee=cut(plain(account), NAME_CHARS_MAX),
-        reasons=tuple((code, MEANINGS.get(code, "")) for code in record.reasons),
+        reasons=tuple((code, _meaning(code, record)) for code in record.reasons),
         policy_version=record.policy_version,
         expires_at=record.hold_expires_at,
         untrusted=_untrusted(record, shown),
         approvals=_approvals(given, wanted),
         link=link,
     )
+
+
+def _meaning(code: str, record: PayoutRecord) -> str:
+    """What a reason means; of an unverified entity also what the register said, which a person has to weigh."""
+    meaning = MEANINGS.get(code, "")
+    if code != ENTITY_UNVERIFIED:
+        return meaning
+    said = next((finding.evidence for finding in record.findings if finding.code == code), {})
+    texts = [f"{label} {_register_text(str(said[key]))}" for key, label in _REGISTER if said.get(key)]
+    return f"{meaning}: {'; '.join(text.strip() for text in texts)}" if texts else meaning
+
+
+def _register_text(text: str) -> str:
+    """A text of the register's, whose every digit a person may have to look up: an LEI is public."""
+    return cut(plain(text), REGISTER_CHARS_MAX)
 
 
 def _approvals(given: Sequence[str], wanted: int) -> str:

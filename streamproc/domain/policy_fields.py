@@ -309,7 +309,7 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "require_verified_identity": _flag,
     "new_beneficiary": _one_of("ignore", "hold"),
     "changed_beneficiary": _one_of("ignore", "hold"),
-    "require_entity": _not_enforced(_flag, False),
+    "require_entity": _flag,
     "anomaly": _not_enforced(_flag, False),
     "hours": _optional(_hours),
     "days": _list_of(_one_of(*_DAYS)),

@@ -31,6 +31,7 @@ from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check, missing
+from streamproc.operate.doctor_entities import examine_entities
 from streamproc.operate.doctor_log import dead_letters, examine_log
 from streamproc.operate.doctor_people import examine_people
 from streamproc.operate.doctor_postgres import examine_postgres, postgres_todo
@@ -60,6 +61,7 @@ async def examine(settings: Settings) -> list[Check]:
         _guarded("breakers", settings, _breakers),
         _guarded("payouts", settings, _deferred),
         _guarded("safe browsing", settings, _safe_browsing),
+        _guarded("legal entities", settings, examine_entities),
         _guarded("notifications", settings, examine_people),
     ]
     found = [check for checks in await asyncio.gather(*parts) for check in checks]

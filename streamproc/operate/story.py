@@ -7,6 +7,7 @@ from streamproc.domain.attribution import named
 from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord, is_terminal
+from streamproc.domain.plain import plain
 from streamproc.domain.shown import evidence_texts, iso, iso_or_none
 from streamproc.domain.traces import trace_id
 from streamproc.operate.explain import Story
@@ -14,7 +15,7 @@ from streamproc.operate.explain import Story
 _STAGE_PASSED: Mapping[type[e.Fact], str] = {
     e.PayoutScreened: "screening, rules 2 to 9: nothing against it",
     e.VelocityChecked: "velocity, rule 10: passes",
-    e.ReputationChecked: "reputation, rules 11 to 13: nothing against it",
+    e.ReputationChecked: "reputation, rules 11 to 14: nothing against it",
     e.BudgetReserved: "budget, rule 16: there is room in every window",
 }
 
@@ -113,14 +114,26 @@ def _stage(
             yield f"{event.used} of {event.limit} in {event.window_s} s before this one"
         case e.VelocityChecked():
             yield "the policy has no rate limit"
-        case e.ReputationChecked(verdict="no_url"):
-            yield "there is no vendor URL to ask about"
         case e.ReputationChecked():
-            checked = iso_or_none(event.checked_at)
-            yield f"Safe Browsing: {event.verdict}" + (f", asked {checked}" if checked else "")
+            yield from _vetted(event)
         case e.BudgetReserved():
             yield f"reserved {rupees(event.amount)}, admission {event.number}"
             yield from (f"  {line}" for line in windows_lines(event.windows, event.amount))
+
+
+def _vetted(event: e.ReputationChecked) -> Iterator[str]:
+    if event.verdict == "no_url":
+        yield "there is no vendor URL to ask about"
+    else:
+        checked = iso_or_none(event.checked_at)
+        yield f"Safe Browsing: {event.verdict}" + (f", asked {checked}" if checked else "")
+    entity = event.entity
+    if entity is not None:
+        checked = iso_or_none(entity.checked_at)
+        texts = (entity.lei, entity.name, entity.status, entity.registration, entity.problem)
+        said = ", ".join(plain(text) for text in texts if text)
+        told = f" ({said})" if said else ""
+        yield f"legal entity: {entity.verdict}{told}" + (f", asked {checked}" if checked else "")
 
 
 def windows_lines(windows: Sequence[e.WindowUse], amount: int) -> Iterator[str]:

@@ -15,6 +15,7 @@ from streamproc.clients.slack_blocks import escaped, hold_message, notice_messag
 from streamproc.clients.slack_modal import REASON, reject_modal
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import APPROVE, REJECT, button_value
+from streamproc.domain.events import Finding
 from streamproc.domain.intent import Beneficiary, Intent
 from streamproc.domain.money import rupees
 from streamproc.domain.notice import (
@@ -338,3 +339,38 @@ def test_plain_text_is_one_visible_line() -> None:
 def test_an_outcome_without_a_decision_is_the_banks() -> None:
     over = record(decision="HELD", state="cancelled", bank_status="cancelled")
     assert outcome_of(over) == Outcome("OVER", "the hold is over: the bank says cancelled")
+
+
+LAPSED = {
+    "problem": "the entity's LEI is not valid any more",
+    "lei": "54930012345678901220",
+    "registered_name": "<!channel> *Evil* & Sons\u202e Private Limited" + "x" * 300,
+    "entity_status": "ACTIVE",
+    "registration_status": "LAPSED",
+}
+
+
+def test_an_unverified_entity_is_shown_with_what_the_register_says_of_it() -> None:
+    """A person has to look it up: no digit of an LEI is hidden, though it may look like an account number."""
+    held = Finding(stage="reputation", code="ENTITY_UNVERIFIED", outcome="HELD", evidence=LAPSED)
+    body = message(record(reasons=["ENTITY_UNVERIFIED"], findings=[held]))
+    harmless(body)
+    said = json.dumps(body, ensure_ascii=False)
+    assert (
+        "ENTITY_UNVERIFIED: the contact is not verified as a legal entity: the entity's LEI is not valid any more;"
+        " LEI 54930012345678901220; registered as &lt;!channel&gt; *Evil* &amp; Sons Private Limited"
+    ) in said
+    assert "entity ACTIVE; registration LAPSED" in said
+
+
+def test_of_an_entity_that_was_not_found_only_the_reason_is_shown() -> None:
+    nobody = Finding(
+        stage="reputation",
+        code="ENTITY_UNVERIFIED",
+        outcome="HELD",
+        evidence={"problem": "the register is away"},
+    )
+    reasons = hold_notice(record(reasons=["ENTITY_UNVERIFIED"], findings=[nobody]), wanted=1, link="").reasons
+    assert reasons == (
+        ("ENTITY_UNVERIFIED", "the contact is not verified as a legal entity: the register is away"),
+    )

@@ -1,12 +1,15 @@
 """An answer about a vendor is used for as long as the service allows, by whatever clock Redis has."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
 
-from consumers.vet import AHEAD_US_MAX, Reputations
+from consumers.answers import AHEAD_US_MAX, together
+from consumers.vet import Reputations
 from streamproc.domain.budget import US
 from streamproc.domain.governance import Reputation
+from streamproc.errors import LogUnavailable
 from streamproc.log.cache import Cache
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
@@ -51,3 +54,18 @@ async def test_an_answer_is_used_while_it_is_fresh_and_not_until_a_clock_that_we
         await reputations.of([URL], cache, NOW_US + later_us)
         assert service.asked == 1 + again
         assert (reputations.known(URL, NOW_US + later_us)) is not None
+
+
+async def test_of_two_that_are_asked_together_the_failure_of_one_is_raised_as_itself_and_ends_the_other() -> (
+    None
+):
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def fails() -> None:
+        raise LogUnavailable("gone")
+
+    for pair in ((never(), fails()), (fails(), never())):
+        with pytest.raises(LogUnavailable, match="gone"):
+            await together(*pair)
+        assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from streamproc.domain import governance
-from streamproc.domain.events import BeneficiarySeen
+from streamproc.domain.events import BeneficiarySeen, EntitySeen
+from streamproc.domain.facts import EntityVerdict
 from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, find
 from streamproc.domain.narrowed import REACH, rules_under
 from streamproc.domain.payouts import fold
@@ -41,6 +43,7 @@ FIELDS = (
     "require_approval_above: 200",
     "dual_approval_above: 200",
     "on_reputation_unavailable: reject",
+    "require_entity: true",
     "frozen: true",
     "daily_limit: 5000",
 )
@@ -73,6 +76,7 @@ SEEN = (
     BeneficiarySeen(known=True, other_accounts=["fa_9"]),
 )
 REPUTATIONS = (None, NO_URL, Reputation("clean"), Reputation("threat"), Reputation("unavailable"))
+ENTITIES = tuple(EntitySeen(verdict=verdict) for verdict in get_args(EntityVerdict))
 FREEZES = (None, Freeze("agent:bot", "asha", "why"))
 SCOPES = (None, ScopeLimits(), ScopeLimits(frozen=True))
 NIGHTS = (NOW, NOW + 3 * 86_400_000_000)
@@ -88,6 +92,8 @@ def all_cases(agent: AgentPolicy) -> Iterator[Case]:
     ]
     for payout, identity, reputation in product(payouts, ("claimed", "verified"), REPUTATIONS):
         yield Case(payout, identity, agent, reputation=reputation)
+    for payout, entity in product(payouts[::7], ENTITIES):
+        yield Case(payout, "claimed", agent, entity=entity)
     for payout, freeze, account, team in product(payouts[::7], FREEZES, SCOPES, SCOPES):
         yield Case(payout, "claimed", agent, account=account, team=team, freeze=freeze)
 
@@ -120,9 +126,10 @@ def test_of_every_rule_it_is_said_when_it_can_find_anything() -> None:
     assert set(REACH) == set(ALL)
 
 
-def test_rules_that_look_at_time_or_counters_leave_no_plan() -> None:
+def test_rules_that_look_at_time_counters_or_the_contact_leave_no_plan() -> None:
     others = {rule for rule, reach in REACH.items() if not reach.alike}
     assert others == {
+        governance.entity_unverified,
         governance.no_policy,
         governance.outside_hours,
         governance.rate,

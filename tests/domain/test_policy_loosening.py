@@ -196,6 +196,7 @@ VALUES: dict[str, list[Any]] = {
     "require_verified_identity": [False, True],
     "new_beneficiary": ["ignore", "hold"],
     "changed_beneficiary": ["ignore", "hold"],
+    "require_entity": [False, True],
     "hours": [None, (540, 1_080), (1_320, 360), (0, 1_440), (1_000, 1_200)],
     "days": [(), ("mon",), ("tue", "mon"), ("sun",)],
     "timezone": [None, "UTC", "America/New_York"],
@@ -204,7 +205,7 @@ VALUES: dict[str, list[Any]] = {
     "frozen": [False, True],
 }
 NEVER_DECIDES = {
-    *("dual_approval_above", "hold_ttl_s", "queued_hold", "count_fees", "require_entity", "anomaly"),
+    *("dual_approval_above", "hold_ttl_s", "queued_hold", "count_fees", "anomaly"),
 }
 BESIDE = {
     "on_rate_limit": {"rate_limit": RateLimit(1, 60)},

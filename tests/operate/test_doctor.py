@@ -568,3 +568,29 @@ async def test_a_postgres_that_says_nothing_is_told_of_in_words(monkeypatch: pyt
 )
 def test_an_error_without_words_leaves_no_colon_behind(problem: Exception, said: str):
     assert named(problem) == said
+
+
+def of_entities(checks: list[Check]) -> list[tuple[str, str]]:
+    return [(check.status, check.detail) for check in checks if check.name == "legal entities"]
+
+
+async def test_a_policy_that_requires_an_entity_without_a_register_is_bad_and_the_agents_are_named(
+    redis_url: str,
+):
+    settings = load({"STREAMPROC_REDIS_URL": redis_url})
+    async with Engine(redis_url) as engine:
+        await engine.apply("policies: {strict: {require_entity: true}, lax: {}}")
+        checks = of_entities(await examine(settings))
+        await engine.apply("policies: {strict: {require_entity: false}}")
+        quiet = of_entities(await examine(settings))
+    detail = "STREAMPROC_GLEIF_URL is not set, and require_entity holds every payout of strict"
+    assert (checks, quiet) == ([("bad", detail)], [])
+
+
+async def test_a_register_that_answers_is_well_and_one_that_does_not_is_bad(bank: Sandbox):
+    settings = load({"STREAMPROC_GLEIF_URL": f"{bank.url.removesuffix('/v1')}/gleif/api/v1"})
+    well = of_entities(await examine(settings))
+    await bank.control("gleif", down="500")
+    away = of_entities(await examine(settings))
+    assert (well[0][0], away[0][0]) == ("ok", "bad")
+    assert "answered 500" in away[0][1]

@@ -13,10 +13,12 @@ from streamproc.operate import history
 from streamproc.operate.dead import discard, list_letters
 from streamproc.operate.explain import as_json, explain, explain_as_of
 from streamproc.operate.story import tell
+from tests.consumers.test_entities import POLICIES as ENTITY_POLICIES
+from tests.consumers.test_entities import VERDICTS, asks, governance, handled
 from tests.engine import Engine
 from tests.operate.test_dead import malformed
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
-from tests.words import ACCOUNT, Vendors, copy_of, observed, request, requested
+from tests.words import ACCOUNT, Register, Vendors, copy_of, observed, request, requested
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -298,3 +300,19 @@ async def test_a_redis_without_a_log_is_said_in_one_line(redis_url: str):
     with pytest.raises(JobFailed, match="no log yet"):
         async with site_of(redis_url):
             pass
+
+
+async def test_what_a_register_said_of_the_contact_is_told_whether_it_held_the_payout_or_not(
+    redis_url: str,
+):
+    async with Engine(redis_url, groups=[governance(Register(VERDICTS))]) as engine:
+        await engine.apply(ENTITY_POLICIES)
+        strict, lax = asks("Lapsed Ltd"), asks("Away Ltd", agent="lax")
+        await handled(engine, strict, lax)
+        shown, told = await story_of(redis_url, strict.payout)
+        _, told_of_lax = await story_of(redis_url, lax.payout)
+    assert "legal entity: not_issued" in told
+    assert "HELD ENTITY_UNVERIFIED, problem the entity's LEI is not valid any more" in told
+    assert shown["decision"] == "HELD"
+    assert "legal entity: unavailable (timeout), asked" in told_of_lax
+    assert "ENTITY_UNVERIFIED" not in told_of_lax

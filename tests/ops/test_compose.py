@@ -49,7 +49,6 @@ NOT_PASSED = {
     "METRICS_TOKEN": "a secret of the stack, which Prometheus has too",
     "DRAIN": "stop_grace_period must be longer",
     "METRICS_PORT": "`serve` shows all roles",
-    "GLEIF_URL": "not read by this version",
     "WORKERS": "of `up`",
     "SANDBOX_PORT": "of `up`",
     "TOKEN": "of `pay`",

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 import consumers
 from consumers import fast_path
+from consumers.entities import Entities
 from consumers.vet import Reputations
 from streamproc.domain.events import PayoutObserved, PayoutRequested
 from streamproc.domain.governance import RULES
@@ -21,7 +22,7 @@ from streamproc.log.connection import connected
 from streamproc.log.templates import Fate
 from streamproc.log.work import Group
 from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, NOW, Vendors, delivery, observed, requested
+from tests.words import ACCOUNT, NOW, Register, Vendors, contact, delivery, observed, requested
 
 POLICIES = f"""
 defaults: {{rate_limit: {{count: 3, window: 60}}, blocked_domains: [bad.example]}}
@@ -31,6 +32,7 @@ policies:
   wary: {{new_beneficiary: hold, changed_beneficiary: hold, on_rate_limit: hold, team: ops, dual_approval_above: 400}}
   night: {{hours: "00:00-00:01", currencies: [USD], require_verified_identity: true}}
   ice: {{frozen: true}}
+  strict: {{require_entity: true, rate_limit: {{count: 0}}}}
 accounts:
   {ACCOUNT}: {{daily_limit: 2500}}
 teams:
@@ -50,7 +52,7 @@ payouts = st.builds(
     observed,
     st.integers(0, 9).map("pout_{}".format),
     st.sampled_from([100, 300, 400, 401, 700, 1000]),
-    agent=st.sampled_from(["bot", "bot", "free", "free", "wary", "night", "ice", "stranger", None]),
+    agent=st.sampled_from(["bot", "bot", "free", "free", "wary", "night", "ice", "strict", "stranger", None]),
     url=st.sampled_from(URLS),
     status=st.sampled_from(
         ["pending", "pending", "pending", "queued", "scheduled", "processing", "processed"]
@@ -62,8 +64,12 @@ intents = st.builds(
     requested,
     st.sampled_from([100, 300, 401]),
     key=st.sampled_from(["k1", "k2", "k3"]),
-    agent=st.sampled_from(["bot", "free", "wary"]),
+    agent=st.sampled_from(["bot", "free", "wary", "strict"]),
     url=st.sampled_from(["", "https://shop.example/%", "https://bad.example/"]),
+    payee=st.sampled_from(
+        [None, *map(contact, ("Verified Ltd", "Lapsed Ltd", "Nobody Ltd", "Away Ltd", "...,"))]
+    ),
+    notes=st.sampled_from([{}, {}, {"lei": "no LEI"}, {"lei": "506700GE1G29325QX363"}]),
 )
 histories = st.lists(payouts | intents, min_size=1, max_size=10)
 
@@ -71,7 +77,11 @@ histories = st.lists(payouts | intents, min_size=1, max_size=10)
 def governance() -> Group:
     """With nothing in its memory: a vendor who has to be asked for takes two numbers, one who is known takes one."""
     return consumers.governance(
-        Reputations(Vendors({"malware": "threat", "unknown": "unavailable"})), zone=ZONE
+        Reputations(Vendors({"malware": "threat", "unknown": "unavailable"})),
+        zone=ZONE,
+        entities=Entities(
+            Register({"Verified Ltd": "verified", "Lapsed Ltd": "not_issued", "Away Ltd": "unavailable"})
+        ),
     )
 
 
@@ -281,6 +291,58 @@ async def test_what_is_plain_takes_the_fast_path_and_the_rest_the_chain(
         "blocked": "DOMAIN_BLOCKED",
         "nobodys": "NO_POLICY",
     }
+
+
+requests = st.builds(
+    requested,
+    st.sampled_from([100, 401]),
+    key=st.integers(0, 9).map(str),
+    agent=st.sampled_from(["free", "strict", "strict"]),
+    payee=st.sampled_from(list(map(contact, ("Verified Ltd", "Verified Ltd", "Lapsed Ltd", "Away Ltd")))),
+    notes=st.sampled_from([{}, {}, {"lei": "no LEI"}]),
+)
+
+
+@settings(
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(history=st.lists(requests, min_size=4, max_size=10))
+async def test_what_a_register_says_is_recorded_alike_whether_it_is_asked_or_remembered(
+    redis_url: str, history: list[PayoutObserved | PayoutRequested]
+) -> None:
+    ours = await recorded(redis_url, history, governance())
+    assert ours == await recorded(redis_url, history, replace(governance(), fast_path=None))
+
+
+async def test_a_contact_takes_the_fast_path_once_its_entity_is_remembered(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fates: dict[str, Fate] = {}
+    real = grants.grant
+
+    async def watched(*args: Any, **named: Any) -> list[Fate]:
+        answer = await real(*args, **named)
+        fates.update({one.offer.ask.payout: fate for one, fate in zip(args[3], answer, strict=True)})
+        return answer
+
+    monkeypatch.setattr(grants, "grant", watched)
+    known, away, malformed = contact("Verified Ltd"), contact("Away Ltd"), {"lei": "no LEI"}
+    first, second = (requested(100, agent="strict", payee=known, key=key) for key in ("1", "2"))
+    asked = [requested(100, agent="strict", payee=away, key=key) for key in ("3", "4")]
+    unasked = requested(100, agent="strict", payee=away, notes=malformed, key="5")
+    async with Engine(redis_url, groups=[governance()]) as engine:
+        await engine.apply(POLICIES)
+        for event in (first, second, *asked, unasked):
+            await engine.append(ACCOUNT, event)
+            await engine.settled()
+        records = await engine.records()
+        await kept(engine)
+    assert fates == {second.payout: Fate.DONE, unasked.payout: Fate.DONE}
+    decisions = [records[event.payout].decision for event in (first, second, *asked, unasked)]
+    assert decisions == ["APPROVED", "APPROVED", "HELD", "HELD", "HELD"]
 
 
 async def nobody_archived(payout: str) -> None:

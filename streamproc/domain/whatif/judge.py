@@ -21,7 +21,7 @@ from streamproc.domain.budget import (
     RateAsk,
     Window,
 )
-from streamproc.domain.events import BeneficiarySeen, BudgetReserved, Evidence
+from streamproc.domain.events import BeneficiarySeen, BudgetReserved, EntitySeen, Evidence
 from streamproc.domain.governance import (
     NO_URL,
     RULES,
@@ -33,7 +33,9 @@ from streamproc.domain.governance import (
     is_rejected,
     vendor_of,
 )
+from streamproc.domain.legal_entities import question_of
 from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.trial import Books, Trial
 
@@ -48,6 +50,7 @@ SAME_VENDOR = "the vendor's reputation is what another payout's look-up found"
 KNOWN_THEN = "the beneficiary is known or new as it was then, whoever the candidate lets be paid before"
 UNKNOWN_BENEFICIARY = "nobody looked whether the beneficiary was known: taken as known"
 UNKNOWN_VENDOR = "the vendor's reputation was never asked for"
+UNKNOWN_ENTITY = "the contact's legal entity was never asked for"
 
 
 class Assumptions(Struct, frozen=True):
@@ -57,6 +60,7 @@ class Assumptions(Struct, frozen=True):
     """Time zone of policies that name none."""
     unknown_reputation: Literal["clean", "unavailable"] = "clean"
     new_holds: Literal["wait", "approve"] = "wait"
+    unknown_entity: Literal["verified", "unavailable"] = "verified"
 
 
 class Judgement(Struct, frozen=True):
@@ -103,7 +107,8 @@ class Judge:
         if not is_rejected(trial.findings):
             case = self._with_beneficiary(trial, trial.case(self._assume.zone))
             reputation = self._reputation(trial)
-            trial.findings += find(RULES["reputation"], replace(case, reputation=reputation))
+            vetted = replace(case, reputation=reputation, entity=self._entity(trial, case))
+            trial.findings += find(RULES["reputation"], vetted)
             if not is_rejected(trial.findings):
                 answer = self._room(trial, case)
                 rules = (*RULES["budget"], *RULES["approval"])
@@ -199,6 +204,17 @@ class Judge:
         self._found.assume(f"{UNKNOWN_VENDOR}: taken as {self._assume.unknown_reputation}", amount)
         return Reputation(self._assume.unknown_reputation, problem="nobody asked")
 
+    def _entity(self, trial: Trial, case: Case) -> EntitySeen | None:
+        """What the register said then; assumed where a register was not asked that the candidate requires."""
+        seen = trial.entity()
+        if seen is not None or not _requires_entity(case.agent) or question_of(case.payout) is None:
+            return seen
+        if trial.checked is not None and _requires_entity(trial.books.real.agent(case.payout.agent)):
+            return None  # it was required then too, and no register was set
+        assumed = self._assume.unknown_entity
+        self._found.assume(f"{UNKNOWN_ENTITY}: taken as {assumed}", case.payout.amount)
+        return EntitySeen(verdict=assumed, problem="nobody asked" if assumed == "unavailable" else "")
+
     # ---- what the log says, whatever the candidate says ---------------------------------
 
     def take_recorded_slot(self, slot: RateAnswer, record: PayoutRecord) -> None:
@@ -229,6 +245,10 @@ class Judge:
         for window in [window for window, ends_at in self._window_ends.items() if ends_at < cut_s]:
             del self._window_ends[window]
             self._counters.budgets.pop(window, None)
+
+
+def _requires_entity(agent: AgentPolicy | None) -> bool:
+    return agent is not None and agent.policy.require_entity
 
 
 def recorded_windows(room: BudgetReserved, computed: Sequence[Window] = ()) -> tuple[Window, ...]:

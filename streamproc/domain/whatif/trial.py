@@ -15,6 +15,7 @@ from streamproc.domain.budget import US, RateAnswer
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import (
     BudgetReserved,
+    EntitySeen,
     Event,
     Evidence,
     Finding,
@@ -123,6 +124,10 @@ class Trial:
             return None
         problem = self._evidence("REPUTATION_UNAVAILABLE").get("problem", "")
         return reputation_of(self.checked, str(problem))
+
+    def entity(self) -> EntitySeen | None:
+        """What the register said of the contact then; None if it was not asked."""
+        return self.checked.entity if self.checked is not None else None
 
     def _evidence(self, code: str) -> Evidence:
         return next((f.evidence for f in self.decided.findings if f.code == code), {})

@@ -1,0 +1,201 @@
+"""GLEIF's register of legal entities, `GET /lei-records` (JSON:API): is a payout's contact an entity that it has?
+
+Whatever goes wrong, the answer is `unavailable` with a reason, which says nothing against the entity. The register gets
+the contact's name, or the LEI that the payout gives, and nothing else of a payout.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.http import Answer, OutboundClient
+from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.limiter import Limiter, Turns
+from streamproc.clients.safe_browsing import host_clock_us
+from streamproc.domain.events import EntitySeen
+from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searches
+from streamproc.errors import TryAgain
+
+TIMEOUT_S = 2.0
+"""For one call, once its turn has come."""
+WAIT_S = 2.0
+"""How long a call waits for its turn."""
+LOOKUPS_S = WAIT_S + TIMEOUT_S
+"""For all questions of a batch together: its payouts wait for them."""
+CALLS_PER_S = 0.8
+CALLS_BURST = 12
+"""With CALLS_PER_S at most 60 calls in any minute, which is what GLEIF allows one user."""
+AT_ONCE_MAX = 6
+"""Calls in flight."""
+FRESH_S = 86_400
+"""How long an answer is used: GLEIF publishes its register once a day."""
+PAGE_SIZE = 50
+"""Entities in one answer. A name that more of them contain is too common to tell who is meant."""
+NAME_CHARS_MAX = 500
+"""Longest name that the register's format allows."""
+BODY_BYTES_MAX = 2 * 1024 * 1024
+"""A page is some 400 kB."""
+MEDIA_TYPE = "application/vnd.api+json"
+
+NO_STATUS = "NULL"
+"""GLEIF's own word for a status that nobody told it."""
+_STATUS = re.compile(r"[A-Z_]{1,32}")
+
+
+def open_gleif(base_url: str, *, now_us: Callable[[], int] = host_clock_us) -> "Gleif":
+    """A client with this API's limits; `base_url` ends with the version, `…/api/v1`. Close it with `aclose`."""
+    turns = Limiter(CALLS_PER_S, CALLS_BURST)
+    http = OutboundClient(
+        "gleif",
+        base_url.rstrip("/"),
+        timeout_s=TIMEOUT_S,
+        wait_s_max=WAIT_S,
+        limit_per_s=CALLS_PER_S,
+        burst=CALLS_BURST,
+        breaker=Breaker(),
+        body_bytes_max=BODY_BYTES_MAX,
+        turns=turns,
+    )
+    return Gleif(http, turns, now_us)
+
+
+class Gleif:
+    """Looks up contacts. `turns` are those of `http`; `now_us` is the clock for the answers' times; `lookups_s` limits
+    one `lookup`."""
+
+    def __init__(
+        self,
+        http: OutboundClient,
+        turns: Turns,
+        now_us: Callable[[], int] = host_clock_us,
+        *,
+        lookups_s: float = LOOKUPS_S,
+    ) -> None:
+        self._http = http
+        self._turns = turns
+        self._now_us = now_us
+        self._lookups_s = lookups_s
+        self._slots = asyncio.Semaphore(AT_ONCE_MAX)
+
+    @property
+    def breaker(self) -> Breaker:
+        """For the metric and `/readyz`."""
+        return self._http.breaker
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def lookup(
+        self, required: Sequence[Question], others: Sequence[Question] = ()
+    ) -> dict[Question, EntitySeen]:
+        """What the register says to each question, the required ones first; an LEI must be well-formed. A name that is
+        not found as it is usually registered takes a second call.
+
+        The others do not wait for a turn, since no decision depends on their answers. Takes LOOKUPS_S at most, and
+        never raises for the API's failures. `unavailable` is never fresh. Times count from before the call.
+        """
+        asked = list(dict.fromkeys((*required, *others)))
+        patient = set(required)
+        late = f"gleif: no answer within {self._lookups_s:g} s, waiting for its turn included"
+        now_us = self._now_us()
+        found = {question: _unavailable(late, now_us) for question in asked}
+
+        async def ask(question: Question) -> None:
+            async with self._slots:
+                found[question] = await self._ask(question, patient=question in patient)
+
+        try:
+            async with asyncio.timeout(self._lookups_s), asyncio.TaskGroup() as tasks:
+                for question in asked:
+                    tasks.create_task(ask(question))
+        except TimeoutError:
+            pass  # those without an answer are unavailable
+        return found
+
+    async def _ask(self, question: Question, *, patient: bool) -> EntitySeen:
+        now_us = self._now_us()
+        seen = EntitySeen(verdict="not_found")
+        for params in _filters(question):
+            if not patient and self._turns.wait_s() > 0:
+                return _unavailable("gleif: no turn was free, and no policy requires an answer", now_us)
+            try:
+                answer = await self._http.call(
+                    "GET", "/lei-records", params=params, headers={"accept": MEDIA_TYPE}
+                )
+                entities, more = _entities(answer, question)
+            except (TryAgain, _Unusable) as problem:
+                return _unavailable(str(problem), now_us)
+            seen = judged(question, entities, more=more)
+            if seen.verdict != "not_found":
+                break
+        return replace(seen, checked_at=now_us, fresh_until=now_us + FRESH_S * 1_000_000)
+
+
+class _Unusable(Exception):
+    """The API answered, but the answer says nothing about the entity."""
+
+
+def _filters(question: Question) -> list[Mapping[str, str | int]]:
+    if question.lei:
+        return [{"filter[lei]": question.lei}]
+    return [{"filter[entity.legalName]": text, "page[size]": PAGE_SIZE} for text in searches(question.name)]
+
+
+def _entities(answer: Answer, question: Question) -> tuple[list[Registered], bool]:
+    """The entities in an answer, and whether there are more. Raises _Unusable if any of it cannot be read, or is about
+    an LEI that was not asked for: then nothing of it is trusted."""
+    if answer.status >= 300:
+        raise _Unusable(f"gleif answered {answer.status}")
+    try:
+        body = decode_json(answer.body)
+    except NotJson as error:
+        raise _Unusable(f"gleif's answer cannot be read, {error}") from error
+    records = _inside(body, "data")
+    if not isinstance(records, list):
+        raise _Unusable("gleif's answer has no list of entities")
+    entities = [_entity(record) for record in records]
+    if question.lei and [entity.lei for entity in entities] not in ([], [question.lei]):
+        raise _Unusable("gleif named an entity that was not asked for")
+    total = _inside(body, "meta", "pagination", "total")
+    if type(total) is not int:
+        raise _Unusable("gleif's answer does not say how many entities there are")
+    return entities, total > len(entities)
+
+
+def _entity(record: object) -> Registered:
+    names = (
+        _inside(record, "attributes", "lei"),
+        _inside(record, "attributes", "entity", "legalName", "name"),
+    )
+    statuses = (
+        _inside(record, "attributes", "entity", "status"),
+        _inside(record, "attributes", "registration", "status"),
+    )
+    lei, name = (text if isinstance(text, str) else "" for text in names)
+    status, registration = (_status(text) for text in statuses)
+    if not is_lei(lei) or not name.strip() or len(name) > NAME_CHARS_MAX:
+        raise _Unusable("gleif's answer has an entity without a usable LEI or name")
+    return Registered(lei, name, status, registration)
+
+
+def _status(text: object) -> str:
+    if text is None:
+        return NO_STATUS
+    if not isinstance(text, str) or not _STATUS.fullmatch(text):
+        raise _Unusable("gleif's answer has an entity whose status is no word")
+    return text
+
+
+def _inside(value: object, *names: str) -> object:
+    """What is there below these names; None if there is nothing."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _unavailable(problem: str, now_us: int) -> EntitySeen:
+    return EntitySeen(verdict="unavailable", problem=problem, checked_at=now_us, fresh_until=now_us)

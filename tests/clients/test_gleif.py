@@ -1,0 +1,263 @@
+"""GLEIF is asked for each entity, within its limits, and whatever goes wrong says nothing against an entity."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from msgspec.json import encode
+
+from streamproc.clients.breaker import FAILURES_MAX, Breaker
+from streamproc.clients.gleif import (
+    AT_ONCE_MAX,
+    CALLS_BURST,
+    CALLS_PER_S,
+    FRESH_S,
+    MEDIA_TYPE,
+    PAGE_SIZE,
+    Gleif,
+    open_gleif,
+)
+from streamproc.clients.http import OutboundClient
+from streamproc.clients.limiter import Limiter
+from streamproc.domain.events import EntitySeen
+from streamproc.domain.legal_entities import Question
+from tests.bank import running_sandbox
+from tests.clients.loopback import Asked, Loopback, Script, always, in_turn, loopback, response, silent_for
+
+NOW_US = 1_760_000_000_000_000
+LEI, LAPSED_LEI = "984500SANDBOX0000190", "984500SANDBOX0000287"
+NAME = "Asha Paper Works Private Limited"
+ASHA = Question("Asha Paper Works Pvt Ltd")
+ASHA_BY_LEI = Question("Asha Paper Works Pvt Ltd", LEI)
+VERIFIED = EntitySeen(
+    verdict="verified",
+    lei=LEI,
+    name=NAME,
+    status="ACTIVE",
+    registration="ISSUED",
+    checked_at=NOW_US,
+    fresh_until=NOW_US + FRESH_S * 1_000_000,
+)
+
+
+def record(lei: object = LEI, name: object = NAME, status: object = "ACTIVE") -> dict[str, object]:
+    entity = {"legalName": {"name": name, "language": "en"}, "status": status}
+    return {
+        "type": "lei-records",
+        "id": lei,
+        "attributes": {"lei": lei, "entity": entity, "registration": {"status": "ISSUED"}},
+    }
+
+
+def page(*records: object, total: object = None) -> dict[str, object]:
+    count = len(records) if total is None else total
+    return {"meta": {"pagination": {"total": count}}, "data": list(records)}
+
+
+@asynccontextmanager
+async def gleif(script: Script) -> AsyncIterator[tuple[Gleif, Loopback]]:
+    async with loopback(script) as server:
+        client = open_gleif(server.url + "/api/v1/", now_us=lambda: NOW_US)
+        try:
+            yield client, server
+        finally:
+            await client.aclose()
+
+
+def impatient(
+    url: str, *, timeout_s: float, per_s: float = 50, burst: int = 50
+) -> tuple[OutboundClient, Limiter]:
+    """A client with other limits, and its turns."""
+    turns = Limiter(per_s, burst)
+    return OutboundClient(
+        "gleif", url, timeout_s=timeout_s, limit_per_s=per_s, burst=burst, breaker=Breaker(), turns=turns
+    ), turns
+
+
+async def answer(script: Script, question: Question = ASHA) -> EntitySeen:
+    async with gleif(script) as (client, _):
+        return (await client.lookup([question]))[question]
+
+
+async def test_a_name_is_searched_and_an_lei_looked_up_and_nothing_else_is_sent() -> None:
+    async with gleif(always(200, page(record()))) as (client, server):
+        found = await client.lookup([ASHA, ASHA_BY_LEI, ASHA])
+    assert found == {ASHA: VERIFIED, ASHA_BY_LEI: VERIFIED}
+    by_name, by_lei = sorted(server.asked, key=lambda asked: len(asked.query), reverse=True)
+    name = "Asha Paper Works Private Limited"
+    assert by_name.query == {"filter[entity.legalName]": name, "page[size]": str(PAGE_SIZE)}
+    assert by_lei.query == {"filter[lei]": LEI}
+    for asked in server.asked:
+        assert (asked.method, asked.path, asked.body) == ("GET", "/api/v1/lei-records", b"")
+        assert asked.headers["accept"] == MEDIA_TYPE
+
+
+async def test_a_name_is_searched_as_it_is_usually_registered_then_without_its_legal_form() -> None:
+    shortly = record(name="ASHA PAPER WORKS PVT LTD")
+    async with gleif(in_turn(*(response(200, encode(body)) for body in (page(), page(shortly))))) as (
+        client,
+        server,
+    ):
+        seen = (await client.lookup([ASHA]))[ASHA]
+    assert (seen.verdict, seen.name) == ("verified", "ASHA PAPER WORKS PVT LTD")
+    names = [asked.query["filter[entity.legalName]"] for asked in server.asked]
+    assert names == ["Asha Paper Works Private Limited", "Asha Paper Works"]
+
+
+async def test_of_more_entities_than_a_page_has_nobody_is_meant() -> None:
+    assert (await answer(always(200, page(record(), total=2)))).verdict == "several"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        always(400, {"errors": [{"title": "bad"}]}),
+        always(403),
+        always(404),
+        always(429),
+        always(500),
+        always(503, b"<html>"),
+        always(302, location="https://elsewhere.example/"),
+        in_turn(None),
+        always(200, b""),
+        always(200, b"<html>"),
+        always(200, []),
+        always(200, {"data": None}),
+        always(200, {"data": [record()]}),
+        always(200, page(record(), total="1")),
+        always(200, page(7)),
+        always(200, page(record(), {"attributes": {"lei": LEI}})),
+        always(200, page(record(lei=7))),
+        always(200, page(record(lei="984500SANDBOX0000191"))),
+        always(200, page(record(name=["x"]))),
+        always(200, page(record(name=" "))),
+        always(200, page(record(name=NAME + " " * 500 + "Somebody Else"))),
+        always(200, page(record(status="<b>ACTIVE</b>"))),
+        always(200, b'{"data": [' + b" " * (3 * 1024 * 1024) + b"]}"),
+    ],
+)
+async def test_whatever_goes_wrong_the_register_could_not_be_asked_and_that_is_never_kept(
+    script: Script,
+) -> None:
+    seen = await answer(script)
+    assert (seen.verdict, seen.lei, seen.name) == ("unavailable", "", "")
+    assert (seen.checked_at, seen.fresh_until) == (NOW_US, NOW_US)
+    assert seen.problem
+    assert "Asha" not in seen.problem
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [page(record(lei=LAPSED_LEI)), page(record(), record(lei=LAPSED_LEI)), page(record(), record())],
+)
+async def test_an_answer_about_another_lei_than_was_asked_for_is_not_trusted(answered: object) -> None:
+    assert (await answer(always(200, answered), ASHA_BY_LEI)).verdict == "unavailable"
+
+
+async def test_no_answer_in_time_is_unavailable() -> None:
+    async with loopback(silent_for(20)) as server:
+        http, turns = impatient(server.url, timeout_s=20)
+        async with http:
+            seen = (await Gleif(http, turns, lambda: NOW_US).lookup([ASHA]))[ASHA]
+    assert (seen.verdict, len(server.asked)) == ("unavailable", 1)
+
+
+async def test_only_so_many_are_asked_at_once_and_the_first_ones_come_first() -> None:
+    seen: asyncio.Queue[str] = asyncio.Queue()
+
+    async def never(asked: Asked) -> bytes | None:
+        seen.put_nowait(asked.query["filter[entity.legalName]"])
+        await asyncio.Event().wait()
+        return None
+
+    async with loopback(never) as server:
+        http, turns = impatient(server.url, timeout_s=60)
+        async with http:
+            many = [Question(f"Name{n:02}") for n in range(3 * AT_ONCE_MAX)]
+            looking = asyncio.create_task(Gleif(http, turns, lambda: NOW_US, lookups_s=60).lookup(many))
+            names = sorted([await seen.get() for _ in range(AT_ONCE_MAX)])
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+    assert names == [f"Name{n:02}" for n in range(AT_ONCE_MAX)]
+    assert seen.empty()
+
+
+async def test_questions_that_have_no_answer_when_the_time_of_all_is_over_are_unavailable() -> None:
+    async with loopback(silent_for(20)) as server:
+        http, turns = impatient(server.url, timeout_s=60)
+        async with http:
+            many = [Question(f"Name{n:02}") for n in range(3 * AT_ONCE_MAX)]
+            found = await Gleif(http, turns, lambda: NOW_US, lookups_s=0.05).lookup(many)
+    assert list(found) == many
+    assert {seen.verdict for seen in found.values()} == {"unavailable"}
+    assert {seen.fresh_until for seen in found.values()} == {NOW_US}
+
+
+async def test_what_no_policy_requires_does_not_wait_for_a_turn() -> None:
+    """One turn is free, and the next one comes soon."""
+    async with loopback(always(200, page())) as server:
+        http, turns = impatient(server.url, timeout_s=60, per_s=20, burst=1)
+        async with http:
+            required, others = [Question("Name1"), Question("Name2")], [Question("Name3"), Question("Name4")]
+            found = await Gleif(http, turns, lambda: NOW_US, lookups_s=60).lookup(required, others)
+    assert [found[question].verdict for question in required] == ["not_found"] * 2
+    assert {found[question].problem for question in others} == {
+        "gleif: no turn was free, and no policy requires an answer"
+    }
+    assert len(server.asked) == len(required)
+
+
+async def test_what_no_policy_requires_is_asked_while_turns_are_free() -> None:
+    async with gleif(always(200, page(record()))) as (client, _):
+        found = await client.lookup([], [ASHA])
+    assert found == {ASHA: VERIFIED}
+
+
+async def test_no_more_is_asked_than_is_allowed_in_a_minute() -> None:
+    assert CALLS_BURST + 60 * CALLS_PER_S <= 60
+    many = [Question(f"Name{n}") for n in range(3 * CALLS_BURST)]
+    async with gleif(always(200, page())) as (client, server):
+        found = await client.lookup(many)
+    assert {seen.verdict for seen in found.values()} == {"not_found", "unavailable"}
+    assert CALLS_BURST <= len(server.asked) < 2 * CALLS_BURST
+
+
+async def test_after_failures_in_a_row_the_breaker_keeps_further_calls_away() -> None:
+    async with gleif(always(503)) as (client, server):
+        for n in range(FAILURES_MAX + 3):
+            seen = (await client.lookup([Question(f"Name{n}")]))[Question(f"Name{n}")]
+        assert client.breaker.state == "open"
+    assert len(server.asked) == FAILURES_MAX
+    assert "the breaker is open" in seen.problem
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async with loopback(always(200, page(record()))) as elsewhere:
+        seen = await answer(always(302, location=elsewhere.url))
+        assert (seen.verdict, elsewhere.asked) == ("unavailable", [])
+
+
+async def test_an_entity_of_which_the_register_shows_no_status_is_not_active() -> None:
+    seen = await answer(always(200, page(record(status=None))))
+    assert (seen.verdict, seen.status) == ("not_active", "NULL")
+
+
+async def test_the_sandbox_answers_as_the_register_does() -> None:
+    lapsed = Question("Lapsed Traders Pvt. Ltd.")
+    renamed = Question("Lapsed Traders Private Limited", LEI)
+    nobody = Question("Nobody At All LLP")
+    async with running_sandbox() as bank:
+        client = open_gleif(str(bank.http.base_url.join("/gleif/api/v1")))
+        try:
+            found = await client.lookup([ASHA, ASHA_BY_LEI, lapsed, renamed, nobody])
+            await bank.control("gleif", down="500")
+            away = (await client.lookup([ASHA]))[ASHA]
+            await bank.control("gleif", down="ok", records=[])
+            gone = (await client.lookup([ASHA_BY_LEI]))[ASHA_BY_LEI]
+        finally:
+            await client.aclose()
+    verdicts = [found[question].verdict for question in (ASHA, ASHA_BY_LEI, lapsed, renamed, nobody)]
+    assert verdicts == ["verified", "verified", "not_active", "name_differs", "not_found"]
+    assert (found[lapsed].status, found[lapsed].registration) == ("INACTIVE", "LAPSED")
+    assert (away.verdict, gone.verdict) == ("unavailable", "not_found")
