@@ -144,8 +144,9 @@ def _own(told: Mapping[str, Any]) -> dict[str, Any]:
 def event_json(identity: str, event: Event) -> dict[str, Any]:
     """An event as scripts see it: `data` is everything but its type and its time."""
     data = _times_written(event_fields(event))
-    if "facts" in data:
-        data["facts"] = _times_written(data["facts"])
+    for part in ("facts", "entity"):
+        if data.get(part):
+            data[part] = _times_written(data[part])
     for finding in (*data.get("findings", ()), *filter(None, [data.get("finding")])):
         finding["evidence"] = _times_written(finding.get("evidence", {}))
     if type(event) is PayoutRequested and event.intent.beneficiary is not None:

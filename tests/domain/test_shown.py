@@ -82,3 +82,10 @@ def test_evidence_of_a_finding_shows_its_times_too():
         at=AT, payout="p", agent="bot", identity="claimed", policy_version=1, findings=[expired]
     )
     assert event_json("0:1-1:0", screened)["data"]["findings"][0]["evidence"] == {"expired_at": ISO}
+
+
+def test_what_a_register_said_shows_its_times_too():
+    seen = e.EntitySeen(verdict="verified", checked_at=AT, fresh_until=AT)
+    checked = e.ReputationChecked(at=AT, payout="p", verdict="clean", entity=seen)
+    entity = event_json("0:1-1:0", checked)["data"]["entity"]
+    assert (entity["checked_at"], entity["fresh_until"]) == (ISO, ISO)
