@@ -100,8 +100,7 @@ class Approval(Struct, frozen=True):
         if fate is Fate.NO_SLOT:
             return self._rejected("velocity", Admission(rate=self._slot(limited=True)), screened)
         checked = slot(record.payout, at, self._slot(), screened.findings)
-        found = self._found("screening", "reputation")
-        vetted = looked_up(at, record.payout, self.reputation, found)
+        vetted = looked_up(at, record.payout, self.reputation, self._found("screening", "reputation"))
         if fate is Fate.NO_ROOM:
             return self._rejected("budget", Admission(budget=self._no_room()), screened, checked, vetted)
         reserved = BudgetReserved(
@@ -110,7 +109,7 @@ class Approval(Struct, frozen=True):
             amount=record.amount,
             number=0,
             windows=uses(self.windows, self._before()),
-            findings=found,
+            findings=self._found("screening", "reputation", "anomaly"),
             count_fees=self.agent.policy.count_fees,
         )
         verdict = conclude(self.findings) if self.findings else _POLICY_OK

@@ -1,12 +1,13 @@
 """Policies: put a file in force on every partition, show what is in force, and how it came to be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from streamproc.archive.read import PolicyRow, policy_versions, views_upto
+from streamproc.domain.calibration import profile_wanted
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
@@ -64,6 +65,12 @@ def changed_fields(change: PolicyChanged) -> list[FieldChange]:
         for field in sorted(before.keys() | after.keys())
         if before.get(field) != after.get(field)
     ]
+
+
+def profiles_wanted(changes: Iterable[PolicyChanged]) -> list[str]:
+    """What is to be done for agents whose policies ask rule 15 and have no profile, each once."""
+    agents = {c.scope.removeprefix("agent:"): c.effective for c in changes if c.scope.startswith("agent:")}
+    return [wanted for agent, own in agents.items() if (wanted := profile_wanted(agent, own))]
 
 
 def change_json(change: PolicyChanged) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from streamproc.domain.policy import (
     plan_changes,
     scopes_after,
 )
+from tests.profiles import policy_fields
 from tests.words import NOW, observed
 
 ALL = tuple(rule for rules in RULES.values() for rule in rules)
@@ -43,6 +44,8 @@ FIELDS = (
     "on_reputation_unavailable: reject",
     "frozen: true",
     "daily_limit: 5000",
+    policy_fields(threshold=300),
+    "anomaly: true",
 )
 URLS = (
     "",
@@ -125,6 +128,7 @@ def test_rules_that_look_at_time_or_counters_leave_no_plan() -> None:
     assert others == {
         governance.no_policy,
         governance.outside_hours,
+        governance.anomaly,
         governance.rate,
         governance.window_limit,
     }
