@@ -100,7 +100,8 @@ class Approval(Struct, frozen=True):
         if fate is Fate.NO_SLOT:
             return self._rejected("velocity", Admission(rate=self._slot(limited=True)), screened)
         checked = slot(record.payout, at, self._slot(), screened.findings)
-        vetted = looked_up(at, record.payout, self.reputation, self._found("screening", "reputation"))
+        found = self._found("screening", "reputation")
+        vetted = looked_up(at, record.payout, self.reputation, found)
         if fate is Fate.NO_ROOM:
             return self._rejected("budget", Admission(budget=self._no_room()), screened, checked, vetted)
         reserved = BudgetReserved(

@@ -5,8 +5,8 @@ score needs the payout and the policy and nothing else, now and when the log is 
 
 - amount: up to the amount that 95 % of the history do not exceed, half of the payout's rank in the history; above it,
   the rest of the way to 1000 by ratio: at twice that amount half of it, at ten times nine tenths;
-- time: how much rarer the local hour is than the busiest one, of weekdays and weekends apart. Neighbouring hours count
-  half, and every hour as if it had been seen once more.
+- time: how much rarer the local hour is than the typical one, in which, or in busier ones, half of the payouts came;
+  weekdays and weekends apart. Neighbouring hours count half, and every hour as if it had been seen once more.
 
 score = (7 x amount + 3 x time) / 10, rounded down.
 """
@@ -134,14 +134,25 @@ def _rank(amounts: tuple[int, ...], amount: int) -> int:
 
 @lru_cache(maxsize=PROFILES_MAX)
 def _time_parts(profile: AnomalyProfile) -> tuple[int, ...]:
-    """The time part of each hour of a week (`hour_of_week`): 0 in the busiest."""
+    """The time part of each hour of a week (`hour_of_week`): 0 in the typical one and in those that are busier."""
     often = [
         of_day * (hours[at - 1] + 2 * hours[at] + hours[(at + 1) % HOURS]) + _ONCE_MORE
         for of_day, hours in zip(_PER_DAY, (profile.weekday_hours, profile.weekend_hours), strict=True)
         for at in range(HOURS)
     ]
-    busiest = max(often)
-    return tuple(SCALE - SCALE * here // busiest for here in often)
+    typical = _typical(often, (*profile.weekday_hours, *profile.weekend_hours))
+    return tuple(SCALE - SCALE * min(here, typical) // typical for here in often)
+
+
+def _typical(often: list[int], payouts: tuple[int, ...]) -> int:
+    """How often the hour is in which, or in rarer ones, half of the payouts came. Not the busiest: of few payouts that
+    is a chance, and beside it most hours look rare."""
+    rarer = 0
+    for here, many in sorted(zip(often, payouts, strict=True)):
+        rarer += many
+        if 2 * rarer >= sum(payouts):
+            return here
+    raise AssertionError("half of the payouts came in some hour")
 
 
 # ---- as a policy has it -----------------------------------------------------------------

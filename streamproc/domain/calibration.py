@@ -1,6 +1,6 @@
 """Measures an agent's profile for rule 15 from its own approved payouts. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -34,7 +34,7 @@ class PastPayout(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A past payout with its score under the profile that was measured from it and the others."""
+    """A past payout with the score that it would have if it had not been in the history itself."""
 
     payout: PastPayout
     score: Score
@@ -50,8 +50,8 @@ class Calibration(Struct, frozen=True):
 def calibrated(history: Sequence[PastPayout], *, zone: str, share_held: int = SHARE_HELD) -> Calibration:
     """The profile of a history of PAYOUTS_MIN to PAYOUTS_MAX payouts, with hours in `zone`.
 
-    The threshold is the lowest that at most `share_held` per mille of the history exceed (rounded up to whole payouts),
-    and at least THRESHOLD_MIN. The order of the history does not matter.
+    The threshold is the lowest that at most `share_held` per mille of the history exceed (rounded up to whole payouts,
+    each scored as if it had not been there), and at least THRESHOLD_MIN. The order of the history does not matter.
     """
     assert PAYOUTS_MIN <= len(history) <= PAYOUTS_MAX
     assert 0 <= share_held <= SHARE_HELD_MAX
@@ -69,12 +69,27 @@ def calibrated(history: Sequence[PastPayout], *, zone: str, share_held: int = SH
         weekday_hours=tuple(hours[:HOURS]),
         weekend_hours=tuple(hours[HOURS:]),
     )
-    scored = [Scored(past, score_of(profile, past.amount, past.received_at)) for past in history]
-    scored.sort(key=lambda one: (-one.score.score, -one.payout.amount, one.payout.payout))
+    by_score = sorted(
+        scored(history, profile), key=lambda s: (-s.score.score, -s.payout.amount, s.payout.payout)
+    )
     may_exceed = -(-len(history) * share_held // SCALE)
-    threshold = max(THRESHOLD_MIN, scored[may_exceed].score.score)
-    above = tuple(one for one in scored[:may_exceed] if one.score.score > threshold)
+    threshold = max(THRESHOLD_MIN, by_score[may_exceed].score.score)
+    above = tuple(one for one in by_score[:may_exceed] if one.score.score > threshold)
     return Calibration(replace(profile, threshold=threshold), above)
+
+
+def scored(history: Sequence[PastPayout], profile: AnomalyProfile) -> Iterator[Scored]:
+    """Each payout's score where the others' hours are the profile's. With its own, no payout is at an hour that was
+    never seen, as some of the next ones will be, and the threshold would be too low for these."""
+    without: dict[int, AnomalyProfile] = {}
+    for past in history:
+        hour = hour_of_week(past.received_at, profile.timezone)
+        if hour not in without:
+            hours = [*profile.weekday_hours, *profile.weekend_hours]
+            hours[hour] -= 1
+            others = {"weekday_hours": tuple(hours[:HOURS]), "weekend_hours": tuple(hours[HOURS:])}
+            without[hour] = replace(profile, **others)
+        yield Scored(past, score_of(without[hour], past.amount, past.received_at))
 
 
 def _not_exceeded_by(amounts: Sequence[int], step: int) -> int:

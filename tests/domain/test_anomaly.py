@@ -28,7 +28,7 @@ from tests.words import NOW
 
 HOUR_US = 3_600_000_000
 AT_14 = NOW - 5 * HOUR_US
-"""Mon 14:43, among the busiest hours of OFFICE."""
+"""Mon 14:43, a typical hour of OFFICE."""
 LAST_HOUR = NOW
 """Mon 19:43: the hour after it is empty."""
 AN_HOUR_LATE = NOW + HOUR_US
@@ -59,7 +59,7 @@ def test_an_amount_counts_half_its_rank_and_above_the_usual_by_ratio(amount: int
 @pytest.mark.parametrize(
     ("at", "part"), [(AT_14, 0), (LAST_HOUR, 228), (AN_HOUR_LATE, 682), (AT_NIGHT, 910), (ON_SUNDAY, 910)]
 )
-def test_an_hour_counts_by_how_much_rarer_it_is_than_the_busiest(at: int, part: int) -> None:
+def test_an_hour_counts_by_how_much_rarer_it_is_than_a_typical_one(at: int, part: int) -> None:
     assert score_of(OFFICE, 2_000, at) == ((7 * 500 + 3 * part) // 10, 500, part)
 
 
@@ -125,7 +125,7 @@ STEADY = replace(OFFICE, amounts=(1_000,) * QUANTILES)
 @pytest.mark.parametrize(
     ("profile", "at", "passes", "held"),
     [(OFFICE, AT_14, 3_500, 3_600), (STEADY, AT_14, 2_600, 2_700), (OFFICE, AT_NIGHT, 1_300, 1_400)],
-    ids=["busiest hour", "always the same", "at night"],
+    ids=["typical hour", "always the same", "at night"],
 )
 def test_what_the_document_says_of_a_threshold_of_500(
     profile: AnomalyProfile, at: int, passes: int, held: int

@@ -1,5 +1,6 @@
 """A profile is measured from an agent's own history, and of that history it holds no more than the stated share."""
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.domain.anomaly import PAYOUTS_MIN, THRESHOLD_MIN, score_of, written_profile
-from streamproc.domain.calibration import PastPayout, calibrated, profile_wanted
+from streamproc.domain.calibration import PastPayout, calibrated, profile_wanted, scored
 from streamproc.domain.policy_fields import POLICY_FIELDS
 from tests.words import NOW
 
@@ -60,6 +61,44 @@ def test_a_few_large_payouts_do_not_make_others_look_usual() -> None:
     assert scores[0] == scores[1]
 
 
+def test_a_payout_of_the_history_counts_as_one_of_the_next_would() -> None:
+    """The only one of its hour is at an hour that was never seen, and its neighbours have it beside them."""
+    past = history([5_000] * 60, [NOW] * 59 + [NOW + 8 * HOUR_US])
+    profile = calibrated(past, zone=ZONE).profile
+    assert (
+        score_of(profile, 5_000, NOW + 8 * HOUR_US).time == 951
+    )  # 1 - (2 * 2 * 1 + 8) / (2 * 2 * 59 + 8), in per mille
+    assert [one.score.time for one in scored(past, profile)] == [0] * 59 + [968]
+
+
+@pytest.mark.parametrize("many", [60, 300, 3_000])
+@pytest.mark.parametrize(
+    "hours", [lambda chance: chance.gauss(13.5, 2.5), lambda chance: chance.uniform(0, 24)]
+)
+def test_of_the_next_payouts_of_a_steady_agent_few_are_held(
+    many: int, hours: Callable[[Random], float]
+) -> None:
+    """Of sixty one exceeds the threshold, so of the next some three in a hundred do; of more, one in a hundred."""
+    chance = Random(1)
+
+    def some(number: int) -> list[PastPayout]:
+        return [
+            PastPayout(
+                str(n), int(50_000 * chance.lognormvariate(0, 0.5)), DAY + int(hours(chance) * HOUR_US)
+            )
+            for n in range(number)
+            for DAY in [chance.randrange(30) * DAY_US]
+        ]
+
+    held = []
+    for _ in range(10):
+        profile = calibrated(some(many), zone="UTC").profile
+        held += [
+            score_of(profile, one.amount, one.received_at).score > profile.threshold for one in some(300)
+        ]
+    assert sum(held) <= len(held) * (0.04 if many == 60 else 0.02)
+
+
 habits = st.builds(
     lambda seed, many, spread: [
         PastPayout(
@@ -85,8 +124,10 @@ def test_the_threshold_holds_at_most_the_stated_share_and_no_lower_one_would(
     scores = [score_of(found.profile, one.amount, one.received_at).score for one in past]
     may = -(-len(past) * share // 1_000)
     threshold = found.profile.threshold
-    assert sum(score > threshold for score in scores) == len(found.above) <= may
-    assert threshold == THRESHOLD_MIN or sum(score > threshold - 1 for score in scores) > may
+    assert sum(score > threshold for score in scores) <= len(found.above) <= may
+    as_one_of_the_next = [one.score.score for one in scored(past, found.profile)]
+    assert sum(score > threshold for score in as_one_of_the_next) == len(found.above)
+    assert threshold == THRESHOLD_MIN or sum(score >= threshold for score in as_one_of_the_next) > may
     assert POLICY_FIELDS["anomaly_profile"](written_profile(found.profile)) == found.profile
 
 
