@@ -337,7 +337,11 @@ def _effective(scope: str, own: Fields | None, defaults: Fields, report: Report)
     kind, _, name = scope.partition(":")
     if own is None or kind != "agent":
         return own
-    return fields_of(read_policy({**defaults, **own}, report, ("policies", name)))
+    effective = fields_of(read_policy({**defaults, **own}, report, ("policies", name)))
+    if effective[PROFILE] is None:
+        # A worker of a version that does not know the field cannot read a policy that has it.
+        del effective[PROFILE]
+    return effective
 
 
 def _same_policy(one: Fields | None, other: Fields | None) -> bool:

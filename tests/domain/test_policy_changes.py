@@ -322,6 +322,16 @@ def test_a_change_that_waited_does_not_undo_what_was_measured_meanwhile() -> Non
     assert made.after == {"daily_limit": 1000, "anomaly_profile": MEASURED}
 
 
+def test_only_a_policy_that_has_a_profile_names_it_to_workers_of_earlier_versions() -> None:
+    """They cannot read a policy with a field that they do not know: every payout would become a dead letter."""
+    [plain] = changes({}, "policies: {own: {daily_limit: 900}}")
+    [measured] = changes({}, CALIBRATED)
+    assert plain.effective is not None
+    assert measured.effective is not None
+    assert "anomaly_profile" not in plain.effective
+    assert measured.effective["anomaly_profile"] == MEASURED
+
+
 def test_of_defaults_no_profile_is_taken() -> None:
     with pytest.raises(InputError, match=r"line 1, defaults\.anomaly_profile: is measured from one agent's"):
         changes({}, f"defaults: {{{policy_fields()}}}\npolicies: {{own: {{}}}}")
