@@ -23,6 +23,8 @@ from streamproc.operate.moments import us_of
 from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 
+WANTED_SHOWN_MAX = 10
+"""Agents without a profile that are named one by one: `anomaly: true` among the defaults asks it of all."""
 _TAG = b'"policy.changed"'
 
 
@@ -68,9 +70,11 @@ def changed_fields(change: PolicyChanged) -> list[FieldChange]:
 
 
 def profiles_wanted(changes: Iterable[PolicyChanged]) -> list[str]:
-    """What is to be done for agents whose policies ask rule 15 and have no profile, each once."""
+    """What is to be done for agents whose policies ask rule 15 and have no profile, each once; of many the first."""
     agents = {c.scope.removeprefix("agent:"): c.effective for c in changes if c.scope.startswith("agent:")}
-    return [wanted for agent, own in agents.items() if (wanted := profile_wanted(agent, own))]
+    wanted = [text for agent, effective in agents.items() if (text := profile_wanted(agent, effective))]
+    more = len(wanted) - WANTED_SHOWN_MAX
+    return [*wanted[:WANTED_SHOWN_MAX], *([f"and {more} agents more have no profile"] if more > 0 else [])]
 
 
 def change_json(change: PolicyChanged) -> dict[str, Any]:

@@ -247,3 +247,18 @@ async def test_an_agent_that_asks_and_was_never_measured_is_named_by_apply_and_b
         assert await examine_policies(settings(redis_url, postgres)) == []
         file.write_text(POLICIES.replace("100000", "90000"))
         assert (await command.document("apply", str(file)))["notes"] == []
+
+
+async def test_of_many_agents_that_were_never_measured_ten_are_named(
+    redis_url: str, command: Command, tmp_path: Any
+) -> None:
+    file = tmp_path / "p.yaml"
+    agents = {f"a{n}": {} for n in range(12)}
+    file.write_text(json.dumps({"defaults": {"anomaly": True}, "policies": agents}))
+    async with Engine(redis_url) as engine:
+        await engine.settled()
+        notes = (await command.document("apply", str(file)))["notes"]
+        [check] = await examine_policies(settings(redis_url))
+    assert [note.partition(":")[0] for note in notes[:10]] == [f"agent a{n}" for n in range(10)]
+    assert notes[10:] == ["and 2 agents more have no profile"]
+    assert check.detail.endswith("holds nothing of: a0, a1, a10, a11, a2 and 7 more")
