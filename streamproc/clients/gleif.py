@@ -34,6 +34,8 @@ FRESH_S = 86_400
 """How long an answer is used: GLEIF publishes its register once a day."""
 PAGE_SIZE = 50
 """Entities in one answer. A name that more of them contain is too common to tell who is meant."""
+NAME_CHARS_MAX = 500
+"""Longest name that the register's format allows."""
 BODY_BYTES_MAX = 2 * 1024 * 1024
 """A page is some 400 kB."""
 MEDIA_TYPE = "application/vnd.api+json"
@@ -175,8 +177,8 @@ def _entity(record: object) -> Registered:
     )
     lei, name = (text if isinstance(text, str) else "" for text in names)
     status, registration = (_status(text) for text in statuses)
-    if not is_lei(lei) or not name.strip():
-        raise _Unusable("gleif's answer has an entity without LEI or name")
+    if not is_lei(lei) or not name.strip() or len(name) > NAME_CHARS_MAX:
+        raise _Unusable("gleif's answer has an entity without a usable LEI or name")
     return Registered(lei, name, status, registration)
 
 

@@ -132,6 +132,7 @@ async def test_of_more_entities_than_a_page_has_nobody_is_meant() -> None:
         always(200, page(record(lei="984500SANDBOX0000191"))),
         always(200, page(record(name=["x"]))),
         always(200, page(record(name=" "))),
+        always(200, page(record(name=NAME + " " * 500 + "Somebody Else"))),
         always(200, page(record(status="<b>ACTIVE</b>"))),
         always(200, b'{"data": [' + b" " * (3 * 1024 * 1024) + b"]}"),
     ],
