@@ -73,7 +73,9 @@ def test_a_payout_of_the_history_counts_as_one_of_the_next_would() -> None:
 
 @pytest.mark.parametrize("many", [60, 300, 3_000])
 @pytest.mark.parametrize(
-    "hours", [lambda chance: chance.gauss(13.5, 2.5), lambda chance: chance.uniform(0, 24)]
+    "hours",
+    [lambda chance: chance.gauss(13.5, 2.5), lambda chance: chance.uniform(0, 24)],
+    ids=["office hours", "round the clock"],
 )
 def test_of_the_next_payouts_of_a_steady_agent_few_are_held(
     many: int, hours: Callable[[Random], float]
