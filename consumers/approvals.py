@@ -112,7 +112,7 @@ class Approval(Struct, frozen=True):
             amount=record.amount,
             number=0,
             windows=uses(self.windows, self._before()),
-            findings=found,
+            findings=self._found("screening", "reputation", "anomaly"),
             count_fees=self.agent.policy.count_fees,
         )
         verdict = conclude(self.findings) if self.findings else _POLICY_OK

@@ -29,8 +29,8 @@ from streamproc.log.work import BatchContext, FastPath, Stage, Work
 
 STAGES = ("screening", "velocity", "reputation", "budget", "approval", "review", "stop", "settle")
 """The chain that this replaces; `recall` may come before it."""
-TABLES = ("screening", "velocity", "reputation", "budget", "approval")
-"""The tables of rules that these stages apply."""
+TABLES = ("screening", "velocity", "reputation", "anomaly", "budget", "approval")
+"""The tables of rules that these stages apply; `budget` applies two."""
 
 
 def stands_for(chain: Sequence[Stage]) -> bool:

@@ -1,4 +1,5 @@
-"""Velocity (rule 10) and budget (rule 16): the two questions that only the partition's counters can answer.
+"""Velocity (rule 10) and budget (rule 16): the two questions that only the partition's counters can answer. Rule 15,
+which needs no answer and never rejects, is applied with the second one.
 
 Both are asked in one round trip if nothing outside has to be asked in between, that is, if the vendor's reputation is
 known already and is no threat. Answers are recorded for good, so a stage that runs again, here or in another worker,
@@ -98,7 +99,7 @@ def _check_one(work: Work, event: PayoutScreened, ctx: BatchContext) -> None:
 
 
 def budget_stage(zone: str) -> Stage:
-    """Rule 16, for payouts that no rule has rejected."""
+    """Rules 15 and 16, for payouts that no rule has rejected."""
 
     async def reserve(items: Sequence[Item], ctx: BatchContext) -> None:
         # What is decided asks for no room: it is rejected, or a review looked at it again.
@@ -128,7 +129,7 @@ def _reserve_one(work: Work, event: ReputationChecked, ctx: BatchContext) -> Non
     if answer is None:  # not asked for, since its policy is gone
         record_decision(work, ctx, [*event.findings, *found_by("budget", case)])
         return
-    findings = [*event.findings, *find(RULES["budget"], case)]
+    findings = [*event.findings, *find((*RULES["anomaly"], *RULES["budget"]), case)]
     if is_rejected(findings):
         record_decision(work, ctx, findings)
         return

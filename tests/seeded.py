@@ -21,6 +21,7 @@ from streamproc.domain.wire import decode_events, payout_of
 from streamproc.log.connection import connected
 from streamproc.log.stream import LogView
 from tests.engine import Engine
+from tests.profiles import policy_fields
 from tests.projections.histories import ListedLog, Stored, project_all
 from tests.words import ACCOUNT, Vendors, observed, reviewed
 
@@ -70,6 +71,7 @@ policies:
   foreign: {currencies: [INR, USD], count_fees: true}
   one: {team: desk, daily_limit: 500000}
   two: {team: desk, daily_limit: 500000, changed_beneficiary: hold}
+  steady: {OF_HABIT}
 accounts:
   acc_Test0000000001: {daily_limit: 6000000, monthly_limit: 90000000}
 teams:
@@ -77,7 +79,7 @@ teams:
 reviewers: [asha, ravi]
 agents:
   known: {fund_accounts: [fa_known]}
-"""
+""".replace("OF_HABIT", policy_fields(amounts=(20_000,) * 20, threshold=450))
 CHANGES = (
     "policies: {plain: {daily_limit: 500000, frozen: true}}",
     "policies: {plain: {daily_limit: 700000}}",
@@ -92,7 +94,7 @@ CHANGES = (
     "accounts: {acc_Test0000000001: {daily_limit: 6000000, frozen: true}}",
     "accounts: {acc_Test0000000001: {daily_limit: 6000000}}",
     "policies: {one: {daily_limit: 100000}, two: {team: desk, daily_limit: 500000, per_txn_limit: 30000}}",
-    "policies: {stranger: {per_txn_limit: 10000}}",
+    "policies: {stranger: {per_txn_limit: 10000}, steady: {anomaly: true, daily_limit: 800000}}",
     "agents: {known: {fund_accounts: [fa_1]}}",
     ("agent:one", True),
     (f"account:{ACCOUNT}", True),
@@ -105,7 +107,7 @@ CHANGES = (
 """Policy files that are applied, and scopes that are frozen (True) or unfrozen (False) by command."""
 AGENTS = (
     *("plain", "small", "held", "held", "night", "bursty", "patient", "listed", "strict", "known"),
-    *("foreign", "one", "two", "stranger", None),
+    *("foreign", "one", "two", "steady", "stranger", None),
 )
 
 

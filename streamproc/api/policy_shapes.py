@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal, get_origin
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
+from streamproc.domain.anomaly import HOURS, PAYOUTS_MAX, PAYOUTS_MIN, QUANTILES, SCALE, AnomalyProfile
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.money import AMOUNT_MAX_PAISE
 from streamproc.domain.policy_fields import POLICY_FIELDS, Policy, RateLimit, Weekday, written
@@ -178,6 +179,11 @@ class AuditPage(Struct, frozen=True):
     next: str | None
 
 
+def _numbers(many: int, most: int, least: int = 0) -> dict[str, Any]:
+    one = {"type": "integer", "minimum": least, "maximum": most}
+    return {"type": "array", "items": one, "minItems": many, "maxItems": many}
+
+
 _LIMIT: Final = {"type": ["integer", "null"], "minimum": 0, "maximum": AMOUNT_MAX_PAISE}
 _FLAG: Final = {"type": ["boolean", "null"]}
 _TEXTS: Final = {"type": ["array", "null"], "items": {"type": "string"}}
@@ -186,6 +192,18 @@ _TEXT: Final = {"type": ["string", "null"]}
 _RATE: Final = {
     "type": ["object", "null"],
     "properties": {"count": {"type": "integer"}, "window": _SECONDS},
+    "additionalProperties": False,
+}
+_PROFILE: Final = {
+    "type": ["object", "null"],
+    "description": "Measured by `streamproc policy calibrate`; a PUT that does not name it keeps the one in force.",
+    "properties": {
+        **{name: {"type": "string"} for name in ("since", "until", "timezone")},
+        "payouts": {"type": "integer", "minimum": PAYOUTS_MIN, "maximum": PAYOUTS_MAX},
+        "threshold": {"type": "integer", "minimum": 0, "maximum": SCALE},
+        "amounts": _numbers(QUANTILES, AMOUNT_MAX_PAISE, least=1),
+        **{name: _numbers(HOURS, PAYOUTS_MAX) for name in ("weekday_hours", "weekend_hours")},
+    },
     "additionalProperties": False,
 }
 _KINDS: Final[dict[Any, Any]] = {
@@ -197,6 +215,7 @@ _KINDS: Final[dict[Any, Any]] = {
     tuple[str, ...]: _TEXTS,
     tuple[Weekday, ...]: _TEXTS,
     tuple[int, int] | None: _TEXT,  # hours
+    AnomalyProfile | None: _PROFILE,
 }
 """By the type in `Policy`, how a field is written; words (Literal) are text. An unknown type is a KeyError at once."""
 

@@ -76,6 +76,18 @@ async def held_page(
     return [decode_record(row["record"]) for row in rows]
 
 
+async def approved_payouts(
+    pool: asyncpg.Pool, agent: str, since: datetime, limit: int
+) -> list[tuple[str, int, int]]:
+    """An agent's newest approved payouts, by the rules or by people, received since a time: id, paise, received (µs).
+
+    Raises TryAgain when Postgres is away.
+    """
+    async with acquired(pool) as db:
+        rows = await db.fetch(_SQL["approved_payouts"], agent, since, limit, timeout=WHOLE_VIEW_S)
+    return [(row["payout"], row["amount"], row["received_at"]) for row in rows]
+
+
 async def entries_between(pool: asyncpg.Pool, partition: int, first: str, end: str) -> int:
     """How many entries the archive has from `first` up to, but not including, `end`. Raises TryAgain when Postgres
     is away."""

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 import click
 
 from streamproc.cli import output, person, proposal
+from streamproc.cli.calibrate import calibrate
 from streamproc.cli.context import ask_site, operator_settings
 from streamproc.cli.policy_shown import (
     applied_lines,
     change_lines,
     loosens_lines,
     partitions_json,
+    profiles_wanted,
     value_text,
 )
 from streamproc.cli.policy_source import read_policy_file, read_text
@@ -31,7 +33,7 @@ def policy() -> None:
     """Policies of agents: limits, domains, approvals."""
 
 
-for command in (whatif, proposal.proposals, proposal.confirm, proposal.withdraw):
+for command in (calibrate, whatif, proposal.proposals, proposal.confirm, proposal.withdraw):
     policy.add_command(command)
 
 
@@ -101,27 +103,31 @@ def _make(plan: "Plan", by: str, why: str, dry_run: bool, as_json: bool) -> None
 
 
 def _say_applied(applied: "list[Applied]", as_json: bool) -> None:
+    notes = profiles_wanted(applied)
     if as_json:
-        output.say_json(
-            {"changed": any(one.changes for one in applied), "partitions": partitions_json(applied)}
-        )
+        changed = any(one.changes for one in applied)
+        output.say_json({"changed": changed, "partitions": partitions_json(applied), "notes": notes})
         return
     for line in applied_lines(applied):
         click.echo(line)
+    for note in notes:
+        output.note(note)
 
 
 def _say_preview(seen: "Preview", as_json: bool) -> None:
     import msgspec
 
+    notes = profiles_wanted(seen.changes)
     if as_json:
         loosens = msgspec.to_builtins(seen.loosens)
-        rows = partitions_json(seen.changes)
-        output.say_json({"changed": False, "waits": seen.waits, "loosens": loosens, "partitions": rows})
+        found = {"waits": seen.waits, "loosens": loosens, "partitions": partitions_json(seen.changes)}
+        output.say_json({"changed": False, **found, "notes": notes})
         return
     for line in (*applied_lines(seen.changes), *loosens_lines(seen.loosens)):
         click.echo(line)
     waits = "; it would wait for a second person" if seen.waits else ""
-    output.note(f"nothing was changed{waits}")
+    for note in (*notes, f"nothing was changed{waits}"):
+        output.note(note)
 
 
 @policy.command()

@@ -43,10 +43,17 @@ def change_lines(change: "PolicyChanged") -> list[str]:
     from streamproc.operate.policies import changed_fields
 
     fields = [
-        f"  {f.field}: {value_text(f.before)} -> {value_text(f.after)}{_from_now(change, f)}"
+        f"  {f.field}: {short_text(f.before)} -> {short_text(f.after)}{_from_now(change, f)}"
         for f in changed_fields(change)
     ]
     return [headline(change), *(fields or ["  (through the defaults)"])]
+
+
+def profiles_wanted(applied: "list[Applied]") -> list[str]:
+    """What is to be done for agents whose policies ask rule 15 and have no profile, each once."""
+    from streamproc.operate.policies import profiles_wanted as wanted
+
+    return wanted(change for one in applied for change in one.changes)
 
 
 _COUNTED_WHERE_LIMITED = frozenset({"weekly_limit", "monthly_limit", "vendor_daily_limit"})
@@ -70,10 +77,17 @@ def value_text(value: object) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
+def short_text(value: object) -> str:
+    """As `value_text`; of a profile, whose hundred numbers nobody compares by eye, what they come to."""
+    if not isinstance(value, dict) or not {"payouts", "until", "threshold"} <= value.keys():
+        return value_text(value)
+    return f"{value['payouts']} payouts up to {value['until']}, threshold {value['threshold']}"
+
+
 def loosens_lines(loosens: "Sequence[Loosening]") -> list[str]:
     """What a change loosens, for people."""
     return [
         f"  loosens {one.scope} {one.field}".rstrip()
-        + f": {value_text(one.before)} -> {value_text(one.after)} ({one.why})"
+        + f": {short_text(one.before)} -> {short_text(one.after)} ({one.why})"
         for one in loosens
     ]

@@ -6,7 +6,7 @@ import click
 
 from streamproc.cli import output, person
 from streamproc.cli.context import ask_site
-from streamproc.cli.policy_shown import applied_lines, loosens_lines, partitions_json, value_text
+from streamproc.cli.policy_shown import applied_lines, loosens_lines, partitions_json, short_text
 from streamproc.errors import JobFailed
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def proposals(as_json: bool) -> None:
         for loose in one["loosens"]:
             what = f"{loose['scope']} {loose['field']}".rstrip()
             click.echo(
-                f"  {what}: {value_text(loose['before'])} -> {value_text(loose['after'])} ({loose['why']})"
+                f"  {what}: {short_text(loose['before'])} -> {short_text(loose['after'])} ({loose['why']})"
             )
 
 

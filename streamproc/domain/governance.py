@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
+from streamproc.domain.anomaly import evidence_of_anomaly
 from streamproc.domain.budget import US, Admission, Window
 from streamproc.domain.domains import URLS_CACHED_MAX, UrlProblem, VendorUrl, parse_vendor_url, without_login
 from streamproc.domain.events import Decision, EntitySeen, Finding, Identity, WindowUse
@@ -209,7 +210,7 @@ def outside_hours(case: Case) -> Finding | None:
     return _held("screening", "OUTSIDE_HOURS", received=moment.strftime("%a %H:%M"), zone=zone)
 
 
-# ---- velocity, reputation, budget, approval ---------------------------------------------
+# ---- velocity, reputation, anomaly, budget, approval ------------------------------------
 
 
 def rate(case: Case) -> Finding | None:
@@ -284,6 +285,16 @@ def entity_unverified(case: Case) -> Finding | None:
     return None if why is None else _held("reputation", "ENTITY_UNVERIFIED", **why)
 
 
+def anomaly(case: Case) -> Finding | None:
+    """Rule 15: the payout is like the agent's usual ones, where the policy asks that and has their profile."""
+    assert case.agent is not None
+    profile = case.agent.policy.anomaly_profile
+    if profile is None or not case.agent.policy.anomaly:
+        return None
+    found = evidence_of_anomaly(profile, case.payout.amount, case.payout.received_at)
+    return None if found is None else _held("anomaly", "ANOMALY_DETECTED", **found)
+
+
 def window_limit(case: Case) -> Finding | None:
     """Rule 16: every window has room, up to its limit exactly; names the first one that has not."""
     answer = case.admission.budget
@@ -328,6 +339,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "velocity": (rate,),
     "reputation": (threat, reputation_unavailable, beneficiary_new, beneficiary_changed, entity_unverified),
+    "anomaly": (anomaly,),
     "budget": (window_limit,),
     "approval": (approval,),
 }

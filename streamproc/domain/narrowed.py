@@ -52,6 +52,7 @@ REACH: Mapping[g.Rule, Reach] = {
     g.beneficiary_new: _at_what_is_alike(lambda policy: policy.new_beneficiary != "ignore"),
     g.beneficiary_changed: _at_what_is_alike(lambda policy: policy.changed_beneficiary != "ignore"),
     g.entity_unverified: Reach(lambda policy: policy.require_entity),
+    g.anomaly: Reach(lambda policy: policy.anomaly and policy.anomaly_profile is not None),
     g.window_limit: Reach(lambda policy: False),  # needs it too
     g.approval: _above(lambda policy: policy.held_above),
 }

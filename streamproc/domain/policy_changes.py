@@ -32,6 +32,8 @@ FREEZE = "freeze:"
 """Prefix of a frozen scope: a scope of its own, so that a file's `frozen` and a person's freeze do not mix."""
 _SINGLE = frozenset({"defaults", "reviewers", "agents", "changes"})
 """Scopes of which there is one."""
+PROFILE = "anomaly_profile"
+"""The field of an agent's policy that is measured, and not written (ADR 35)."""
 _SECTION = {"agent": "policies", "account": "accounts", "team": "teams"}
 
 
@@ -78,10 +80,15 @@ def plan_changes(
 ) -> list[PolicyChanged]:
     """The changes that putting *file* in force makes; none if nothing differs. *at* is µs.
 
-    Scopes that the file does not name stay; *prune* removes agents, accounts and teams among them.
+    Scopes that the file does not name stay; *prune* removes agents, accounts and teams among them. An agent keeps its
+    `anomaly_profile` where the file does not name that.
     Raises InputError if a policy is inconsistent once the defaults are filled in.
     """
-    named = _named(file)
+    agents = {
+        f"agent:{name}": _with_profile(own, current.get(f"agent:{name}"))
+        for name, own in file.policies.items()
+    }
+    named = _named(file) | agents
     wanted = {
         scope: None if prune and _is_prunable(scope) and scope not in named else state.own
         for scope, state in current.items()
@@ -149,8 +156,10 @@ def patch_scope(
 def put_policy(
     current: Mapping[str, ScopeState], agent: str, fields: Fields, *, at: int, by: str, why: str
 ) -> list[PolicyChanged]:
-    """The changes that a PUT of an agent's policy makes: *fields* instead of its own. InputError for a wrong one."""
+    """The changes that a PUT of an agent's policy makes: *fields* instead of its own, but for an `anomaly_profile` that
+    they do not name. InputError for a wrong one."""
     report = Report(f"agent:{agent}")
+    fields = _with_profile(fields, current.get(f"agent:{agent}"))
     if agent == UNKNOWN_AGENT:
         report.add((), f"{agent} is who a payout belongs to that names no agent: it can have no policy")
     _check_own("agent", agent, fields, report, named_by=agent_with_policy)
@@ -227,6 +236,16 @@ def scopes_after(scopes: Mapping[str, ScopeState], *changes: PolicyChanged) -> d
     return after
 
 
+def _with_profile(own: Fields, state: ScopeState | None) -> Fields:
+    """An agent's fields with the profile that it has. That is measured and not written, so a file that does not name it
+    must not end it; one that says null does."""
+    if own.get(PROFILE) is not None:
+        return own
+    had = None if state is None or PROFILE in own else (state.own or {}).get(PROFILE)
+    without = {name: value for name, value in own.items() if name != PROFILE}
+    return without if had is None else without | {PROFILE: had}
+
+
 def _named(file: PolicyFile) -> dict[str, Fields | None]:
     named: dict[str, Fields | None] = {}
     if file.defaults is not None:
@@ -275,6 +294,8 @@ def _changes(
                 why=why,
             )
         )
+    if defaults.get(PROFILE) is not None:
+        report.add(("defaults", PROFILE), "is measured from one agent's payouts, and so no default")
     _check_teams(current, wanted, changes, report)
     _check_reviewers(current, wanted, report)
     report.refuse_if_any()
@@ -316,7 +337,11 @@ def _effective(scope: str, own: Fields | None, defaults: Fields, report: Report)
     kind, _, name = scope.partition(":")
     if own is None or kind != "agent":
         return own
-    return fields_of(read_policy({**defaults, **own}, report, ("policies", name)))
+    effective = fields_of(read_policy({**defaults, **own}, report, ("policies", name)))
+    if effective[PROFILE] is None:
+        # A worker of a version that does not know the field cannot read a policy that has it.
+        del effective[PROFILE]
+    return effective
 
 
 def _same_policy(one: Fields | None, other: Fields | None) -> bool:

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
 
+from streamproc.domain.anomaly import AnomalyProfile, read_profile, written_profile
 from streamproc.domain.domains import parse_rule
 from streamproc.domain.duration import duration_s
 from streamproc.domain.money import AMOUNT_MAX_PAISE
@@ -72,6 +73,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     changed_beneficiary: Literal["ignore", "hold"] = "ignore"
     require_entity: bool = False
     anomaly: bool = False
+    anomaly_profile: AnomalyProfile | None = None
     hours: tuple[int, int] | None = None
     """From and to, in minutes since midnight; if from is later than to, it spans midnight."""
     days: tuple[Weekday, ...] = ()
@@ -252,19 +254,6 @@ def _rate(value: object) -> RateLimit:
     return RateLimit(count, window_s)
 
 
-def _not_enforced(reader: Reader, neutral: object) -> Reader:
-    """A reader for a field whose rule this version does not have. It takes only the neutral value, since people would
-    rely on a limit that is written but not enforced."""
-
-    def read(value: object) -> object:
-        wanted = reader(value)
-        if wanted != neutral:
-            raise ValueError(f"is not enforced by this version: leave it out or at {shown(neutral)}")
-        return wanted
-
-    return read
-
-
 def _hours(value: object) -> tuple[int, int]:
     match = _HOURS.fullmatch(value) if isinstance(value, str) else None
     if match is None:
@@ -310,7 +299,8 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "new_beneficiary": _one_of("ignore", "hold"),
     "changed_beneficiary": _one_of("ignore", "hold"),
     "require_entity": _flag,
-    "anomaly": _not_enforced(_flag, False),
+    "anomaly": _flag,
+    "anomaly_profile": _optional(lambda value: read_profile(value, _timezone)),
     "hours": _optional(_hours),
     "days": _list_of(_one_of(*_DAYS)),
     "currencies": _list_of(_currency, least=1),
@@ -387,6 +377,8 @@ def written(attribute: str, value: object) -> tuple[str, object]:
     """An attribute of a policy as a file would write it: the field's name and value."""
     if isinstance(value, RateLimit):
         value = {"count": value.count, "window": value.window_s}
+    elif isinstance(value, AnomalyProfile):
+        value = written_profile(value)
     elif attribute == "hours" and value is not None:
         value = "-".join(f"{at // 60:02d}:{at % 60:02d}" for at in cast("tuple[int, int]", value))
     elif isinstance(value, tuple):

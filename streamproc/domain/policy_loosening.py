@@ -8,8 +8,9 @@ think about a hold makes no money easier to get.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast, get_args
 
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
+from streamproc.domain.anomaly import AnomalyProfile
 from streamproc.domain.domains import DomainRule, parse_rule
 from streamproc.domain.policy_changes import FREEZE, ScopeState
 from streamproc.domain.policy_events import Loosening, PolicyChanged
@@ -58,6 +59,16 @@ def _rate(old: RateLimit, new: RateLimit) -> str:
     if old.count == 0 or (0 < new.count <= old.count and new.window_s >= old.window_s):
         return ""
     return "the rate limit is off" if new.count == 0 else "more payouts fit in some time"
+
+
+def _profile(old: AnomalyProfile | None, new: AnomalyProfile | None) -> str:
+    if old is None or old == new:
+        return ""
+    if new is None:
+        return "there is nothing left to compare its payouts with"
+    if replace(old, threshold=new.threshold) != new:
+        return "its usual payouts are measured anew"
+    return "the threshold is raised" if new.threshold > old.threshold else ""
 
 
 def _within(why: str, everything: Iterable[object]) -> Looser:
@@ -159,6 +170,7 @@ OF_POLICY: Mapping[str, Looser] = {
     "changed_beneficiary": _must_stay("hold", _OFF),
     "require_entity": _must_stay(True, _OFF),
     "anomaly": _must_stay(True, _OFF),
+    "anomaly_profile": _profile,
     "hours": _hours,
     "days": _within("it may pay on more days", get_args(Weekday)),
     "currencies": _within("more currencies are allowed", ()),

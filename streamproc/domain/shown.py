@@ -17,7 +17,7 @@ from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.wire import type_of
 
-_MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above"})
+_MONEY = frozenset({"amount", "limit", "used", "reserved", "committed", "above", "usual_up_to"})
 """Evidence in paise, except velocity's, which counts payouts."""
 _OPEN_FIELDS = frozenset({"account_type", "contact_type"})
 """Fields of a beneficiary that say nothing of the person."""

@@ -34,6 +34,7 @@ from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check, missing
 from streamproc.operate.doctor_entities import examine_entities
 from streamproc.operate.doctor_log import dead_letters, examine_log
 from streamproc.operate.doctor_people import examine_people
+from streamproc.operate.doctor_policies import examine_policies
 from streamproc.operate.doctor_postgres import examine_postgres, postgres_todo
 from streamproc.operate.polling import poller_view
 from streamproc.operate.readiness import deferred_text
@@ -60,6 +61,7 @@ async def examine(settings: Settings) -> list[Check]:
         _guarded("reconciliation", settings, _reconciliation),
         _guarded("breakers", settings, _breakers),
         _guarded("payouts", settings, _deferred),
+        _guarded("policies", settings, examine_policies),
         _guarded("safe browsing", settings, _safe_browsing),
         _guarded("legal entities", settings, examine_entities),
         _guarded("notifications", settings, examine_people),

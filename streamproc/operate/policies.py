@@ -1,12 +1,13 @@
 """Policies: put a file in force on every partition, show what is in force, and how it came to be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from streamproc.archive.read import PolicyRow, policy_versions, views_upto
+from streamproc.domain.calibration import profile_wanted
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
@@ -22,6 +23,8 @@ from streamproc.operate.moments import us_of
 from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 
+WANTED_SHOWN_MAX = 10
+"""Agents without a profile that are named one by one: `anomaly: true` among the defaults asks it of all."""
 _TAG = b'"policy.changed"'
 
 
@@ -64,6 +67,14 @@ def changed_fields(change: PolicyChanged) -> list[FieldChange]:
         for field in sorted(before.keys() | after.keys())
         if before.get(field) != after.get(field)
     ]
+
+
+def profiles_wanted(changes: Iterable[PolicyChanged]) -> list[str]:
+    """What is to be done for agents whose policies ask rule 15 and have no profile, each once; of many the first."""
+    agents = {c.scope.removeprefix("agent:"): c.effective for c in changes if c.scope.startswith("agent:")}
+    wanted = [text for agent, effective in agents.items() if (text := profile_wanted(agent, effective))]
+    more = len(wanted) - WANTED_SHOWN_MAX
+    return [*wanted[:WANTED_SHOWN_MAX], *([f"and {more} agents more have no profile"] if more > 0 else [])]
 
 
 def change_json(change: PolicyChanged) -> dict[str, Any]:

@@ -186,7 +186,8 @@ def _made(applied: Sequence[Applied], left: Sequence[str] = ()) -> Made:
     first = applied[0].changes
     agents = [change.version for change in first if change.scope.startswith("agent:")]
     version = agents[0] if len(agents) == 1 else 0
-    return Made(version=version, changes=[change_json(one) for one in changes], left=list(left))
+    shown = [change_json(one) for one in changes]
+    return Made(version=version, changes=shown, left=[*left, *policies.profiles_wanted(changes)])
 
 
 async def _windows_now(site: Site, agent: str, account: str, *, zone: str) -> list[dict[str, Any]] | None:

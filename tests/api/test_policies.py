@@ -10,6 +10,7 @@ import pytest
 
 from streamproc.api import policy_shapes as shapes
 from streamproc.archive.pool import opened_pool
+from streamproc.domain.anomaly import written_profile
 from streamproc.domain.budget import windows_of
 from streamproc.domain.events import AccessRefused, PolicyChanged, PolicyProposed, ProposalConfirmed
 from streamproc.domain.policy import Policy, ScopeLimits
@@ -21,6 +22,7 @@ from tests.api.served import Api, problem, serving
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import archive
+from tests.profiles import OFFICE
 from tests.words import ACCOUNT, NOON_ZONE, observed
 
 POLICIES = f"""
@@ -161,13 +163,15 @@ async def test_every_wrong_field_is_named_and_nothing_is_changed(api: Api) -> No
     admin = await api.token("admin", "admin")
     wrong = {
         "daily_limit": 1.5, "per_txn_limit": -1, "days": ["mon", "noday"], "allowed_domains": ["a.com", "b/c", "d e"],
-        "rate_limit": {"count": 10_001, "windw": 5}, "dayly_limit": 5, "anomaly": True, "hours": "9-18",
+        "rate_limit": {"count": 10_001, "windw": 5}, "dayly_limit": 5, "anomaly": 1, "hours": "9-18",
+        "anomaly_profile": {"threshold": 5},
     }  # fmt: skip
     for method in ("PUT", "PATCH"):
         found = errors(await ask(api, admin, method, "policies/bot", wrong))
         assert set(found) == {
             "daily_limit", "per_txn_limit", "days[1]", "allowed_domains[1]", "allowed_domains[2]",
-            "rate_limit.count", "rate_limit.windw", "dayly_limit", "anomaly", "hours",
+            "rate_limit.count", "rate_limit.windw", "dayly_limit", "anomaly", "anomaly_profile",
+            "hours",
         }  # fmt: skip
         assert "did you mean 'daily_limit'?" in found["dayly_limit"]
         ordered = errors(
@@ -182,6 +186,27 @@ async def test_every_wrong_field_is_named_and_nothing_is_changed(api: Api) -> No
     assert refused.status_code == 422
     assert set(errors(await ask(api, admin, "PUT", "policies/unknown", {}))) == {"agent"}
     assert len(await of_type(api.engine, PolicyChanged)) == 6  # those of the file
+
+
+async def test_a_put_keeps_the_profile_that_was_measured_and_null_takes_it_away(api: Api) -> None:
+    admin, profile = await api.token("admin", "admin"), written_profile(OFFICE)
+    said = (await ask(api, admin, "PATCH", "policies/bot", {"anomaly": True})).json()
+    assert said["left"] == [
+        "agent bot: anomaly is on, but holds nothing before its payouts are measured:"
+        " streamproc policy calibrate bot"
+    ]
+    said = (await ask(api, admin, "PATCH", "policies/bot", {"anomaly_profile": profile})).json()
+    assert (said["changed"], said["left"]) == (True, [])
+
+    async def own() -> Any:
+        return (await ask(api, admin, "GET", "policies/bot")).json()["own"]
+
+    await ask(api, admin, "PUT", "policies/bot", {"daily_limit": 5})
+    assert await own() == {"daily_limit": 5, "anomaly_profile": profile}
+    await ask(api, admin, "PATCH", "policies/bot", {"anomaly_profile": {"threshold": 900}})
+    assert (await own())["anomaly_profile"] == profile | {"threshold": 900}
+    await ask(api, admin, "PUT", "policies/bot", {"anomaly_profile": None})
+    assert await own() == {}
 
 
 async def test_an_agent_sees_its_own_policy_and_budget_and_no_others(api: Api) -> None:

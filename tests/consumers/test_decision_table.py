@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from streamproc.domain.money import AMOUNT_MAX_PAISE
 from streamproc.domain.shown import evidence_texts
 from tests.engine import Engine
+from tests.profiles import policy_fields
 from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = """
@@ -33,12 +34,13 @@ policies:
   monday: {days: [mon]}
   any-host: {allowed_domains: ["*"]}
   weekly: {daily_limit: 500, weekly_limit: 600}
+  steady: {OF_HABIT}
 accounts:
   acc_Frozen: {frozen: true}
 agents:
   verified: {fund_accounts: [fa_bound]}
 reviewers: [asha, vikram]
-"""
+""".replace("OF_HABIT", policy_fields())
 
 GOOD = "https://vendor.example.com/invoice"
 
@@ -78,6 +80,8 @@ GOOD = "https://vendor.example.com/invoice"
         ("REJECTED RISK_HIGH", {"url": "https://malware.example.net/"}),
         ("HELD REPUTATION_UNAVAILABLE", {"url": "https://unknown.example.net/"}),
         ("REJECTED REPUTATION_UNAVAILABLE", {"agent": "careful", "url": "https://unknown.example.net/"}),
+        ("APPROVED POLICY_OK", {"agent": "steady", "amount": 2_500}),
+        ("HELD ANOMALY_DETECTED", {"agent": "steady", "amount": 3_000}),
         ("HELD APPROVAL_REQUIRED", {"agent": "zero", "amount": 100}),
         ("REJECTED TXN_LIMIT_EXCEEDED", {"agent": "none-per-txn", "amount": 100}),
     ],

@@ -26,6 +26,7 @@ from streamproc.domain.policy import PolicyBook, ScopeState, build_book
 from streamproc.log.templates import Fate, Offer, as_filled
 from streamproc.log.work import BatchContext, FastPath, Work
 from tests.engine import ZONE
+from tests.profiles import policy_fields
 from tests.words import ACCOUNT, NOW, observed, policies, requested
 
 POLICIES = """
@@ -38,8 +39,9 @@ policies:
   usd: {currencies: [INR, USD], dual_approval_above: 400}
   ice: {frozen: true}
   proven: {require_verified_identity: true}
+  steady: {OF_HABIT}
 agents: {proven: {fund_accounts: [fa_1]}}
-"""
+""".replace("OF_HABIT", policy_fields(amounts=(300,) * 20, threshold=420))
 CREATED_AT = NOW // US
 """Some hours before midnight, where a day's windows end."""
 AN_INTENT = intent_id(ACCOUNT, "bot", "key")
@@ -47,7 +49,7 @@ URLS = ("https://shop.example/100%25?%d", "https://other.example/", "https://bad
 alike = st.fixed_dictionaries(
     {
         "agent": st.sampled_from(
-            ["bot", "bot", "free", "wary", "night", "usd", "ice", "proven", "stranger", None]
+            ["bot", "bot", "free", "wary", "night", "usd", "ice", "proven", "steady", "stranger", None]
         ),
         "url": st.sampled_from([*URLS[:2], *URLS]),
         "currency": st.sampled_from(["INR", "INR", "INR", "USD"]),
@@ -281,6 +283,16 @@ async def test_what_was_remembered_ends_with_the_policies(book: PolicyBook) -> N
     assert way(ctx(book, NOW + US)).at_sight(work_of(event)) is not None
     frozen = book_of(POLICIES.replace("bot: {", "bot: {frozen: true, "))
     assert way(ctx(frozen, NOW + US)).at_sight(work_of(event)) is None
+
+
+async def test_of_who_is_held_by_a_score_nothing_is_remembered(book: PolicyBook) -> None:
+    """It depends on amount and hour, so each payout is looked at as a whole: the second one here is held."""
+    ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(ctx(book, SOON))
+    usual, unlike = (observed(f"pout_{amount}", amount, agent="steady", url=URLS[0]) for amount in (400, 501))
+    offers = [as_a_whole(ask, event) for event in (usual, unlike)]
+    decisions = [offer.outputs(Fate.DONE)[0].decision for offer in offers if offer is not None]
+    assert decisions == ["APPROVED", "HELD"]
+    assert [ask.at_sight(work_of(event)) for event in (usual, unlike)] == [None, None]
 
 
 async def test_where_a_rule_is_asked_that_nobody_looked_into_nothing_is_remembered(

@@ -192,7 +192,7 @@ def test_a_hold_keeps_every_reason_and_a_later_rejection_wins() -> None:
 
 
 def test_every_stage_of_the_table_is_in_the_order_of_the_chain() -> None:
-    assert list(RULES) == ["screening", "velocity", "reputation", "budget", "approval"]
+    assert list(RULES) == ["screening", "velocity", "reputation", "anomaly", "budget", "approval"]
 
 
 @given(received=st.integers(1_600_000_000, 1_900_000_000), limit=st.none() | st.integers(0, 10**9))

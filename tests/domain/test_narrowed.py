@@ -24,6 +24,7 @@ from streamproc.domain.policy import (
     plan_changes,
     scopes_after,
 )
+from tests.profiles import policy_fields
 from tests.words import NOW, observed
 
 ALL = tuple(rule for rules in RULES.values() for rule in rules)
@@ -46,6 +47,8 @@ FIELDS = (
     "require_entity: true",
     "frozen: true",
     "daily_limit: 5000",
+    policy_fields(threshold=300),
+    "anomaly: true",
 )
 URLS = (
     "",
@@ -132,6 +135,7 @@ def test_rules_that_look_at_time_counters_or_the_contact_leave_no_plan() -> None
         governance.entity_unverified,
         governance.no_policy,
         governance.outside_hours,
+        governance.anomaly,
         governance.rate,
         governance.window_limit,
     }

@@ -1,7 +1,11 @@
 """Versions are dense, a change is told where something changes and nowhere else, and the fold agrees."""
 
-import pytest
+import json
 
+import pytest
+from msgspec.structs import replace
+
+from streamproc.domain.anomaly import written_profile
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import (
     ScopeState,
@@ -13,8 +17,9 @@ from streamproc.domain.policy import (
     plan_changes,
     scopes_after,
 )
-from streamproc.domain.policy_changes import replan
+from streamproc.domain.policy_changes import put_policy, replan
 from streamproc.errors import InputError, LogBroken
+from tests.profiles import OFFICE, policy_fields
 
 Scopes = dict[str, ScopeState]
 TWO = """
@@ -259,3 +264,81 @@ def test_changes_that_were_made_together_are_made_together_again() -> None:
     assert (agent.scope, made.scope) == ("agent:bot", "team:red")
     with pytest.raises(InputError, match="red"):
         replan({}, [change(None, {"team": "red"})], at=7, by="asha", why="test")
+
+
+# ---- what is measured, and not written ----
+
+MEASURED = written_profile(OFFICE)
+CALIBRATED = f"policies: {{own: {{daily_limit: 900, {policy_fields()}}}}}"
+
+
+def own_after(text: str) -> object:
+    """The own fields of an agent with a profile, after a file."""
+    return applied(CALIBRATED, text)["agent:own"].own
+
+
+def test_a_file_that_does_not_name_the_profile_keeps_the_one_in_force() -> None:
+    kept = own_after("policies: {own: {daily_limit: 1000, anomaly: true}}")
+    assert kept == {"daily_limit": 1000, "anomaly": True, "anomaly_profile": MEASURED}
+    assert (
+        changes(applied(CALIBRATED), "policies: {own: {daily_limit: 900, anomaly: true}}", prune=True) == []
+    )
+
+
+def test_a_file_that_says_null_removes_it_and_one_that_has_another_replaces_it() -> None:
+    assert own_after("policies: {own: {anomaly_profile: null}}") == {}
+    other = written_profile(replace(OFFICE, threshold=600))
+    assert own_after(f"policies: {{own: {json.dumps({'anomaly_profile': other})}}}") == {
+        "anomaly_profile": other
+    }
+    assert changes(applied("policies: {own: {}}"), "policies: {own: {anomaly_profile: null}}") == []
+
+
+def test_who_is_removed_and_comes_again_has_no_profile() -> None:
+    gone = scopes_after(applied(CALIBRATED), *changes(applied(CALIBRATED), "policies: {}", prune=True))
+    assert gone["agent:own"].own is None
+    [again] = changes(gone, "policies: {own: {anomaly: true}}")
+    assert again.after == {"anomaly": True}
+
+
+def test_a_put_keeps_it_as_a_file_does_and_a_patch_that_says_null_removes_it() -> None:
+    scopes = applied(CALIBRATED)
+    [put] = put_policy(scopes, "own", {"daily_limit": 5}, at=8, by="vikram", why="")
+    assert put.after == {"daily_limit": 5, "anomaly_profile": MEASURED}
+    [null] = put_policy(scopes, "own", {"anomaly_profile": None}, at=8, by="vikram", why="")
+    assert null.after == {}
+    [patch] = patched(scopes, "agent:own", anomaly_profile=None)
+    assert patch.after == {"daily_limit": 900, "anomaly": True}
+    [threshold] = patched(scopes, "agent:own", anomaly_profile={"threshold": 600})
+    assert threshold.after is not None
+    assert threshold.after["anomaly_profile"] == MEASURED | {"threshold": 600}
+
+
+def test_a_change_that_waited_does_not_undo_what_was_measured_meanwhile() -> None:
+    before = applied("policies: {own: {daily_limit: 900}}")
+    waited = changes(before, "policies: {own: {daily_limit: 1000}}")
+    since = scopes_after(before, *patched(before, "agent:own", anomaly_profile=MEASURED))
+    [made] = replan(since, waited, at=9, by="asha", why="")
+    assert made.after == {"daily_limit": 1000, "anomaly_profile": MEASURED}
+
+
+def test_only_a_policy_that_has_a_profile_names_it_to_workers_of_earlier_versions() -> None:
+    """They cannot read a policy with a field that they do not know: every payout would become a dead letter."""
+    [plain] = changes({}, "policies: {own: {daily_limit: 900}}")
+    [measured] = changes({}, CALIBRATED)
+    assert plain.effective is not None
+    assert measured.effective is not None
+    assert "anomaly_profile" not in plain.effective
+    assert measured.effective["anomaly_profile"] == MEASURED
+
+
+def test_of_defaults_no_profile_is_taken() -> None:
+    with pytest.raises(InputError, match=r"line 1, defaults\.anomaly_profile: is measured from one agent's"):
+        changes({}, f"defaults: {{{policy_fields()}}}\npolicies: {{own: {{}}}}")
+    with pytest.raises(InputError, match="is measured from one agent's payouts"):
+        patched(applied(TWO), "defaults", anomaly_profile=MEASURED)
+
+
+def test_a_section_of_names_is_no_policy_of_an_agent() -> None:
+    scopes = applied("reviewers: {anomaly_profile: {}}", "reviewers: {asha: {}}")
+    assert scopes["reviewers"].own == {"asha": {}}

@@ -31,6 +31,7 @@ from streamproc.domain.policy import (
 from streamproc.domain.policy_changes import ScopeState, plan_freeze
 from streamproc.domain.policy_events import PolicyChanged
 from streamproc.domain.policy_loosening import OF_LIMITS, OF_POLICY, loosened
+from tests.profiles import OFFICE
 from tests.words import NOW, observed, policies
 
 HOSTS = ["evil.com", "shop.example.com", "example.com", "127.0.0.1", "localhost", "a.localhost", "x.xyz"]
@@ -48,6 +49,11 @@ RULES = [
     *("127.0.0.1", "localhost", "*.localhost", "com"),
 ]
 AMOUNTS = [100, 499, 500, 501, 1_000, 5_000]
+PROFILES = [
+    None,
+    *(replace(OFFICE, threshold=at) for at in (400, 500, 700)),
+    replace(OFFICE, amounts=(500,) * 20),
+]
 LIMITS = st.none() | st.sampled_from([0, *AMOUNTS])
 RULE_LISTS = st.lists(st.sampled_from(RULES), max_size=3).map(tuple)
 
@@ -71,6 +77,8 @@ POLICIES = st.builds(
     hours=st.sampled_from([None, (540, 1_080), (1_320, 360), (0, 1_440), (1_170, 1_200)]),
     days=st.lists(st.sampled_from(["mon", "tue", "sun"]), unique=True).map(tuple),
     timezone=st.sampled_from([None, "Asia/Kolkata", "UTC"]),
+    anomaly=st.booleans(),
+    anomaly_profile=st.sampled_from(PROFILES),
     currencies=st.sampled_from([("INR",), ("INR", "USD"), ("USD",)]),
     team=st.sampled_from([None, "red", "blue"]),
     frozen=st.booleans(),
@@ -200,16 +208,20 @@ VALUES: dict[str, list[Any]] = {
     "hours": [None, (540, 1_080), (1_320, 360), (0, 1_440), (1_000, 1_200)],
     "days": [(), ("mon",), ("tue", "mon"), ("sun",)],
     "timezone": [None, "UTC", "America/New_York"],
+    "anomaly": [False, True],
+    "anomaly_profile": PROFILES,
     "currencies": [("INR",), ("INR", "USD"), ("USD",)],
     "team": [None, "red", "blue"],
     "frozen": [False, True],
 }
 NEVER_DECIDES = {
-    *("dual_approval_above", "hold_ttl_s", "queued_hold", "count_fees", "anomaly"),
+    *("dual_approval_above", "hold_ttl_s", "queued_hold", "count_fees"),
 }
 BESIDE = {
     "on_rate_limit": {"rate_limit": RateLimit(1, 60)},
     "timezone": {"hours": (540, 1_080), "days": ("mon",)},
+    "anomaly": {"anomaly_profile": OFFICE},
+    "anomaly_profile": {"anomaly": True},
 }
 """Fields by which others come to matter."""
 
@@ -282,6 +294,14 @@ B, R = {"require_vendor_url": True}, RateLimit
         ({}, {"queued_hold": "allow"}, "queued_hold"),
         ({"count_fees": True}, {}, "count_fees"),
         ({"frozen": True}, {}, "frozen"),
+        ({"anomaly": True}, {}, "anomaly"),
+        ({"anomaly_profile": OFFICE}, {}, "anomaly_profile"),
+        ({"anomaly_profile": OFFICE}, {"anomaly_profile": replace(OFFICE, threshold=501)}, "anomaly_profile"),
+        (
+            {"anomaly_profile": OFFICE},
+            {"anomaly_profile": replace(OFFICE, payouts=90, threshold=1)},
+            "anomaly_profile",
+        ),
     ],
 )
 def test_each_of_these_loosens(old: dict[str, Any], new: dict[str, Any], field: str):
@@ -304,6 +324,9 @@ def test_each_of_these_loosens(old: dict[str, Any], new: dict[str, Any], field: 
         ({}, {"days": ("mon",)}),
         ({"currencies": ("INR", "USD")}, {"currencies": ("INR",)}),
         ({}, {"team": "red"}),
+        ({}, {"anomaly": True}),
+        ({}, {"anomaly_profile": OFFICE}),
+        ({"anomaly_profile": OFFICE}, {"anomaly_profile": replace(OFFICE, threshold=499)}),
     ],
 )
 def test_each_of_these_only_tightens(old: dict[str, Any], new: dict[str, Any]):

@@ -68,7 +68,7 @@ def test_the_seeded_history_has_everything_in_it(seeded: SeededHistory) -> None:
             "HELD BENEFICIARY_NEW",
             "HELD BENEFICIARY_CHANGED",
         ),
-        *("HELD RATE_LIMITED", "REJECTED RISK_HIGH", "HELD REPUTATION_UNAVAILABLE"),
+        *("HELD RATE_LIMITED", "HELD ANOMALY_DETECTED", "REJECTED RISK_HIGH", "HELD REPUTATION_UNAVAILABLE"),
         *("REJECTED REPUTATION_UNAVAILABLE", "REJECTED LIMIT_EXCEEDED", "HELD APPROVAL_REQUIRED"),
         *(
             "APPROVED POLICY_OK",

@@ -23,6 +23,7 @@ from streamproc.log.stream import LogView
 from streamproc.operate.whatif import decoded_entry, overlay_of
 from tests.domain.test_agent_note import BOT, FACTS, paid
 from tests.engine import ZONE, Engine
+from tests.profiles import policy_fields
 from tests.words import ACCOUNT, NOW, Forgotten, Vendors, observed, requested
 
 FAR = 4_000_000_000
@@ -100,6 +101,31 @@ async def test_what_the_candidate_rejects_leaves_room_for_a_later_payout(redis_u
     }
     assert {what: many.amount for what, many in found.assumed.items()} == {fates.PAID: 500}
     assert (found.judged.payouts, found.changed.amount) == (3, 1200)
+
+
+async def test_a_candidate_with_a_profile_holds_what_is_unlike_and_one_without_keeps_that_of_then(
+    redis_url: str,
+) -> None:
+    strict, loose = policy_fields(), policy_fields(threshold=750)
+    async with Engine(redis_url) as engine:
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}}}}}")
+        for payout, amount in (("p1", 2_000), ("p2", 9_000)):
+            await engine.deliver(observed(payout, amount))
+        await engine.apply(f"policies: {{bot: {{{NO_RATE}, {strict}}}}}")
+        for payout, amount in (("p3", 2_000), ("p4", 9_000)):
+            await engine.deliver(observed(payout, amount))
+        log = await log_of(engine)
+    assert again(log, None).changed.payouts == 0
+    measured = again(log, f"policies: {{bot: {{{NO_RATE}, {strict}}}}}")
+    assert moved(measured) == {"p2": "APPROVED -> HELD ANOMALY_DETECTED"}
+    freed = {"p4": "HELD -> APPROVED POLICY_OK"}
+    assert moved(again(log, f"policies: {{bot: {{{NO_RATE}, {loose}}}}}")) == freed
+    assert moved(again(log, f"policies: {{bot: {{{NO_RATE}, anomaly: false}}}}")) == freed
+    assert (
+        moved(again(log, f"policies: {{bot: {{{NO_RATE}, anomaly_profile: null, anomaly: true}}}}")) == freed
+    )
+    kept = again(log, f"policies: {{bot: {{{NO_RATE}, anomaly: true}}}}")
+    assert kept.changed.payouts == 0
 
 
 async def test_a_rate_slot_that_the_candidate_does_not_give_is_free_for_a_later_payout(

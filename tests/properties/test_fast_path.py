@@ -22,6 +22,7 @@ from streamproc.log.connection import connected
 from streamproc.log.templates import Fate
 from streamproc.log.work import Group
 from tests.engine import ZONE, Engine
+from tests.profiles import policy_fields
 from tests.words import ACCOUNT, NOW, Register, Vendors, contact, delivery, observed, requested
 
 POLICIES = f"""
@@ -33,6 +34,7 @@ policies:
   night: {{hours: "00:00-00:01", currencies: [USD], require_verified_identity: true}}
   ice: {{frozen: true}}
   strict: {{require_entity: true, rate_limit: {{count: 0}}}}
+  steady: {{{policy_fields(amounts=(300,) * 20, threshold=420)}, daily_limit: 5000, rate_limit: {{count: 9}}}}
 accounts:
   {ACCOUNT}: {{daily_limit: 2500}}
 teams:
@@ -52,7 +54,9 @@ payouts = st.builds(
     observed,
     st.integers(0, 9).map("pout_{}".format),
     st.sampled_from([100, 300, 400, 401, 700, 1000]),
-    agent=st.sampled_from(["bot", "bot", "free", "free", "wary", "night", "ice", "strict", "stranger", None]),
+    agent=st.sampled_from(
+        ["bot", "bot", "free", "free", "wary", "steady", "steady", "night", "ice", "strict", "stranger", None]
+    ),
     url=st.sampled_from(URLS),
     status=st.sampled_from(
         ["pending", "pending", "pending", "queued", "scheduled", "processing", "processed"]
@@ -64,7 +68,7 @@ intents = st.builds(
     requested,
     st.sampled_from([100, 300, 401]),
     key=st.sampled_from(["k1", "k2", "k3"]),
-    agent=st.sampled_from(["bot", "free", "wary", "strict"]),
+    agent=st.sampled_from(["bot", "free", "wary", "strict", "steady"]),
     url=st.sampled_from(["", "https://shop.example/%", "https://bad.example/"]),
     payee=st.sampled_from(
         [None, *map(contact, ("Verified Ltd", "Lapsed Ltd", "Nobody Ltd", "Away Ltd", "...,"))]
@@ -161,7 +165,7 @@ to_who_was_paid = st.builds(
     observed,
     st.integers(0, 30).map("pout_{}".format),
     st.sampled_from([100, 200, 300, 399]),
-    agent=st.sampled_from(["bot", "free", "wary"]),
+    agent=st.sampled_from(["bot", "free", "wary", "steady"]),
     url=st.sampled_from(URLS[1:3]),
     currency=st.sampled_from(["INR", "INR", "INR", "USD"]),
     at=st.integers(0, 90).map(lambda s: NOW + s * 1_000_000),
@@ -207,6 +211,22 @@ async def test_what_a_stage_behind_the_counters_rejects_is_recorded_as_the_chain
     ]
     entries, state = await recorded(redis_url, history, governance())
     assert (entries, state) == await recorded(redis_url, history, replace(governance(), fast_path=None))
+
+
+async def test_what_is_unlike_an_agents_usual_payouts_is_held_as_the_chain_holds_it(redis_url: str) -> None:
+    """Usual ones stand between, whose plan must not let pass what is unlike."""
+    history: list[PayoutObserved | PayoutRequested] = [
+        observed(f"pout_{n}", amount, agent="steady", url=URLS[1])
+        for n, amount in enumerate((100, 300, 700, 300))
+    ]
+    history += [
+        requested(900, key="k1", agent="steady"),
+        observed("pout_9", 500, agent="steady", url=URLS[1]),
+    ]
+    entries, state = await recorded(redis_url, history, governance())
+    assert (entries, state) == await recorded(redis_url, history, replace(governance(), fast_path=None))
+    held = [b"ANOMALY_DETECTED" in e for _, e in entries if b"payout.decided" in e]
+    assert held == [False, False, True, False, True, True]
 
 
 async def test_hours_are_those_of_the_zone_that_is_set(redis_url: str) -> None:
@@ -358,8 +378,8 @@ def test_a_chain_with_another_stage_or_other_rules_has_no_fast_path(
     with_recall = consumers.governance(Reputations(Vendors()), zone=ZONE, archived=nobody_archived)
     assert "recall" in {stage.name for stage in with_recall.stages}
     assert with_recall.fast_path is not None
-    assert not fast_path.stands_for((*group.stages, replace(group.stages[0], name="anomaly")))
-    monkeypatch.setitem(RULES, "anomaly", ())
+    assert not fast_path.stands_for((*group.stages, replace(group.stages[0], name="another")))
+    monkeypatch.setitem(RULES, "another", ())
     assert not fast_path.stands_for(group.stages)
 
 

@@ -101,7 +101,7 @@ class Judge:
             trial.findings += find(RULES["velocity"], replace(case, admission=Admission(rate=answer)))
 
     def end(self, trial: Trial) -> Judgement:
-        """Reputation, budget, approval and the verdict, at the trial's place in the order of budget questions."""
+        """All rules behind velocity, and the verdict, at the trial's place in the order of budget questions."""
         answer: BudgetAnswer | None = None
         reputation = NO_URL
         if not is_rejected(trial.findings):
@@ -111,7 +111,7 @@ class Judge:
             trial.findings += find(RULES["reputation"], vetted)
             if not is_rejected(trial.findings):
                 answer = self._room(trial, case)
-                rules = (*RULES["budget"], *RULES["approval"])
+                rules = (*RULES["anomaly"], *RULES["budget"], *RULES["approval"])
                 trial.findings += find(rules, replace(case, admission=Admission(budget=answer)))
         verdict = conclude(trial.findings)
         if trial.stray and trial.room is not None:
