@@ -76,8 +76,8 @@ async def mark_asked(client: Redis, account: str, run: int) -> None:
         await client.hset(META, ASKED + account, str(run))
 
 
-async def accounts_asked(client: Redis, run: int) -> list[str]:
-    """The accounts that the bank was asked about since that recovery."""
+async def accounts_asked(client: Redis, run: int | None) -> list[str]:
+    """The accounts that the bank was asked about since that recovery; none if `run` is None."""
     with named_errors():
         found: Any = await client.hgetall(META)
     at, prefix = str(run).encode(), ASKED.encode()

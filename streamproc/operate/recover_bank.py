@@ -79,16 +79,16 @@ async def ask_bank(settings: Settings, *, on_asked: Callable[[int], None] = lamb
 async def _conclude(
     client: Any, run: int | None, account: str, others: Counter[str], done: BankAsked
 ) -> None:
-    """Mark what was asked since the recovery `run`, and name what is left of other accounts."""
-    if run is None or await unreconciled_run(client) != run:
+    """Mark what was asked since the recovery `run`, if one asks for that, and name what is left of other accounts."""
+    if await unreconciled_run(client) != run:
         done.left.append("Redis was lost, or recovered by somebody else, while the bank was asked")
         return
-    if not done.left:
+    if run is not None and not done.left:
         await mark_asked(client, account, run)
     for asked in await accounts_asked(client, run):
         others.pop(asked, None)
     done.left += _named(others, account)
-    if not done.left:
+    if run is not None and not done.left:
         await mark_reconciled(client, run)
 
 
