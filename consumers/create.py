@@ -27,6 +27,8 @@ from streamproc.log.work import BatchContext, Work
 
 CREATE_WITHIN_S = 6 * 86_400
 """Counted from the decision. The bank keeps a key for 7 days; one day is left for clocks and calls under way."""
+AHEAD_S_MAX = 86_400
+"""That day. If Redis's clock was further ahead at the decision, CREATE_WITHIN_S from then on ends too late."""
 LOST_FOR_GOOD_S = 3_600
 """A payout may appear this long after a call whose answer was lost: the bank advises to look for it for up to an
 hour."""
@@ -97,13 +99,7 @@ async def create(attempt: Attempt) -> BankPayout | None:
         if (mine := _ours(record, found)) is not None:
             return _bind(attempt, mine, "already")
         _refuse_doubtful(work, found, attempt.decided_at)
-    if ctx.now_us - attempt.decided_at > CREATE_WITHIN_S * 1_000_000:
-        there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
-        raise Unprocessable(
-            f"ALARM: intent {record.payout} was approved more than {CREATE_WITHIN_S // 86_400} days ago and is not"
-            f" known to be at the bank ({there}). Its idempotency key may be forgotten there, so it is not sent again."
-            " Look for the reference in the bank's dashboard; if it was not paid, ask for it anew under another key"
-        )
+    _refuse_forgotten(work, found, (ctx.now_us - attempt.decided_at) / 1_000_000)
     if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
@@ -224,6 +220,23 @@ def _ours(record: PayoutRecord, found: Sequence[BankPayout]) -> BankPayout | Non
 
 def _pays_the_same(record: PayoutRecord, payout: BankPayout) -> bool:
     return could_be(record, copy_of(payout))
+
+
+def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> None:
+    """Raise Unprocessable if the bank may have forgotten the key. `age_s`: since the decision, by Redis's clock, which
+    may have been wrong at the one time or the other."""
+    if age_s > CREATE_WITHIN_S:
+        when = f"more than {CREATE_WITHIN_S // 86_400} days ago"
+    elif work.taken and age_s < -AHEAD_S_MAX:
+        when = "by a clock that was more than a day ahead, so nobody can tell how long ago"
+    else:
+        return
+    there = f"it has {', '.join(p.id for p in found)} under that reference" if found else "it shows none"
+    raise Unprocessable(
+        f"ALARM: intent {work.payout} was approved {when}, and is not known to be at the bank ({there})."
+        " Its idempotency key may be forgotten there, so it is not sent again. Look for the reference in the bank's"
+        " dashboard; if it was not paid, ask for it anew under another key"
+    )
 
 
 def _refuse_doubtful(work: Work, found: Sequence[BankPayout], decided_at: int) -> None:

@@ -10,7 +10,6 @@ The archive is asked about it too, but the alarm does not wait while that is awa
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from math import inf
 from time import monotonic
 from typing import TypeAlias
 
@@ -24,7 +23,8 @@ from streamproc.errors import TryAgain
 from streamproc.log.work import BatchContext, Item, Stage, Work
 
 Archived: TypeAlias = Callable[[str], Awaitable[PayoutRecord | None]]
-"""Gives a payout's record as the archive has it; raises TryAgain when Postgres is away."""
+"""Gives a payout's record as the archive has it; raises TryAgain when Postgres is away, and at once while it hangs
+(streamproc/archive/pool.py)."""
 
 YOUNG_S_MAX = 86_400
 """A payout younger than this is still in Redis, if the retention time is two days or more."""
@@ -35,9 +35,6 @@ PASS_S = 8.0
 batch that is cut off as a whole would put off payouts that need no archive."""
 ALARMS_WAIT_S = 2.0
 """Of one batch, questions about what seems to be a bypass begin by then. The rest is told without an answer."""
-AWAY_S = 30.0
-"""For so long after an archive that was away nobody is asked about what seems to be a bypass: where it hangs, each
-question takes some seconds, and alarms and the payouts beside them would wait for each other's."""
 _BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
 """How the metadata of execution's entries begins."""
 
@@ -45,17 +42,14 @@ _BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
 def recall_stage(archived: Archived, retention_s: float) -> Stage:
     """Gives works of payouts that Redis does not know, and that are old or moved, the archive's record."""
     young_s = young_s_of(retention_s)
-    away_until_s = -inf
 
     async def decided(until_s: float, payout: str) -> PayoutRecord | None:
         """The record of a payout that was decided or told as a bypass; None also where nobody can say."""
-        nonlocal away_until_s
-        if not away_until_s <= monotonic() < until_s:
+        if monotonic() >= until_s:
             return None
         try:
             record = await archived(payout)
         except TryAgain:
-            away_until_s = monotonic() + AWAY_S
             return None
         return record if record is not None and (record.decision or record.bypassed) else None
 

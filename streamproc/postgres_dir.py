@@ -70,6 +70,8 @@ async def ensure_cluster(place: Place, password_file: Path, output: int, log: Pa
                 f"{password_file} is missing or damaged: restore it, or move {place.cluster} away to start empty"
             )
         return kept
+    if place.account is None:
+        _require_user_name()
     password = secrets.token_urlsafe(24)
     password_file.unlink(missing_ok=True)
     write_private(password_file, password)
@@ -81,6 +83,19 @@ async def ensure_cluster(place: Place, password_file: Path, output: int, log: Pa
     await _initdb(place, half_made, password, output, log)
     half_made.rename(place.cluster)
     return password
+
+
+def _require_user_name() -> None:
+    """Raise ConfigError if our uid has no name, as in a container: initdb gives up, though a server that finds its
+    cluster runs."""
+    uid = os.geteuid()
+    try:
+        pwd.getpwuid(uid)
+    except KeyError as problem:
+        raise ConfigError(
+            f"Postgres cannot be prepared by uid {uid}, which has no user name here: add the uid to /etc/passwd, run as"
+            " another user, or set STREAMPROC_POSTGRES_DSN"
+        ) from problem
 
 
 async def _initdb(place: Place, cluster: Path, password: str, output: int, log: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -278,6 +279,23 @@ def private_dir() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
+async def test_a_user_without_a_name_is_told_what_to_do_before_postgres_is_made(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs as any uid: initdb gave up, and did not say what helps."""
+
+    def unknown(uid: int) -> pwd.struct_passwd:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 12_345)
+    with monkeypatch.context() as there:
+        there.setattr(pwd, "getpwuid", unknown)
+        with pytest.raises(ConfigError, match=r"uid 12345, which has no user name.*STREAMPROC_POSTGRES_DSN"):
+            async with embedded.postgres(data_dir):
+                pytest.fail("it started")
+    assert not (data_dir / "postgres.new").exists()
+
+
 async def test_root_puts_the_cluster_where_its_user_can_reach_it_and_says_where(
     private_dir: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

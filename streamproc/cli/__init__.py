@@ -35,7 +35,7 @@ from streamproc.cli.replay import replay
 from streamproc.cli.roles import migrate, poller, projector, sandbox, serve, up, worker
 from streamproc.cli.token import token
 from streamproc.cli.top import top
-from streamproc.cli.wrong_use import line_of, require_utf8
+from streamproc.cli.wrong_use import line_of, require_text
 from streamproc.errors import NO_ROOM, ConfigError, InputError, StreamprocError, first_of_ours
 
 WRONG_USE, FAILED = 2, 1
@@ -79,7 +79,7 @@ for command in (
     LazyGroup("bench", "streamproc.cli.bench:bench", "Measure the engine."),
 ):
     cli.add_command(command)
-require_utf8(cli)
+require_text(cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

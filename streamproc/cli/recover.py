@@ -91,7 +91,7 @@ async def _recover(
     settings: Settings, disowned: "list[Statement]", *, yes: bool, without_bank: bool
 ) -> "tuple[Recovered, BankAsked | None]":
     from streamproc.log.connection import connected
-    from streamproc.log.restore import mark_reconciled
+    from streamproc.log.restore import mark_reconciled, unreconciled_run
     from streamproc.operate.recover import Recovered, look, rebuild, refuse_unneeded
     from streamproc.operate.recover_bank import ask_bank, is_configured
     from streamproc.operate.stores import reachable
@@ -107,7 +107,8 @@ async def _recover(
         with ProgressDisplay("recover", "payouts") as display:
             if without_bank:
                 async with connected(found.redis_url) as client:
-                    await mark_reconciled(client)
+                    if (run := await unreconciled_run(client)) is not None:
+                        await mark_reconciled(client, run)
             elif is_configured(found):
                 asked = await ask_bank(found, on_asked=partial(display.show, "asking the bank"))
         return done, asked

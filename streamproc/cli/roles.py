@@ -144,7 +144,7 @@ def sandbox() -> None:
     """Run the RazorpayX simulator alone.
 
     Safe Browsing, GLEIF, Slack and ntfy are beside it on the same port. It is configured by SANDBOX_* variables:
-    SANDBOX_PORT, SANDBOX_WEBHOOK_URL, SANDBOX_DATA_FILE and others.
+    SANDBOX_PORT (else STREAMPROC_SANDBOX_PORT, as under `up`), SANDBOX_WEBHOOK_URL, SANDBOX_DATA_FILE and others.
 
     \b
     Example:
@@ -153,7 +153,8 @@ def sandbox() -> None:
     from ops.sandbox.config import SandboxConfig
     from ops.sandbox.server import run
 
-    run(SandboxConfig.from_env(os.environ))
+    port = os.environ.get("SANDBOX_PORT") or str(load(os.environ).sandbox_port)
+    run(SandboxConfig.from_env({**os.environ, "SANDBOX_PORT": port}))
 
 
 @click.command()

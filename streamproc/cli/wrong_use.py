@@ -1,4 +1,4 @@
-"""Wrong use of the command line: arguments that are not UTF-8 are refused, and every refusal is one line."""
+"""Wrong use of the command line: arguments that are blank or not UTF-8 are refused, and every refusal is one line."""
 
 from typing import Any
 
@@ -10,24 +10,34 @@ from streamproc.domain.plain import is_text
 
 
 class Text(click.ParamType[Any]):
-    """UTF-8 text: anything else could not be sent on."""
+    """UTF-8 text: anything else could not be sent on. With `says_something` not blank either: an unset variable of a
+    script is no id, and would be looked for as one."""
 
     name = "text"
 
+    def __init__(self, *, says_something: bool) -> None:
+        self._says_something = says_something
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The same text; a refusal that names its option if it is not UTF-8."""
+        """The same text; a refusal that names its option if it is not UTF-8, or blank."""
         if isinstance(value, str) and not is_text(value):
             self.fail("it is not UTF-8 text", param, ctx)
+        if self._says_something and not value.strip():
+            self.fail("it is blank", param, ctx)
         return value
 
 
-def require_utf8(command: click.Command) -> None:
-    """Make every text option and argument of this command, and of those below it, refuse anything but UTF-8."""
+def require_text(command: click.Command) -> None:
+    """Make every text option and argument of this command, and of those below it, refuse what is no text.
+
+    One that is blank is refused too, except for what may be so by default, and what has checks of its own.
+    """
     for param in command.params:
         if param.type is click.STRING:
-            param.type = Text()
+            has_checks = param.callback is not None or param.multiple
+            param.type = Text(says_something=not has_checks and not isinstance(param.default, str))
     for below in getattr(command, "commands", {}).values():
-        require_utf8(below)
+        require_text(below)
 
 
 def line_of(problem: click.ClickException) -> str:

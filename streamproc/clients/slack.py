@@ -17,12 +17,14 @@ from typing import Self
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import BACKOFF_BASE_S, Answer, OutboundClient, OutcomeUnknown
 from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.limiter import Turns
 from streamproc.errors import StreamprocError, TryAgain
 
 TIMEOUT_S = 5.0
 """For a worker's call, from its turn on; no person waits for it."""
 WAIT_S_MAX = 8.0
-"""Longest wait for a turn: more than one worker's concurrent calls need. It is apart from TIMEOUT_S, since waiting is
+"""Longest wait for a turn: more than the concurrent calls of one worker, or one call of each of eight, need. It is
+apart from TIMEOUT_S, since waiting is
 not Slack's failure, and no reason to use the other channel."""
 CALLS_PER_S = 1.0
 """Slack's limit for posting to a channel."""
@@ -55,9 +57,11 @@ def open_slack(
     *,
     timeout_s: float = TIMEOUT_S,
     wait_s_max: float | None = None,
+    turns: Turns | None = None,
 ) -> "Slack":
     """A client with this API's limits; `base_url` ends with `/api`. Close it with `aclose`. Without `wait_s_max`,
-    `timeout_s` includes the wait for a turn."""
+    `timeout_s` includes the wait for a turn. `turns` limits the calls of all processes together; without it this client
+    alone keeps CALLS_PER_S."""
     http = OutboundClient(
         "slack",
         base_url,
@@ -67,6 +71,7 @@ def open_slack(
         breaker=Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
         wait_s_max=wait_s_max,
+        turns=turns,
     )
     return Slack(http, token)
 

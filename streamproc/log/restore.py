@@ -44,6 +44,7 @@ CONSUMER = "recover"
 """Consumer that entries given back to a group are pending with, until a worker takes them over."""
 
 _set_aside, _put_in_place = Script("set_aside", "checks"), Script("put_in_place", "checks")
+_reconciled = Script("reconciled", "checks")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -62,30 +63,34 @@ async def mark_recovered(client: Redis, partitions: Sequence[int], run: int) -> 
         await client.hdel(META, "recovering")
 
 
-async def mark_asked(client: Redis, account: str) -> None:
-    """The bank was asked about this account since the last recovery; others may still have to be."""
+async def unreconciled_run(client: Redis) -> int | None:
+    """The last recovery, if the bank still has to be asked after it."""
     with named_errors():
-        if run := await client.hget(META, "unreconciled"):
-            await client.hset(META, ASKED + account, run)
+        run: Any = await client.hget(META, "unreconciled")
+    return int(run) if run else None
 
 
-async def accounts_asked(client: Redis) -> list[str]:
-    """The accounts that the bank was asked about since the last recovery."""
+async def mark_asked(client: Redis, account: str, run: int) -> None:
+    """The bank was asked about this account since that recovery; others may still have to be."""
+    with named_errors():
+        await client.hset(META, ASKED + account, str(run))
+
+
+async def accounts_asked(client: Redis, run: int | None) -> list[str]:
+    """The accounts that the bank was asked about since that recovery; none if `run` is None."""
     with named_errors():
         found: Any = await client.hgetall(META)
-    run, prefix = found.get(b"unreconciled"), ASKED.encode()
+    at, prefix = str(run).encode(), ASKED.encode()
     return [
         name.removeprefix(prefix).decode()
-        for name, at in found.items()
-        if name.startswith(prefix) and at == run
+        for name, asked_after in found.items()
+        if name.startswith(prefix) and asked_after == at
     ]
 
 
-async def mark_reconciled(client: Redis) -> None:
-    """The bank was asked about every account."""
-    with named_errors():
-        marks: Any = await client.hkeys(META)
-        await client.hdel(META, "unreconciled", *(mark for mark in marks if mark.startswith(ASKED.encode())))
+async def mark_reconciled(client: Redis, run: int) -> None:
+    """The bank was asked about every account since that recovery. Nothing is marked if another one has come since."""
+    await _reconciled(client, [META], [run, ASKED])
 
 
 class Meta(msgspec.Struct, frozen=True):

@@ -10,14 +10,16 @@ from consumers.digest import send_digests
 from consumers.inputs import NOTIFICATION
 from consumers.notify import notification
 from streamproc.clients.breaker import Breaker
+from streamproc.clients.limiter import SharedLimiter
 from streamproc.clients.ntfy import open_ntfy
-from streamproc.clients.slack import WAIT_S_MAX, open_slack
+from streamproc.clients.slack import CALLS_BURST, CALLS_PER_S, WAIT_S_MAX, open_slack
 from streamproc.clients.slack_room import SlackRoom
 from streamproc.domain.events import Event
 from streamproc.domain.shown import iso
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.digests import Digests
+from streamproc.log.pace import Pace
 from streamproc.log.untold import Untold, look_for_held, note_untold, record_once, untold
 from streamproc.log.work import Group
 from streamproc.settings import Settings
@@ -25,6 +27,8 @@ from streamproc.waiting import set_within
 
 log = logging.getLogger(__name__)
 
+PACE = "slack"
+"""Name of the pace in Redis. One for an installation, which has one channel, since Slack limits by channel."""
 LOOK_AGAIN_S = 1.0
 """Between two attempts while Redis is away."""
 NO_CHANNEL = "neither Slack nor ntfy is set: nobody is told of holds and alerts"
@@ -35,10 +39,17 @@ SET_A_CHANNEL = (
 
 
 def opened_channels(settings: Settings, stack: AsyncExitStack, breakers: dict[str, Breaker]) -> Channels:
-    """The channels that are set; the stack closes them. Their breakers are added under `slack` and `ntfy`."""
+    """The channels that are set; the stack closes them. Their breakers are added under `slack` and `ntfy`. Without a
+    Redis in the settings the pace at Slack is this process's own."""
     room, topic = None, None
     if settings.slack_bot_token and settings.slack_channel_id:
-        slack = open_slack(settings.slack_base_url, settings.slack_bot_token.reveal(), wait_s_max=WAIT_S_MAX)
+        turns = None
+        if settings.redis_url:
+            pace = Pace(settings.redis_url, name=PACE, per_s=CALLS_PER_S, burst=CALLS_BURST)
+            stack.push_async_callback(pace.aclose)
+            turns = SharedLimiter(pace.reserve, CALLS_PER_S)
+        token = settings.slack_bot_token.reveal()
+        slack = open_slack(settings.slack_base_url, token, wait_s_max=WAIT_S_MAX, turns=turns)
         stack.push_async_callback(slack.aclose)
         breakers["slack"] = slack.breaker
         room = SlackRoom(slack, settings.slack_channel_id, settings.slack_signing_secret.reveal())

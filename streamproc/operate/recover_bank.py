@@ -23,7 +23,7 @@ from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.inspect import open_records
 from streamproc.log.names import Names
-from streamproc.log.restore import accounts_asked, mark_asked, mark_reconciled
+from streamproc.log.restore import accounts_asked, mark_asked, mark_reconciled, unreconciled_run
 from streamproc.log.stream import Producer
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.poller_role import poller_of
@@ -68,16 +68,28 @@ async def ask_bank(settings: Settings, *, on_asked: Callable[[int], None] = lamb
         Producer(settings.redis_url, partitions=settings.partitions, name="recover") as producer,
         connected(settings.redis_url) as client,
     ):
+        # Read before anything is asked: the answers say nothing of a log that is rebuilt later.
+        run = await unreconciled_run(client)
         others = await _open_payouts(settings, client, bank, producer, done, on_asked)
         await _list(settings, bank, producer, done)
-        if not done.left:
-            await mark_asked(client, account)
-        for asked in await accounts_asked(client):
-            others.pop(asked, None)
-        done.left += _named(others, account)
-        if not done.left:
-            await mark_reconciled(client)
+        await _conclude(client, run, account, others, done)
     return done
+
+
+async def _conclude(
+    client: Any, run: int | None, account: str, others: Counter[str], done: BankAsked
+) -> None:
+    """Mark what was asked since the recovery `run`, if one asks for that, and name what is left of other accounts."""
+    if await unreconciled_run(client) != run:
+        done.left.append("Redis was lost, or recovered by somebody else, while the bank was asked")
+        return
+    if run is not None and not done.left:
+        await mark_asked(client, account, run)
+    for asked in await accounts_asked(client, run):
+        others.pop(asked, None)
+    done.left += _named(others, account)
+    if run is not None and not done.left:
+        await mark_reconciled(client, run)
 
 
 def _named(others: Counter[str], account: str) -> list[str]:

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from consumers import recall
 from projections.heads import open_heads
 from projections.runner import Runner
 from projections.schema import prepare
@@ -17,15 +18,20 @@ from projections.views import NAMES
 from streamproc import embedded
 from streamproc.archive import pool as pools
 from streamproc.archive.pool import acquired, opened_pool
+from streamproc.archive.read import payout_known
 from streamproc.archive.rows import RowAbout
 from streamproc.archive.store import connection, snapshot, transaction
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.embedded import Store
 from streamproc.errors import TryAgain
 from streamproc.operate.past import rows_of
 from streamproc.operate.recover_state import rows_in_parts
-from tests.bank import free_port
+from tests.bank import free_port, until
+from tests.consumers.test_recall import old
+from tests.engine import Engine
 from tests.hurry import pass_at_once
 from tests.signals import frozen
+from tests.words import observed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 DEADLINE_S = 60.0
@@ -67,6 +73,68 @@ async def test_a_question_that_takes_too_long_is_tried_again(store: Store) -> No
             asyncio.get_running_loop().call_later(0.1, pass_at_once, pools.QUERY_TIMEOUT_S)
             with pytest.raises(TryAgain, match="Postgres is away: no answer in time"):
                 await one(pool)
+
+
+@pytest.mark.own_limits
+async def test_while_it_hangs_one_question_waits_and_no_other_until_it_answers(store: Store) -> None:
+    async def answers() -> bool:
+        try:
+            return await one(pool) == 1
+        except TryAgain:
+            return False
+
+    async with asyncio.timeout(DEADLINE_S), opened_pool(store.url) as pool:
+        assert await one(pool) == 1
+        with frozen(store.process.pid):
+            with pytest.raises(TryAgain, match="Postgres is away: no answer in time"):
+                await one(pool)
+            for _ in range(20):
+                with pytest.raises(TryAgain, match="Postgres is away: it hangs"):
+                    await one(pool)
+        await until(answers, what="it is asked again")
+        assert not pools._hanging
+
+
+@pytest.mark.own_limits
+async def test_a_pool_whose_postgres_hangs_can_be_closed(store: Store) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        with frozen(store.process.pid):
+            async with opened_pool(store.url) as pool:
+                with pytest.raises(TryAgain):
+                    await one(pool)
+                assert pool in pools._hanging
+        assert not pools._hanging
+
+
+@pytest.mark.own_limits
+async def test_alarms_and_holds_do_not_wait_for_questions_to_an_archive_that_hangs(
+    redis_url: str, store: Store
+) -> None:
+    """Each took seconds: forty alarms took fifty, and what came after them as long. So did holds, beside a few old
+    payouts that were asked about again and again."""
+    waited: list[str] = []
+
+    async def archived(payout: str) -> PayoutRecord | None:
+        try:
+            return await payout_known(pool, payout)
+        except TryAgain as problem:
+            if "it hangs" not in str(problem):
+                waited.append(payout)
+            raise
+
+    await prepare(store.url)
+    async with opened_pool(store.url) as pool, Engine(redis_url, archived=archived) as engine:
+        await engine.apply("policies: {bot: {require_approval_above: 100000}}")
+        with frozen(store.process.pid):
+            await engine.deliver(old())
+            for batch in ("a", "b"):
+                moved = [observed(f"pout_{batch}{n}", status="processed") for n in range(12)]
+                await engine.deliver(*moved, observed(f"pout_held_{batch}", 200_000))
+                assert all([(await engine.record(event.payout)).bypassed for event in moved])
+                assert (await engine.record(f"pout_held_{batch}")).decision == "HELD"
+            assert len(waited) <= recall.AT_ONCE_MAX + 1, "the old one, and the first alarms"
+        await engine.settled(wholly=True)
+        assert (await engine.record("pout_old")).decision is not None
 
 
 Read: TypeAlias = Callable[[str, str], Awaitable[None]]

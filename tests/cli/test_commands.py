@@ -165,6 +165,34 @@ def test_wrong_use_exits_2(system: str, wrong: list[str]):
 
 
 @pytest.mark.parametrize(
+    "blank",
+    [
+        ["explain", ""],
+        ["explain", "  "],
+        ["hold", "approve", "", "--by", "asha", "--reason", "x"],
+        ["hold", "list", "--after", ""],
+        ["freeze", "agent", "", "--by", "asha", "--why", "x"],
+        ["policy", "show", ""],
+        ["policy", "history", ""],
+        ["policy", "confirm", "", "--by", "asha"],
+        ["token", "revoke", ""],
+        ["dead", "redrive", "", "--by", "asha"],
+        ["audit", "list", "--payout", ""],
+        ["audit", "list", "--agent", ""],
+        ["pay", "--amount", "100", "--to", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_id_that_is_blank_is_wrong_use(
+    system: str, blank: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script's unset variable: it was looked for, and there was none, as if it were well-formed."""
+    assert run(blank) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "it is blank; see streamproc" in line
+
+
+@pytest.mark.parametrize(
     "failing",
     [
         ["explain", "pout_nobody"],
@@ -533,6 +561,25 @@ def test_where_nobody_can_listen_is_one_line_and_exit_2(
     [line] = done.stderr.splitlines()
     assert host in line
     assert f"{prefix}PORT" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({"STREAMPROC_SANDBOX_PORT": "{port}"}, True),
+        ({"STREAMPROC_SANDBOX_PORT": "{port}", "SANDBOX_PORT": ""}, True),
+        ({"STREAMPROC_SANDBOX_PORT": "1", "SANDBOX_PORT": "{port}"}, True),
+        ({"STREAMPROC_SANDBOX_PORT": "none"}, False),
+    ],
+)
+def test_the_sandbox_alone_listens_where_it_does_under_up(
+    given: dict[str, str], taken: bool, taken_port: str
+) -> None:
+    done = in_a_shell("sandbox", **{name: value.format(port=taken_port) for name, value in given.items()})
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert (f"SANDBOX_PORT {taken_port}" in line) == taken
+    assert "SANDBOX_PORT" in line
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://h", "http://h:x"])

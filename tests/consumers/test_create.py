@@ -1,12 +1,14 @@
 """Approved intents are created at the bank, once, whatever is lost; what is foreign changes nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from redis.asyncio import Redis
 
 import consumers
 from consumers import create as creating
@@ -24,6 +26,8 @@ from streamproc.domain.payouts import PayoutRecord, decode_record, fold
 from streamproc.domain.policy import PolicyBook, build_book
 from streamproc.errors import TryAgain
 from streamproc.ingress.translate import append_of
+from streamproc.log.connection import named_errors
+from streamproc.log.scripts import Script
 from streamproc.log.work import BatchContext, Work
 from streamproc.operate.recover import look, rebuild
 from streamproc.operate.recover_bank import ask_bank
@@ -355,6 +359,91 @@ async def test_a_key_that_the_bank_may_have_forgotten_is_not_used_again(
         ]
         assert aside.problem.startswith("ALARM")
         assert await gate.at_bank(asked.payout) == []
+
+
+@pytest.fixture
+def redis_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Redis, float], Awaitable[object]]:
+    """Moves the clock that scripts read of a Redis, by so many seconds from the server's own."""
+    moved = b"""(function()
+      local time = redis.call('TIME')
+      return {string.format('%d', time[1] + tonumber(redis.call('GET', 'test:moved_s') or '0')), time[2]}
+    end)()"""
+
+    async def with_moved_clock(
+        script: Script, client: Redis, keys: Sequence[str], args: Sequence[Any]
+    ) -> Any:
+        text = re.sub(rb"(redis\.)?call\('TIME'\)", lambda _: moved, script.text)
+        with named_errors():
+            return await client.execute_command("EVAL", text, len(keys), *keys, *args)
+
+    async def move(client: Redis, by_s: float) -> object:
+        return await client.set("test:moved_s", int(by_s))
+
+    async def called(script: Script, *call: Any) -> Any:
+        return await with_moved_clock(script, *call)
+
+    monkeypatch.setattr(Script, "__call__", called)
+    return move
+
+
+@asynccontextmanager
+async def decided_by_a_clock_that_was_wrong(
+    redis_url: str, redis_clock: Callable[[Redis, float], Awaitable[object]], by_s: float
+) -> AsyncIterator[tuple[Gateway, e.PayoutRequested]]:
+    """An intent that was approved while Redis's clock was wrong, and whose creation is called when it is right again;
+    the answer to the first call is lost."""
+    opened = asyncio.Event()
+
+    async def barrier(partition: int, entry: str) -> None:
+        await opened.wait()
+
+    async with gateway(redis_url, barrier, workflow="off") as gate:
+        await redis_clock(gate.engine.client, by_s)
+        asked = requested(payee=PAYEE)
+        await gate.engine.producer.append(request(asked))
+        await gate.ends(asked.payout, "approved")
+        await gate.bank.faults(api=[{"kind": "timeout", "path": "/v1/payouts", "method": "POST", "count": 1}])
+        gate.client._http._timeout_s = 1.0
+        await redis_clock(gate.engine.client, 0)
+        opened.set()
+        yield gate, asked
+
+
+@pytest.mark.parametrize("by_s", [20 * 3_600, -20 * 3_600])
+async def test_an_intent_decided_by_a_clock_that_was_wrong_by_hours_is_created_once(
+    redis_url: str, redis_clock: Callable[[Redis, float], Awaitable[object]], by_s: float
+) -> None:
+    async with decided_by_a_clock_that_was_wrong(redis_url, redis_clock, by_s) as (gate, asked):
+        record = await gate.ends(asked.payout, "confirmed", "processed")
+        assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [record.bank_payout]
+        assert len(await gate.bank.record(command="payout.create", effect="true")) == 1
+
+
+@pytest.mark.parametrize("days", [30, -7])
+async def test_an_intent_decided_by_a_clock_that_was_wrong_by_days_waits_for_a_person(
+    redis_url: str, redis_clock: Callable[[Redis, float], Awaitable[object]], days: int
+) -> None:
+    """How long ago it was first sent cannot be told. It was sent for as many days more as the clock had been ahead, by
+    when the bank may have forgotten the key, and pays it again."""
+    async with decided_by_a_clock_that_was_wrong(redis_url, redis_clock, days * 86_400) as (gate, asked):
+
+        async def sent() -> int:
+            return len(await gate.bank.record(command="payout.create"))
+
+        await until(sent, what="it is sent")
+        if days > 0:
+            await redis_clock(gate.engine.client, 8 * 86_400)
+
+        async def set_aside() -> list[str]:
+            assert await sent() == 1
+            return [
+                event.problem
+                for event in await gate.engine.story(asked.payout)
+                if isinstance(event, e.EntrySetAside)
+            ]
+
+        [problem] = await until(set_aside, what="it waits for a person")
+        assert problem.startswith(f"ALARM: intent {asked.payout} was approved")
 
 
 async def test_after_a_recovery_the_bank_is_asked_for_an_open_intent_by_its_reference(redis_url: str) -> None:

@@ -93,26 +93,6 @@ async def test_a_payout_that_moved_before_anybody_looked_is_a_bypass_whatever_th
     assert asked == ["pout_moved"]
 
 
-async def test_alarms_do_not_wait_for_each_others_questions_to_an_archive_that_is_away(
-    redis_url: str,
-) -> None:
-    """Where it hangs each question takes seconds: forty alarms took fifty, and what came after them as long."""
-    asked: list[str] = []
-
-    async def archived(payout: str) -> PayoutRecord | None:
-        asked.append(payout)
-        await asyncio.sleep(0)  # others that are asked about at once have begun by then
-        raise TryAgain("Postgres is away", after_s=30.0)
-
-    async with Engine(redis_url, archived=archived) as engine:
-        await engine.apply(POLICIES)
-        for batch_of in ("a", "b"):
-            moved = [observed(f"pout_{batch_of}{n}", status="processed") for n in range(12)]
-            await engine.deliver(*moved)
-            assert all([(await engine.record(event.payout)).bypassed for event in moved])
-    assert len(asked) <= recall.AT_ONCE_MAX
-
-
 async def test_alarms_wait_for_a_slow_archive_for_so_long_and_no_longer(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,9 @@ async def by_hand(client: Redis, url: str) -> None:
     await recovery.set_aside()
     await client.xadd(NAMES.staged, {"e": "[]", "m": "{}"})
     await recovery.put_in_place(keep_rescued_s=60)
+    await restore.mark_recovered(client, [0], run=7)
+    await restore.mark_asked(client, ACCOUNT, run=7)
+    await restore.mark_reconciled(client, run=7)
 
 
 async def hear(url: str) -> dict[str, list[Heard]]:

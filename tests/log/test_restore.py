@@ -229,7 +229,11 @@ async def test_from_a_recovery_on_nobody_knows_when_the_log_began_and_the_bank_i
         assert await read_meta(client) == Meta(1, recovering=False, unreconciled=True)
         await open_log(client, partitions=1, groups=("g",))
         assert not await client.hexists(META, BEGUN)
-        await mark_reconciled(client)
+        await mark_reconciled(client, 6)
+        assert await read_meta(client) == Meta(1, recovering=False, unreconciled=True), (
+            "of an earlier recovery"
+        )
+        await mark_reconciled(client, 7)
         assert await read_meta(client) == Meta(1, recovering=False, unreconciled=False)
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -466,10 +467,43 @@ async def test_each_account_is_asked_about_with_its_own_key_and_those_that_are_l
 async def test_what_an_earlier_recovery_asked_the_bank_is_asked_again_after_the_next(redis_url: str) -> None:
     async with connected(redis_url) as client:
         await mark_recovered(client, [0], run=1)
-        await mark_asked(client, ACCOUNT)
-        assert await accounts_asked(client) == [ACCOUNT]
+        await mark_asked(client, ACCOUNT, run=1)
+        assert await accounts_asked(client, run=1) == [ACCOUNT]
         await mark_recovered(client, [0], run=2)
-        assert await accounts_asked(client) == []
+        assert await accounts_asked(client, run=2) == []
+
+
+async def test_a_run_that_was_still_asking_the_bank_does_not_count_for_a_recovery_that_began_meanwhile(
+    redis_url: str,
+    postgres: str,
+    mine: Twin,
+    environment: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It looked at the payouts of a log that was lost since: the next run took the bank for asked, and had nothing
+    to do."""
+    async with running_sandbox(processing_s=60.0) as bank:
+        bank_settings(environment, bank)
+        await lost_while_the_bank_went_on(mine, bank, redis_url, postgres)
+        list_made = recover_bank._list
+
+        async def list_while_redis_is_lost_again(*arguments: Any) -> None:
+            await list_made(*arguments)
+            async with connected(redis_url) as client:
+                await client.flushdb()
+            await recovered(redis_url, postgres)  # of another person, killed before it asked
+
+        environment.setattr(recover_bank, "_list", list_while_redis_is_lost_again)
+        assert await run("recover", "--yes") == 1
+        assert (
+            "Redis was lost, or recovered by somebody else, while the bank was asked"
+            in capsys.readouterr().err
+        )
+
+        environment.setattr(recover_bank, "_list", list_made)
+        assert await run("recover", "--json") == 0
+        said = json.loads(capsys.readouterr().out)["bank"]
+        assert (said["asked"], said["new"]) == (3, 4)
 
 
 async def test_without_an_account_it_is_not_known_whose_payouts_the_key_may_see(
