@@ -24,6 +24,9 @@ CLOSE_S = 2.0
 """Limit for closing; a Postgres that hangs does not answer."""
 HANGS_S = 1.0
 """A failure that took so long came of a Postgres that hangs. Others, as refused connections, come at once."""
+DOUBT_S = 0.05
+"""How long others wait for the answer to the pool's own question before they fail too: it may have been the query that
+was slow, or its caller without patience, and a Postgres that is well answers in a few ms."""
 ASK_AGAIN_S = 0.5
 """Between two questions of the pool's own: for so long at most others fail after Postgres is back."""
 
@@ -64,13 +67,15 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 @asynccontextmanager
 async def acquired(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """A connection for a query. Raises TryAgain when Postgres is away; at once, if it hung before and still does.
+    """A connection for a query. Raises TryAgain when Postgres is away, and does not wait where it is known to hang.
 
     After a failure the caller does not wait until the connection is given back: that has Postgres cancel the query,
     which can take longer than the query was allowed to.
     """
-    if pool in _hanging:
-        raise TryAgain("Postgres is away: it hangs")
+    if asking := _hanging.get(pool):
+        await asyncio.wait({asking}, timeout=DOUBT_S)
+        if not asking.done():
+            raise TryAgain("Postgres is away: it hangs")
     clock = asyncio.get_running_loop().time
     began_s = clock()
     try:

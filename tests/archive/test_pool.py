@@ -95,6 +95,21 @@ async def test_while_it_hangs_one_question_waits_and_no_other_until_it_answers(s
         assert not pools._hanging
 
 
+async def test_a_slow_question_that_was_given_up_lets_nobody_else_fail(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "HANGS_S", 0.0)
+    monkeypatch.setattr(pools, "DOUBT_S", DEADLINE_S)  # a busy machine answers late too
+    async with asyncio.timeout(DEADLINE_S), opened_pool(store.url) as pool:
+        assert await one(pool) == 1
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), acquired(pool) as db:
+                await db.execute(SLOW)
+        assert pool in pools._hanging
+        assert await one(pool) == 1
+        assert pool not in pools._hanging
+
+
 @pytest.mark.own_limits
 async def test_a_pool_whose_postgres_hangs_can_be_closed(store: Store) -> None:
     async with asyncio.timeout(DEADLINE_S):
