@@ -8,8 +8,9 @@ import msgspec
 from starlette.responses import Response
 
 from streamproc.domain.policy_changes import Contended, Differ
-from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain, Unprocessable
+from streamproc.errors import JobFailed, LogBroken, LogUnavailable, TryAgain, Unprocessable, kind_of
 from streamproc.ingress.problems import PROBLEM_JSON, problem_body
+from streamproc.ingress.refusals import ThrottledWarning
 
 RETRY_AFTER_S = 5
 """Retry-After of a 503, seconds."""
@@ -53,8 +54,9 @@ def json_answer(status: int, value: object, headers: Mapping[str, str] | None = 
     return Response(msgspec.json.encode(value), status, headers, media_type=JSON)
 
 
-async def answered(handling: Awaitable[Response]) -> Response:
-    """The answer; a refusal becomes its problem, and 503 is sent while the log or the archive cannot be asked."""
+async def answered(handling: Awaitable[Response], unanswered: ThrottledWarning) -> Response:
+    """The answer; a refusal becomes its problem, and 503 is sent while the log or the archive cannot be asked. That is
+    counted in `unanswered`: while a store is away, it happens to every request."""
     try:
         return await handling
     except Refusal as refusal:
@@ -64,7 +66,7 @@ async def answered(handling: Awaitable[Response]) -> Response:
         return problem(503, str(found), {"retry-after": str(RETRY_AFTER_S)})
     except (LogUnavailable, LogBroken, TryAgain, JobFailed, Unprocessable, TimeoutError) as trouble:
         # Unprocessable: a later version wrote it, and only that version's `serve` can read it.
-        _log.warning("a request was not answered: %s", str(trouble) or type(trouble).__name__)
+        unanswered.count(str(trouble) or kind_of(trouble))
         what = "the archive" if isinstance(trouble, TryAgain) else "the log"
         return away(what).response()
 

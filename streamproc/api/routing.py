@@ -1,5 +1,6 @@
 """The route table as Starlette's routes: one for each path, so that a 405 names every method of the path."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from streamproc.api.operations import Call, Operation
 from streamproc.api.reading import read_json, read_parameters
 from streamproc.api.route_names import ROUTE, template_of
 from streamproc.ingress.problems import Scope
+from streamproc.ingress.refusals import ThrottledWarning
+
+_log = logging.getLogger(__name__)
 
 BUSY_RETRY_AFTER_S = 1
 """Retry-After, in seconds, of a 503 for too many requests at once."""
@@ -57,11 +61,12 @@ def routes_of(
 ) -> list[Route]:
     """A route for each path; more specific ones come first, as `/a/fixed` before `/a/{any}`."""
     in_flight = InFlight(IN_HAND_MAX)
+    unanswered = ThrottledWarning(_log, "requests not answered")
     by_path: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         by_path[operation.path].append(operation)
     return [
-        _route(path, by_path[path], doorkeeper, in_flight, body_bytes_max)
+        _route(path, by_path[path], doorkeeper, in_flight, body_bytes_max, unanswered)
         for path in sorted(by_path, key=_generality)
     ]
 
@@ -82,7 +87,12 @@ class _Templated(Route):
 
 
 def _route(
-    path: str, there: list[Operation], doorkeeper: Doorkeeper | None, in_flight: InFlight, body_bytes_max: int
+    path: str,
+    there: list[Operation],
+    doorkeeper: Doorkeeper | None,
+    in_flight: InFlight,
+    body_bytes_max: int,
+    unanswered: ThrottledWarning,
 ) -> Route:
     if there[0].raw is not None:
         assert len(there) == 1, f"{path}: a raw application answers every method"
@@ -96,8 +106,9 @@ def _route(
         if operation is None:
             raise HTTPException(405, headers={"allow": ", ".join(allowed)})
         if operation.action is None:
-            return await answered(_open_to_all(request, operation))
-        return await answered(_handled(request, operation, doorkeeper, in_flight, body_bytes_max))
+            return await answered(_open_to_all(request, operation), unanswered)
+        handling = _handled(request, operation, doorkeeper, in_flight, body_bytes_max)
+        return await answered(handling, unanswered)
 
     route = _Templated(path, endpoint)
     route.methods = None  # every method comes here, unknown ones too

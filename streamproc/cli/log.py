@@ -225,7 +225,8 @@ def groups(as_json: bool) -> None:
     """Show each consumer group: its lag, pending entries, consumers.
 
     LAG: entries not read yet. PENDING: read by a worker, not acknowledged yet. DEFERRED: of these, how many wait for
-    their next attempt. OLDEST_MS: age of the oldest. Exit code 1 if a group is missing.
+    their next attempt. OLDEST_MS: age of the oldest. CONSUMERS: those that asked for entries in the last 10 s or hold
+    some, even if they hang. Exit code 1 if a group is missing.
 
     \b
     Example:

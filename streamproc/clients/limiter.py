@@ -18,6 +18,10 @@ Reserve: TypeAlias = Callable[[], Awaitable[float]]
 """Reserves the next turn among all processes; returns the seconds until it comes. Raises LogUnavailable."""
 
 
+class NoTurn(TryAgain):
+    """The call was not made, since Redis, which counts the turns of all processes, cannot be asked."""
+
+
 class Turns(Protocol):
     """What a client needs from a limiter."""
 
@@ -193,7 +197,7 @@ class SharedLimiter:
             try:
                 wait_s = await self._reserve()
             except LogUnavailable as problem:
-                self._lanes.refuse(TryAgain(f"no turn for a call can be counted: {problem}"))
+                self._lanes.refuse(NoTurn(f"no turn for a call can be counted: {problem}"))
                 return
             except BaseException:
                 self._lanes.refuse(TryAgain("no turn for a call can be counted now"))

@@ -17,6 +17,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from streamproc.clients.http import backoff_s
+from streamproc.clients.limiter import NoTurn
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
@@ -37,7 +38,7 @@ FIRST_LOOK_S = 24 * 3600
 CALLS_MAX = 1_000
 """Pages in one pass: two minutes of the bank's advised limit. The next pass goes on from there."""
 WAIT_S_MAX = 15 * 60.0
-"""Longest wait after failures in a row, so that a repaired bank is soon noticed."""
+"""Longest wait after failures of the bank in a row, so that a repaired bank is soon noticed."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class Pass(Struct, kw_only=True):
     problem: str = ""
     after_s: float = 0.0
     """The least wait (s) that the failure asks for."""
+    is_ours: bool = False
+    """The failure is that of our own Redis, and not the bank's."""
 
 
 Tell = Callable[[Pass, int, float], Awaitable[None]]
@@ -106,6 +109,8 @@ class Poller:
         self._long_look_s: int | None = None
         self.failures_in_a_row = 0
         """Passes that failed since the last good one: a metric, and an alert when it grows."""
+        self._bank_failures = 0
+        """Of these, the bank's own."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Poll until `stopping`; a pass under way is then abandoned, which loses nothing."""
@@ -146,7 +151,9 @@ class Poller:
         except (TryAgain, Unprocessable, LogUnavailable) as problem:
             done.problem = str(problem)
             done.after_s = problem.after_s if isinstance(problem, TryAgain) else 0.0
+            done.is_ours = isinstance(problem, LogUnavailable | NoTurn)
         self.failures_in_a_row = self.failures_in_a_row + 1 if done.problem else 0
+        self._bank_failures = self._bank_failures + (not done.is_ours) if done.problem else 0
         if done.problem:
             _log.warning("poll failed, %d in a row: %s", self.failures_in_a_row, done.problem)
         for unknown in done.looked.unknown:
@@ -157,10 +164,11 @@ class Poller:
         return done
 
     def _wait_s(self, done: Pass) -> float:
-        """The wait, never below the interval, whatever backoff and the bank say."""
-        if not done.problem:
-            return self._interval_s
-        backoff = backoff_s(self.failures_in_a_row, self._interval_s, WAIT_S_MAX, random.random)
+        """The wait, never below the interval, whatever backoff and the bank say. Backoff spares the bank, so there is
+        none after a failure of Redis: otherwise nothing was polled for a quarter of an hour after Redis was back."""
+        if not done.problem or done.is_ours:
+            return max(self._interval_s, done.after_s)
+        backoff = backoff_s(self._bank_failures, self._interval_s, WAIT_S_MAX, random.random)
         return max(self._interval_s, done.after_s, backoff)
 
     async def _read_list(self, done: Pass) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from streamproc.errors import ConfigError, InputError, LogUnavailable
+from streamproc.errors import ConfigError, InputError, LogUnavailable, kind_of
 from streamproc.ingress.appender import Appender
 from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
 from streamproc.ingress.deadline import Deadlines
@@ -65,6 +65,7 @@ class RazorpayWebhook:
         self._fallback_account = fallback_account
         self._body_in_time, self._append_in_time = Deadlines(BODY_READ_S_MAX), Deadlines(APPEND_S_MAX)
         self._strangers = ThrottledWarning(_log, "webhooks refused, signature missing or wrong")
+        self._unwritten = ThrottledWarning(_log, "webhooks answered 503, since the log is away")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
@@ -95,7 +96,7 @@ class RazorpayWebhook:
             )
             await send_problem(send, 400, str(problem))
         except (LogUnavailable, TimeoutError) as problem:
-            _log.warning("webhook answered 503, the log is away: %s", str(problem) or type(problem).__name__)
+            self._unwritten.count(str(problem) or kind_of(problem))
             retry = (b"retry-after", str(RETRY_AFTER_S).encode("ascii"))
             await send_problem(send, 503, "the log cannot be written now; deliver again", [retry])
         else:

@@ -6,7 +6,10 @@ LogUnavailable (try again later) and LogBroken (stop).
 """
 
 import asyncio
+import errno
+import os
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -68,6 +71,15 @@ _AWAY = (
     ReadOnlyError,
     TryAgainError,
     OSError,
+)
+_AWAY_WORDS = (
+    (RedisTimeoutError, "no answer in time"),
+    (TimeoutError, "no answer in time"),
+    (BusyLoadingError, "it is still loading its data"),
+    (ReadOnlyError, "it is a replica, which takes no writes"),
+    (MasterDownError, "it is a replica, and its primary is down"),
+    (ClusterDownError, "its cluster is down"),
+    (TryAgainError, "its cluster moves a partition between nodes"),
 )
 _AWAY_CODES = ("OOM", "BUSY", "NOREPLICAS", "MISCONF", "LOADING", "READONLY", "UNBLOCKED")
 _BROKEN_CODES = ("NOGROUP", "WRONGTYPE")
@@ -321,12 +333,25 @@ def _name_of(problem: Exception) -> StreamprocError | None:
         case AuthenticationError():  # for redis-py a kind of lost connection
             return LogUnavailable("Redis refuses the user or the password of STREAMPROC_REDIS_URL")
         case _ if isinstance(problem, _AWAY):
-            return LogUnavailable(f"Redis is away: {type(problem).__name__}")
+            return LogUnavailable(f"Redis is away: {_away_words(problem)}")
         case ResponseError():
             return _name_of_reply(str(problem))
         case RedisError():
             return LogUnavailable(f"Redis failed: {type(problem).__name__}")
     return None
+
+
+def _away_words(problem: Exception) -> str:
+    """Why Redis cannot be used now, in words; redis-py's own may have the address and more."""
+    for kind, words in _AWAY_WORDS:
+        if isinstance(problem, kind):
+            return words
+    cause = problem if isinstance(problem, OSError) else problem.__cause__ or problem.__context__
+    if isinstance(cause, OSError) and cause.errno and cause.strerror:
+        # asyncio's words have the address; a TLS or a resolver's error has a number of its own, and good words.
+        is_system = cause.errno in errno.errorcode and not isinstance(cause, ssl.SSLError)
+        return (os.strerror(cause.errno) if is_system else cause.strerror).lower()
+    return "the connection was lost" if isinstance(problem, RedisConnectionError) else type(problem).__name__
 
 
 def _name_of_reply(text: str) -> StreamprocError | None:

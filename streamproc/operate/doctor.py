@@ -44,6 +44,8 @@ CHECK_WAIT_S = 15.0
 """Limit for one dependency; each call inside has a shorter limit of its own."""
 CLOCK_OFFSET_S_MAX = 2.0
 """Beyond this, times that people compare (hosts' logs, Redis's events) mislead them."""
+GROUP_LATE_S = 60.0
+"""How long an entry may wait in a group before it is bad, as for the alert StreamprocGroupLate."""
 RECONCILE_LATE_S = 3600.0
 """A comparison of seven days takes minutes; one that is cut off is tried again within the hour."""
 HARMLESS_URL = "https://example.com/"
@@ -90,8 +92,13 @@ def _away(name: str, detail: str, problem: Exception) -> list[Check]:
 
 
 _DEFERRED_TODO = "the other lines, and the workers' log, say what for; they go on when it is there again"
+_START = "start `streamproc worker`"
+_LATE_TODO = (
+    "end a worker that hangs (`streamproc_up` is 0 in /metrics), or start more; the workers' log says what deferred"
+    " entries wait for"
+)
 _TODO = {
-    "redis": "start Redis, or correct STREAMPROC_REDIS_URL",
+    "redis": "start Redis (end it first if it hangs), or correct STREAMPROC_REDIS_URL",
     "bank": "check STREAMPROC_RAZORPAY_KEY_ID, _KEY_SECRET, _ACCOUNT_NUMBER and _BASE_URL",
     "safe browsing": "check STREAMPROC_SAFE_BROWSING_KEY and STREAMPROC_SAFE_BROWSING_URL",
 }
@@ -185,9 +192,19 @@ async def _groups(client: Any, partition: int) -> list[Check]:
         todo = "the workers' log says why (bank, token, or archive away); it is tried until it is told"
         return [Check(name, "bad", detail, todo)]
     idle = [row["group"] for row in rows if not row["consumers"]]
+    if waiting := [_waiting(row) for row in rows if row["oldest_ms"] > GROUP_LATE_S * 1000]:
+        return [Check(name, "bad", "; ".join(waiting), _START if idle else _LATE_TODO)]
     if idle:
-        return [Check(name, "note", f"nobody works for {', '.join(idle)}", "start `streamproc worker`")]
+        return [Check(name, "note", f"nobody works for {', '.join(idle)}", _START)]
     return [Check(name, "ok", f"groups {', '.join(row['group'] for row in rows)} are at work")]
+
+
+def _waiting(row: dict[str, Any]) -> str:
+    """That a group is late, in the words of `streamproc groups`."""
+    return (
+        f"an entry waits in {row['group']} for {row['oldest_ms'] // 1000:,} s"
+        f" (pending {row['pending']:,}, deferred {row['deferred']:,})"
+    )
 
 
 # ---- outside ----------------------------------------------------------------------------

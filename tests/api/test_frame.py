@@ -19,6 +19,7 @@ from streamproc.api.openapi import document
 from streamproc.api.operations import Call, Number, Operation, Says, Text, responses_of
 from streamproc.api.routing import routes_of
 from streamproc.domain.tokens import PREFIX, Token, digest_of
+from streamproc.errors import TryAgain
 
 SECRET = PREFIX + "s" * 43
 
@@ -55,6 +56,10 @@ async def echo(call: Call) -> Response:
     return json_answer(200, {"given": dict(call.given), "body": body})
 
 
+async def away(call: Call) -> Response:
+    raise TryAgain("Postgres is away")
+
+
 def operation(method: Any, path: str, name: str, **more: Any) -> Operation:
     given = {"summary": name, "action": "read own", "handle": echo, "says": {200: Says("ok")}, **more}
     return Operation(method=method, path=path, name=name, **given)
@@ -72,6 +77,7 @@ TABLE = [
     operation("POST", "/things", "makeThing", body=Reason),
     operation("POST", "/things/loose", "makeLoose", body={"type": "object"}, body_required=False),
     operation("GET", "/open", "open", action=None),
+    operation("GET", "/away", "away", handle=away),
 ]  # fmt: skip
 
 
@@ -103,6 +109,14 @@ async def test_a_wrong_method_is_told_every_method_that_is_there(http: httpx.Asy
     for method in ("DELETE", "OPTIONS", "BREW"):
         answer = await http.request(method, "/things/a")
         assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
+
+
+async def test_a_store_that_is_away_is_a_503_each_time_and_few_lines_in_the_log(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = [await http.get("/away") for _ in range(5)]
+    assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(503, "5")] * 5
+    assert caplog.messages == ["requests not answered: 1, the last: Postgres is away"]
 
 
 async def test_a_fixed_path_comes_before_one_that_takes_anything(http: httpx.AsyncClient) -> None:

@@ -20,6 +20,11 @@ from tests.faults.stand import Stand
 from tests.journeys.truth import budgets_of_redis
 
 LOOK_S = 0.7
+LOOK_COSTS = 3.0
+"""Time between two looks, in times of what the last one took. Every link to a store and to the bank is in this
+process: after a long run, on a busy machine, looks one after the other would leave the links little time."""
+FOLDED_AT_ONCE = 200
+"""Entries or payouts folded before others have a turn: to a role a link that stands still is a store that is away."""
 VERIFY_MAX_S = 120.0
 """Limit for a rebuild beside the live views, which takes seconds, on a busy machine."""
 CALM_LOOKS = 3
@@ -31,11 +36,12 @@ async def rest(stand: Stand, load: Load, within_s: float) -> dict[str, int]:
     loop = asyncio.get_running_loop()
     end, calm = loop.time() + within_s, 0
     while True:
+        began = loop.time()
         waits = await waiting(stand, load)
         calm = 0 if any(waits.values()) else calm + 1
         if calm >= CALM_LOOKS or loop.time() > end:
             return waits
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(max(LOOK_S, LOOK_COSTS * (loop.time() - began)))
 
 
 async def waiting(stand: Stand, load: Load) -> dict[str, int]:
@@ -44,7 +50,7 @@ async def waiting(stand: Stand, load: Load) -> dict[str, int]:
     counts["entries that the witness has not seen"] = sum(
         witness.last != head for witness, head in zip(stand.witnesses, heads, strict=True)
     )
-    folds = _folds(stand)
+    folds = await _folds(stand)
     counts["holds that nobody decided"] = sum(
         record.decision == "HELD" and record.bank_status not in ENDED for record in folds.values()
     )
@@ -90,13 +96,22 @@ async def _behind(stand: Stand, partition: int, last: str) -> int:
     return int(not heads) + sum(row["entry_id"] != last for row in heads)
 
 
-def _folds(stand: Stand) -> dict[str, PayoutRecord]:
+async def _folds(stand: Stand) -> dict[str, PayoutRecord]:
     stories: dict[str, list[Any]] = {}
-    for entry in itertools.chain.from_iterable(witness.entries for witness in stand.witnesses):
+    entries = [*itertools.chain.from_iterable(witness.entries for witness in stand.witnesses)]
+    for number, entry in enumerate(entries):
+        if not number % FOLDED_AT_ONCE:
+            await asyncio.sleep(0)
         for event in decode_events(entry.e):
             if payout_of(event):
                 stories.setdefault(payout_of(event), []).append(event)
-    return {name: record for name, story in stories.items() if (record := fold(story)) is not None}
+    folds = {}
+    for number, (name, story) in enumerate(stories.items()):
+        if not number % FOLDED_AT_ONCE:
+            await asyncio.sleep(0)
+        if (record := fold(story)) is not None:
+            folds[name] = record
+    return folds
 
 
 async def evidence(stand: Stand, waits: dict[str, int]) -> list[Evidence]:

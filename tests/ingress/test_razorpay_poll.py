@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from streamproc.clients.limiter import NoTurn
 from streamproc.clients.razorpay import PAGE_COUNT_MAX, Page
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout, PayoutMalformed, PayoutObserved
@@ -521,6 +522,29 @@ async def test_each_pass_is_told_with_its_failures_in_a_row_and_the_wait_after_i
     ]
     assert [wait_s for _, _, wait_s in desk.told] == waits
     assert waits[1] == 7
+
+
+@pytest.mark.parametrize("failure", [LogUnavailable("Redis is away"), NoTurn("no turn: Redis is away")])
+async def test_a_redis_that_is_away_is_asked_again_after_the_interval_however_often_it_was(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    desk = Desk(interval_s=7)
+    desk.bank.failure = lambda _call: failure
+    assert [await desk.poller._turn() for _ in range(12)] == [7] * 12
+    assert desk.poller.failures_in_a_row == 12
+
+
+async def test_only_failures_of_the_bank_make_the_wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    desk = Desk(interval_s=7)
+    failures = iter(
+        [Unprocessable("500"), LogUnavailable("away"), Unprocessable("500"), Unprocessable("500")]
+    )
+    desk.bank.failure = lambda _call: next(failures, None)
+    assert [await desk.poller._turn() for _ in range(5)] == [7, 7, 14, 28, 7]
+    desk.bank.failure = lambda _call: Unprocessable("500")
+    assert await desk.poller._turn() == 7, "a good pass ends the backoff"
 
 
 async def test_a_result_that_cannot_be_told_does_not_end_the_poller(caplog: pytest.LogCaptureFixture) -> None:

@@ -62,13 +62,22 @@ class Response:
         self.body: dict[str, object] = json.loads(self.raw)
 
 
-async def exchange(
-    door: Any, headers: list[tuple[bytes, bytes]], chunks: list[bytes | None], method: str = "POST"
-) -> list[Any]:
-    """What the application sends. A chunk None is the sender's disappearance; after the last comes silence."""
-    app = RazorpayWebhook(
+def webhook(door: Any) -> RazorpayWebhook:
+    return RazorpayWebhook(
         door, [SECRET, OLD_SECRET], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc_fallback"
     )
+
+
+async def exchange(
+    door: Any,
+    headers: list[tuple[bytes, bytes]],
+    chunks: list[bytes | None],
+    method: str = "POST",
+    *,
+    app: RazorpayWebhook | None = None,
+) -> list[Any]:
+    """What the application sends. A chunk None is the sender's disappearance; after the last comes silence."""
+    app = app or webhook(door)
     left = list(chunks)
     sent: list[Any] = []
 
@@ -198,6 +207,18 @@ async def test_while_the_log_is_away_the_bank_is_asked_to_come_back_and_learns_n
     assert b"SECRET" not in response.raw
     door.is_away = False
     assert (await post(door, body_of())).body["status"] == "accepted"
+
+
+async def test_while_the_log_is_away_few_lines_are_logged_however_many_webhooks_come(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door = Recorder()
+    door.is_away, app = True, webhook(door)
+    for _ in range(5):
+        assert is_problem(Response(await exchange(door, headers_of(body_of()), [body_of()], app=app)), 503)
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "webhooks answered 503, since the log is away"
+    ]
 
 
 async def test_a_log_that_does_not_answer_is_503_too(monkeypatch: pytest.MonkeyPatch) -> None:

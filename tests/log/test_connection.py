@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from redis.asyncio import Redis
+from redis.exceptions import ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log.connection import connect, connected, named_errors
@@ -190,3 +192,54 @@ def hurry(client: Redis) -> None:
     """Wait for nothing that the server would have to say from now on."""
     assert client.connection is not None
     client.connection.socket_timeout = client.connection.socket_connect_timeout = 0.01
+
+
+@asynccontextmanager
+async def server(answer: bytes) -> AsyncIterator[str]:
+    """The URL of one that answers the first command, or hangs up if that is empty."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1024)
+        writer.write(answer)
+        await writer.drain()
+        if answer:
+            await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening:
+        yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}/0"
+
+
+async def refusal(url: str) -> str:
+    async with connected(url) as client:
+        with pytest.raises(LogUnavailable) as refused, named_errors():
+            await client.ping()
+    return str(refused.value)
+
+
+async def test_a_redis_that_is_away_is_told_of_in_words(tmp_path: Path) -> None:
+    assert await refusal("redis://127.0.0.1:1/0") == "Redis is away: connection refused"
+    assert await refusal(f"unix://{tmp_path}/no.sock") == "Redis is away: no such file or directory"
+    async with server(b"") as url:
+        assert await refusal(url) == "Redis is away: the connection was lost"
+    async with server(b"-LOADING Redis is loading the dataset in memory\r\n") as url:
+        assert await refusal(url) == "Redis is away: it is still loading its data"
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (RedisTimeoutError("Timeout reading from 127.0.0.1:6379"), "no answer in time"),
+        (
+            ReadOnlyError("You can't write against a read only replica."),
+            "it is a replica, which takes no writes",
+        ),
+        (ssl.SSLError(1, "certificate verify failed"), "certificate verify failed"),
+        (OSError(113, "Connect call failed ('10.0.0.1', 6379)"), "no route to host"),
+    ],
+)
+def test_the_kind_of_trouble_is_named_and_not_the_address(problem: Exception, said: str) -> None:
+    with pytest.raises(LogUnavailable) as refused, named_errors():
+        raise problem
+    assert str(refused.value) == f"Redis is away: {said}"

@@ -20,6 +20,7 @@ from streamproc.errors import ConfigError, named
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.health import Deferred
+from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import doctor, doctor_log
@@ -217,6 +218,26 @@ async def test_decisions_that_were_put_off_for_long_are_bad(
             "1 decision waits to be told to the bank, the oldest for 30 s",
         )
         assert "workers' log" in check.todo
+
+
+async def test_an_entry_that_waits_in_a_group_is_bad_whether_or_not_workers_are_there(
+    redis_url: str, bank: Sandbox, postgres: str
+):
+    await prepare(postgres)
+    env, log = environment(redis_url, postgres, bank), Names(0).log
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+        assert (await examined(env))["log 0"].status == "note"  # nobody works, and nothing waits
+        long_ago = f"{await clock_us(client) // 1000 - 61_000}-0"
+        await client.xadd(log, {"e": "[]", "m": "{}"}, id=long_ago)
+        late = (await examined(env))["log 0"]
+        for group in consumers.GROUPS:
+            await client.xreadgroup(group, "hanging", {log: ">"})
+        hanging = (await examined(env))["log 0"]
+    assert (late.status, late.todo) == ("bad", "start `streamproc worker`")
+    assert late.detail.startswith("an entry waits in governance for 61 s (pending 0, deferred 0); ")
+    assert (hanging.status, "end a worker that hangs" in hanging.todo) == ("bad", True)
+    assert "in notification for 61 s (pending 1, deferred 0)" in hanging.detail
 
 
 async def test_nothing_configured_names_each_missing_variable():

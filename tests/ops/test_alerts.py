@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
+
+from streamproc.telemetry.metrics import Meters
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "ops" / "prometheus"
@@ -46,6 +49,31 @@ def test_every_rule_asks_for_what_is_exported_or_recorded() -> None:
         assert asked(rule["expr"]), rule
         unknown = asked(rule["expr"]) - known
         assert not unknown, f"{rule.get('alert') or rule['record']}: {unknown} {NOT_TOLD}"
+
+
+def test_a_quantile_is_compared_with_a_bound_of_its_histogram() -> None:
+    """Between two bounds a quantile is a guess."""
+    registry = CollectorRegistry()
+    Meters(registry).decision_seconds.labels("APPROVED")
+    bounds = {
+        (sample.name, float(sample.labels["le"]))
+        for metric in registry.collect()
+        for sample in metric.samples
+        if "le" in sample.labels
+    }
+    histograms = {
+        rule["record"]: bucket[0]
+        for rule in rules("rules.yml")
+        if (bucket := re.findall(r"[a-z_]+_bucket", rule["expr"]))
+    }
+    compared = {
+        (histograms[name], float(limit))
+        for rule in rules("alerts.yml")
+        for name, limit in re.findall(r"([a-z_]+:[a-z_]+:[a-z0-9_]+) > ([0-9.]+)", rule["expr"])
+        if name in histograms
+    }
+    assert len(compared) == len(histograms) == 2
+    assert compared <= bounds
 
 
 def test_nothing_is_recorded_that_no_alert_asks_for() -> None:
