@@ -90,15 +90,18 @@ def create(
     if kind == "agent":
         account = account or settings.razorpay_account_id
 
+    spec = tokens.TokenSpec(
+        name=name, scope=kind, agent=agent, account=account, reviewer=reviewer, expires_s=expires_s
+    )
+
     def make() -> "Made":
         return ask_site(
             lambda site: tokens.create(
-                site, name, scope=kind, agent=agent, account=account, expires_s=expires_s,
-                by=by, pays_from=settings.razorpay_account_id, reviewer=reviewer, channel=person.shell(),
+                site, spec, person.attribution(by), pays_from=settings.razorpay_account_id
             ),
             settings,
             run=output.run_or_undo,
-        )  # fmt: skip
+        )
 
     until = _make_and_show(make, name, out, as_json=as_json)
     if out is not None and as_json:
@@ -210,7 +213,7 @@ def revoke(name: str, by: str, as_json: bool) -> None:
     """
     from streamproc.operate import tokens
 
-    changed = ask_site(lambda site: tokens.revoke(site, name, by=by, channel=person.shell()))
+    changed = ask_site(lambda site: tokens.revoke(site, name, person.attribution(by)))
     if as_json:
         output.say_json({"name": name, "state": "revoked", "changed": changed})
         return

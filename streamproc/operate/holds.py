@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from streamproc.archive.lookup import held_page
 from streamproc.archive.read import await_views, views_upto
-from streamproc.domain import attribution
+from streamproc.domain.attribution import Attribution, checked
 from streamproc.domain.events import (
     EntrySetAside,
     Event,
@@ -128,16 +128,14 @@ async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_
     return Holds(page.items, page.next.payout if page.next is not None else None, page.note)
 
 
-async def answer(
-    site: Site, payout: str, action: Action, *, by: str, why: str, channel: str = "cli"
-) -> Outcome:
-    """Record a reviewer's answer and wait for its outcome. `channel`: where it was given, `cli:asha@laptop`.
+async def answer(site: Site, payout: str, action: Action, attribution: Attribution) -> Outcome:
+    """Record a reviewer's answer and wait for its outcome.
 
     Raises JobFailed, with the reason, if it does not count or the payout is unknown; also if no worker handles it
     within ANSWER_WAIT_S, or Redis goes away meanwhile: it stays in the log then and is handled later.
     """
     at = await clock_us(site.client)
-    event = submission(payout, action, by=by, why=why, channel=channel, at=at)
+    event = submission(payout, action, attribution, at=at)
     account = (await _known(site, payout)).account
     key = f"review:cli:{secrets.token_hex(16)}"
     async with Producer(site.redis_url, partitions=site.partitions, name="cli") as producer:
@@ -155,10 +153,17 @@ async def answer(
     return found
 
 
-def submission(payout: str, action: Action, *, by: str, why: str, channel: str, at: int) -> ReviewSubmitted:
+def submission(payout: str, action: Action, attribution: Attribution, *, at: int) -> ReviewSubmitted:
     """A reviewer's answer as an event. Raises InputError without a name or a reason, or with a long one."""
-    by, why = attribution.who(by, called="the reviewer's name"), attribution.why(why, called="the reason")
-    return ReviewSubmitted(at=at, payout=payout, by=by, action=action, why=why, channel=channel)
+    attribution = checked(attribution, by="the reviewer's name", why="the reason")
+    return ReviewSubmitted(
+        at=at,
+        payout=payout,
+        by=attribution.by,
+        action=action,
+        why=attribution.why,
+        channel=attribution.channel,
+    )
 
 
 async def _known(site: Site, payout: str) -> PayoutRecord:

@@ -7,19 +7,18 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.archive.read import PolicyRow, policy_versions, views_upto
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
 from streamproc.domain.policy_changes import Differ, is_scope
-from streamproc.domain.proposals import Proposal
 from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
-from streamproc.operate.changes import Plan, make
+from streamproc.operate.changes import Plan
 from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after, readable
 from streamproc.operate.moments import us_of
-from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 
 _TAG = b'"policy.changed"'
@@ -37,23 +36,18 @@ class FieldChange(Struct, frozen=True):
     after: object
 
 
-async def apply(site: Site, file: PolicyFile, *, prune: bool, by: str, why: str) -> list[Applied] | Proposal:
-    """Put a policy file in force on every partition; or propose it, where it loosens and that takes two people.
-
-    Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy and JobFailed
-    where others keep changing policies at the same time.
-    """
-    return await make(site, of_file(file, prune=prune, by=by, why=why), by=by, why=why)
-
-
-def of_file(file: PolicyFile, *, prune: bool, by: str, why: str) -> Plan:
+def of_file(file: PolicyFile, attribution: Attribution, *, prune: bool) -> Plan:
     """The plan that puts a policy file in force; `prune` also removes the agents, accounts and teams that it lacks."""
-    return lambda _, scopes, at: plan_changes(scopes, file, prune=prune, at=at, by=by, why=why)
+    return lambda _, scopes, at: plan_changes(
+        scopes, file, prune=prune, at=at, by=attribution.by, why=attribution.why
+    )
 
 
-def of_patch(scope: str, fields: Mapping[str, object], *, by: str, why: str) -> Plan:
+def of_patch(scope: str, fields: Mapping[str, object], attribution: Attribution) -> Plan:
     """What naming some fields of an agent, account, team or the defaults changes."""
-    return lambda _, scopes, at: patch_scope(scopes, scope, fields, at=at, by=by, why=why)
+    return lambda _, scopes, at: patch_scope(
+        scopes, scope, fields, at=at, by=attribution.by, why=attribution.why
+    )
 
 
 def changed_fields(change: PolicyChanged) -> list[FieldChange]:

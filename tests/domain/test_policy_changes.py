@@ -15,6 +15,7 @@ from streamproc.domain.policy import (
 )
 from streamproc.domain.policy_changes import replan
 from streamproc.errors import InputError, LogBroken
+from tests.words import attributed
 
 Scopes = dict[str, ScopeState]
 TWO = """
@@ -216,9 +217,8 @@ def test_a_change_made_again_changes_only_what_it_changed_then() -> None:
     [again] = replan(
         current,
         [change({"daily_limit": 900}, {"daily_limit": 900, "frozen": True})],
+        attributed("asha", "because"),
         at=7,
-        by="asha",
-        why="because",
     )
     assert (again.version, again.after, again.by, again.at) == (
         6,
@@ -234,28 +234,28 @@ def test_a_field_that_it_took_away_is_taken_away_again_and_a_removed_scope_remov
             version=5, own={"daily_limit": 5, "frozen": True}, effective={"daily_limit": 5}
         )
     }
-    [again] = replan(current, [change({"frozen": True}, {})], at=7, by="asha", why="test")
+    [again] = replan(current, [change({"frozen": True}, {})], attributed("asha", "test"), at=7)
     assert again.after == {"daily_limit": 5}
-    [removed] = replan(current, [change({"frozen": True}, None)], at=7, by="asha", why="test")
+    [removed] = replan(current, [change({"frozen": True}, None)], attributed("asha", "test"), at=7)
     assert (removed.after, removed.version) == (None, 6)
 
 
 def test_a_change_that_is_in_force_already_is_none() -> None:
     effective = fields_of(effective_policy({}, {"frozen": True}))
     current = {"agent:bot": ScopeState(version=5, own={"frozen": True}, effective=effective)}
-    assert replan(current, [change({}, {"frozen": True})], at=7, by="asha", why="test") == []
+    assert replan(current, [change({}, {"frozen": True})], attributed("asha", "test"), at=7) == []
 
 
 def test_a_change_that_does_not_fit_any_more_is_refused() -> None:
     current = {"agent:bot": ScopeState(version=5, own={"daily_limit": 900}, effective={"daily_limit": 900})}
     with pytest.raises(InputError, match="weekly_limit"):
-        replan(current, [change({}, {"weekly_limit": 500})], at=7, by="asha", why="test")
+        replan(current, [change({}, {"weekly_limit": 500})], attributed("asha", "test"), at=7)
 
 
 def test_changes_that_were_made_together_are_made_together_again() -> None:
     """An agent's team is made in the same file, after the agent."""
     team = change(None, {"daily_limit": 7}, scope="team:red")
-    [agent, made] = replan({}, [change(None, {"team": "red"}), team], at=7, by="asha", why="test")
+    [agent, made] = replan({}, [change(None, {"team": "red"}), team], attributed("asha", "test"), at=7)
     assert (agent.scope, made.scope) == ("agent:bot", "team:red")
     with pytest.raises(InputError, match="red"):
-        replan({}, [change(None, {"team": "red"})], at=7, by="asha", why="test")
+        replan({}, [change(None, {"team": "red"})], attributed("asha", "test"), at=7)

@@ -26,7 +26,7 @@ from streamproc.telemetry.spans import Kind, Place, Value
 from streamproc.telemetry.trace_context import place_of, traceparent_of
 from tests.bank import until
 from tests.engine import Engine
-from tests.words import observed
+from tests.words import attributed, observed
 
 POLICIES = "policies: {bot: {daily_limit: 10_000_000, rate_limit: {count: 0, window: 60s}}}"
 
@@ -112,7 +112,7 @@ async def test_a_dead_letter_and_its_redrive_are_in_the_payouts_tree_and_linked(
         [letter] = await dead.list_letters(site)
         entry = letter["entry"].removeprefix("0:")
         mended = True
-        await dead.redrive(site, letter["id"], by="lena")
+        await dead.redrive(site, letter["id"], attributed("lena"))
 
         async def handled() -> bool:
             return process_span("governance", 0, entry) in tracer.of("pout_1")
