@@ -11,7 +11,7 @@ from streamproc.archive.pool import QUERY_TIMEOUT_S, acquired
 from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO, id_key
-from streamproc.domain.holds import Place
+from streamproc.domain.holds import Position
 from streamproc.domain.payouts import PayoutRecord, decode_record
 
 WHOLE_VIEW_S = 30.0
@@ -61,9 +61,9 @@ async def decided_payouts(db: asyncpg.Connection, partition: int, payouts: Seque
 
 
 async def held_page(
-    pool: asyncpg.Pool, *, after: Place | None, account: str, agent: str, limit: int
+    pool: asyncpg.Pool, *, after: Position | None, account: str, agent: str, limit: int
 ) -> list[PayoutRecord]:
-    """Held payouts after a place, the longest waiting first; of an account and an agent, if these are not ''.
+    """Held payouts after a position, the longest waiting first; of an account and an agent, if these are not ''.
 
     Raises TryAgain when Postgres is away.
     """
