@@ -1,6 +1,6 @@
 """Policies: put a file in force on every partition, show what is in force, and how it came to be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -143,16 +143,13 @@ async def history(site: Site, name: str, *, of_agent: bool = False) -> tuple[lis
     Each partition keeps the policy for its accounts; the same version is told once. Raises NeverHad.
     """
     scopes = _scopes_of(name) if of_agent else _scopes_named(name)
+    # The views' ends are asked for first: what is folded meanwhile is then found twice, never missed.
     ends = [await site.ask_postgres(views_upto, partition) for partition in range(site.partitions)]
-    answers = [await site.ask_postgres(policy_versions, scope) for scope in scopes]
-    rows = None if None in answers else [row for answer in answers for row in answer or ()]
+    rows = await _rows_of(site, scopes)
     changes, notes = [_changed(row) for row in rows or ()], list[str]()
     for partition, end in enumerate(ends):
         after = ZERO if rows is None or end is None else end
-        _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
-        for entry in entries:
-            events = await readable(site, partition, entry, notes)
-            changes += [event for event in events if isinstance(event, PolicyChanged)]
+        changes += await _changes_after(site, partition, after, notes)
     by_version = {(change.scope, change.version): change for change in changes if change.scope in scopes}
     if not by_version:
         scope = not of_agent and is_scope(name)
@@ -160,6 +157,19 @@ async def history(site: Site, name: str, *, of_agent: bool = False) -> tuple[lis
     if rows is None:
         notes.append(f"{site.postgres_problem}; these are the changes still in Redis")
     return sorted(by_version.values(), key=lambda change: (change.at, change.version)), "; ".join(notes)
+
+
+async def _rows_of(site: Site, scopes: Sequence[str]) -> list[PolicyRow] | None:
+    """The view's rows of these scopes; None while Postgres is away."""
+    answers = [await site.ask_postgres(policy_versions, scope) for scope in scopes]
+    return None if None in answers else [row for answer in answers for row in answer or ()]
+
+
+async def _changes_after(site: Site, partition: int, after: str, notes: list[str]) -> list[PolicyChanged]:
+    """The changes in the log after an entry; `notes` gets what cannot be read of it."""
+    _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
+    events = [event for entry in entries for event in await readable(site, partition, entry, notes)]
+    return [event for event in events if isinstance(event, PolicyChanged)]
 
 
 def _changed(row: PolicyRow) -> PolicyChanged:
