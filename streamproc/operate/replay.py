@@ -8,31 +8,21 @@ alone, and the next replay goes on building where the killed one stopped.
 """
 
 import asyncio
-import os
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 import asyncpg
-import msgspec
 from msgspec import Struct
 
 from projections import compare
-from projections.build_worker import Order, Report
 from projections.dependents import refuse_what_would_be_lost
 from projections.heads import open_heads, outdated_views
 from projections.rebuild import (
-    Slice,
-    Target,
     archive_ends,
     drop_schema,
     finish_build,
-    heed_lost_client,
-    leave_schema,
     plan_build,
     resumable,
     take_replay_lock,
@@ -40,38 +30,18 @@ from projections.rebuild import (
 from projections.runner import Runner, catch_up
 from projections.schema import enter_schema
 from projections.swap import swap
-from projections.views import NAMES, VIEWS, View
-from streamproc import processes
+from projections.views import NAMES
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.store import connection, errors_as_job_failed, snapshot, transaction
-from streamproc.errors import JobFailed, LogBroken, first_of_ours
+from streamproc.errors import JobFailed
+from streamproc.operate.builders import JobProgress, OnProgress, build, default_jobs
 
-JOBS_MAX = 64
-"""Most builders at once."""
 COMPARE_WAIT_S = 60.0
 """How long the live views may take to come to where the rebuilt ones are; longer, and they stand still."""
 COMPARE_OUTDATED_WAIT_S = 5.0
 """The same where views are another version's: only a projector of that version, in an upgrade, still moves them."""
 COMPARE_POLL_S = 0.1
-LINE_MAX = 1 << 20
-"""Bytes of a builder's line; a traceback is the longest."""
 UNTOUCHED = "nothing was swapped"
-
-
-@dataclass
-class JobProgress:
-    """How far a rebuild or a recovery is. `done` of `total` are archived entries, over all partitions of a rebuild.
-
-    `events`: those that this run has folded, in `seconds`. `peak_kb`: the memory of the largest builder process (kB).
-    """
-
-    stage: str = "planning"
-    total: int = 0
-    done: int = 0
-    events: int = 0
-    seconds: float = 0.0
-    peak_kb: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 class ViewResult(Struct, frozen=True):
@@ -106,9 +76,6 @@ class Result(Struct, frozen=True):
         return int(self.events / self.seconds) if self.seconds > 0 else 0
 
 
-OnProgress = Callable[[JobProgress], None]
-
-
 async def replay(
     dsn: str,
     views: Sequence[str] = NAMES,
@@ -122,7 +89,7 @@ async def replay(
 
     Raises JobFailed where an entry cannot be folded, an invariant does not hold, or another replay runs.
     """
-    jobs = jobs or _default_jobs()
+    jobs = jobs or default_jobs()
     progress = JobProgress()
 
     def begin_stage(stage: str) -> None:
@@ -144,7 +111,7 @@ async def replay(
                 plan = await plan_build(rebuilt, shadow, ends, jobs)
             elif any(share.done_seq for share in plan):
                 progress.notes.append("went on with a build that was left half done")
-            await _build(dsn, shadow, plan, jobs, progress, on_progress)
+            await build(dsn, shadow, plan, jobs, progress, on_progress)
             begin_stage("indexes")
             await finish_build(rebuilt, dsn, shadow, jobs)
             # What came meanwhile too: an entry that cannot be folded fails this, and not only the live views later.
@@ -164,87 +131,6 @@ async def replay(
             return Result(
                 found, at, not verify, progress.events, progress.seconds, progress.peak_kb, progress.notes
             )
-
-
-# ---- building ---------------------------------------------------------------------------
-
-
-def _default_jobs() -> int:
-    """Builders at once where nobody says how many: one for each CPU, JOBS_MAX at most."""
-    return min(JOBS_MAX, os.cpu_count() or 1)
-
-
-async def _build(
-    dsn: str,
-    schema: str,
-    plan: Sequence[Slice],
-    jobs: int,
-    progress: JobProgress,
-    on_progress: OnProgress,
-    views: Sequence[View] = VIEWS,
-) -> None:
-    """Run a builder for each share that is not done, `jobs` at once."""
-    progress.stage = "building"
-    progress.total = sum(share.target_seq for share in plan)
-    reached = {(share.partition, share.slice): share.done_seq for share in plan}
-    turns, began = asyncio.Semaphore(jobs), time.monotonic()
-
-    def hear(report: Report) -> None:
-        reached[report.partition, report.slice] = max(report.seq, reached[report.partition, report.slice])
-        progress.events += report.events
-        progress.peak_kb = max(progress.peak_kb, report.peak_kb)
-        progress.done, progress.seconds = sum(reached.values()), time.monotonic() - began
-        on_progress(progress)
-
-    async def one(share: Slice) -> None:
-        async with turns:
-            await _run_builder(Order(dsn, schema, share, views=tuple(view.name for view in views)), hear)
-            hear(Report(share.partition, share.slice, share.target_seq))
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for share in plan:
-                if share.done_seq < share.target_seq:
-                    tasks.create_task(one(share))
-    except BaseExceptionGroup as problems:
-        failed = first_of_ours(problems)
-        if failed is None:
-            raise
-        raise failed from problems
-
-
-async def _run_builder(order: Order, hear: Callable[[Report], None]) -> None:
-    process = await processes.start(
-        [sys.executable, "-m", "projections.build_worker"],
-        env=os.environ,
-        on_parent_death=signal.SIGKILL,
-        output=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.PIPE,
-        line_max=LINE_MAX,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    other: list[str] = []
-    try:
-        process.stdin.write(msgspec.json.encode(order) + b"\n")
-        process.stdin.close()
-        problem = ""
-        async for line in process.stdout:
-            if not line.startswith(b'{"partition"'):
-                other = [*other[-20:], line.decode(errors="replace")]
-                continue
-            report = msgspec.json.decode(line, type=Report)
-            problem = report.problem or problem
-            hear(report)
-        if await process.wait() != 0:
-            if problem:
-                raise LogBroken(problem)
-            share = f"{order.share.partition}/{order.share.slice}"
-            said_last = "".join(other).strip() or "nothing"
-            raise LogBroken(f"the builder of share {share} ended early; it said: {said_last}")
-    finally:
-        processes.kill(process)
-        await process.wait()
 
 
 # ---- comparing and swapping -------------------------------------------------------------
@@ -365,36 +251,3 @@ async def go_back(dsn: str) -> list[str]:
             await level(await compare.positions(db, NAMES))
             await swap(db, home, previous, NAMES, level)
             return kept
-
-
-# ---- as of ------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def built_as_of(
-    dsn: str,
-    targets: Sequence[Target],
-    *,
-    jobs: int = 0,
-    on_progress: OnProgress = lambda _: None,
-    views: Sequence[View] = VIEWS,
-    purpose: str = "as_of",
-    untouched: str = "nothing was changed",
-) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a schema that holds `views` as they were at `targets`; the schema is removed afterwards.
-
-    There is one such schema for each `purpose` at a time. `untouched` is what a failure says of the rest.
-    """
-    jobs = jobs or _default_jobs()
-    with errors_as_job_failed(untouched):
-        async with connection(dsn, name=f"streamproc {purpose}", job=True) as rebuilt:
-            await heed_lost_client(rebuilt)
-            home = str(await rebuilt.fetchval("SELECT current_schema()"))
-            schema = f"{home}_{purpose}"
-            await take_replay_lock(rebuilt, schema)
-            try:
-                plan = await plan_build(rebuilt, schema, targets, jobs, views)
-                await _build(dsn, schema, plan, jobs, JobProgress(), on_progress, views)
-                yield rebuilt
-            finally:
-                await leave_schema(rebuilt, dsn, schema)

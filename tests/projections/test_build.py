@@ -54,7 +54,7 @@ async def place(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def built(dsn: str, place: asyncpg.Connection, jobs: int, segment_rows: int) -> None:
-    """Build the place as a replay does, but in this process."""
+    """Build the schema as a replay does, but in this process."""
     db = await asyncpg.connect(dsn)
     ends = await archive_ends(db)
     await db.close()
