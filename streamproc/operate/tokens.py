@@ -35,7 +35,7 @@ class TokenSpec(Struct, frozen=True, kw_only=True):
     expires_s: int
 
 
-class Made(Struct, frozen=True):
+class NewToken(Struct, frozen=True):
     """A new token, with its secret."""
 
     secret: str
@@ -53,7 +53,7 @@ def validity_s(text: str) -> int:
     return seconds
 
 
-async def create(site: Site, spec: TokenSpec, attribution: Attribution, *, pays_from: str = "") -> Made:
+async def create(site: Site, spec: TokenSpec, attribution: Attribution, *, pays_from: str = "") -> NewToken:
     """Make a token. `pays_from`: the account that this installation pays from, if that is known.
 
     Raises InputError if it may not be made, JobFailed if others keep changing tokens.
@@ -78,7 +78,7 @@ async def create(site: Site, spec: TokenSpec, attribution: Attribution, *, pays_
         )
         event = plan_creation(tokens, wanted)
         if await change_token(site.client, rev, tokens, event) is not None:
-            return Made(secret, event)
+            return NewToken(secret, event)
     raise JobFailed(f"others changed tokens {CHANGES_MAX} times meanwhile; nothing was made, try again")
 
 

@@ -25,7 +25,7 @@ reviewers: [asha]
 """
 
 
-async def made(engine: Engine, name: str, **more: str) -> tokens.Made:
+async def made(engine: Engine, name: str, **more: str) -> tokens.NewToken:
     given = {"scope": "agent", "agent": "bot", "account": ACCOUNT, **more}
     site = Site(engine.url, engine.client, 1)
     spec = tokens.TokenSpec(name=name, expires_s=3600, **given)  # type: ignore[arg-type]
