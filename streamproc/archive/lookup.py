@@ -27,18 +27,18 @@ async def refuses_writes(pool: asyncpg.Pool) -> str:
         return str(await db.fetchval(_SQL["refuses_writes"], timeout=QUERY_TIMEOUT_S))
 
 
-class Room(Struct, frozen=True):
+class ConnectionSlots(Struct, frozen=True):
     """Connections that a Postgres allows to whoever is no superuser, and how many are open, of everybody."""
 
     allowed: int
     open: int
 
 
-async def room(pool: asyncpg.Pool) -> Room:
+async def connection_slots(pool: asyncpg.Pool) -> ConnectionSlots:
     """How many connections Postgres allows. Raises TryAgain when it is away, or has none left."""
     async with acquired(pool) as db:
-        row = await db.fetchrow(_SQL["room"], timeout=QUERY_TIMEOUT_S)
-    return Room(row["allowed"], row["open"])
+        row = await db.fetchrow(_SQL["connection_slots"], timeout=QUERY_TIMEOUT_S)
+    return ConnectionSlots(row["allowed"], row["open"])
 
 
 async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) -> list[Row]:
