@@ -52,7 +52,7 @@ PASS_S = 18.0
 """A pass ends with what it has done by then, well within a batch's time. Where many processes share the bank's limit, a
 batch that is cut off as a whole would never end."""
 
-NOBODY = Debit()
+NO_DEBIT = Debit()
 
 
 class Bank(Creator, Protocol):
@@ -76,7 +76,9 @@ class _Order(Struct, frozen=True):
     caused_by: str
 
 
-def execution(bank: Bank, barrier: Barrier, debit: Debit = NOBODY, archived: Archived | None = None) -> Group:
+def execution(
+    bank: Bank, barrier: Barrier, debit: Debit = NO_DEBIT, archived: Archived | None = None
+) -> Group:
     """The group that calls the bank. `debit` pays what is created; `archived` knows payouts that Redis forgot."""
 
     async def enact(items: Sequence[Item], ctx: BatchContext) -> None:

@@ -82,7 +82,7 @@ WANTED = (
 decoded."""
 
 
-class Counting(Protocol):
+class AlertCounter(Protocol):
     """Says of each alert whether it is told now; others are counted for a digest (streamproc/log/digests.py)."""
 
     async def count(self, partition: int, alerts: Sequence[Alert]) -> list[bool]: ...
@@ -97,8 +97,10 @@ NoteUntold = Callable[[int, Sequence[tuple[str, int]]], Awaitable[None]]
 class Notifier:
     """The notification stage and what it works with."""
 
-    def __init__(self, channels: Channels, counting: Counting, once: Once, note_untold: NoteUntold) -> None:
-        self.channels, self.counting, self.once, self.note_untold = channels, counting, once, note_untold
+    def __init__(
+        self, channels: Channels, counter: AlertCounter, once: Once, note_untold: NoteUntold
+    ) -> None:
+        self.channels, self.counter, self.once, self.note_untold = channels, counter, once, note_untold
 
     async def handle(self, items: Sequence[Item], ctx: BatchContext) -> None:
         """Tell people of a batch, and leave to the slow lane what may wait."""
@@ -115,7 +117,10 @@ class Notifier:
                 at_once[work] = events
         # Alerts first here too: there may be no room in the slow lane.
         ordered = sorted(at_once.items(), key=lambda item: item[0] not in now)
-        jobs = [(work, partial(self._one, work, events, now.get(work, []), ctx)) for work, events in ordered]
+        jobs = [
+            (work, partial(self._handle_one, work, events, now.get(work, []), ctx))
+            for work, events in ordered
+        ]
         await run_bounded(
             jobs, at_once=CONCURRENT_MAX, start_s=START_S, pass_s=PASS_S, waits_for="its turn to be told"
         )
@@ -156,13 +161,13 @@ class Notifier:
             for _, alarm in found
         ]
         now: dict[Work, list[Alarm]] = {}
-        answers = await self.counting.count(ctx.partition, alerts)
+        answers = await self.counter.count(ctx.partition, alerts)
         for (work, alarm), first in zip(found, answers, strict=True):
             if first:
                 now.setdefault(work, []).append(alarm)
         return now
 
-    async def _one(
+    async def _handle_one(
         self, work: Work, events: Sequence[Event], alarms: Sequence[Alarm], ctx: BatchContext
     ) -> None:
         for event in events:
@@ -325,9 +330,9 @@ class Notifier:
             )
 
 
-def notification(channels: Channels, counting: Counting, once: Once, note_untold: NoteUntold) -> Group:
+def notification(channels: Channels, counter: AlertCounter, once: Once, note_untold: NoteUntold) -> Group:
     """The group that tells people."""
-    notifier = Notifier(channels, counting, once, note_untold)
+    notifier = Notifier(channels, counter, once, note_untold)
     stage = Stage(name="notify", consumes=CONSUMES, handle=notifier.handle)
     return Group(
         name=NOTIFICATION,

@@ -8,6 +8,7 @@ from the file, if the archive has what they state. If it has something else, not
 import asyncio
 import heapq
 import logging
+from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
 
@@ -102,23 +103,26 @@ class _Found(Struct):
 
 
 def _read(path: Path, origin: str, size: int) -> _Found:
-    found, archive = _Found(), origin.rpartition("/")[0]
     try:
         with path.open("rb") as file:
-            for one in stated_in(file, None):
-                if not isinstance(one, Stated):
-                    continue
-                stated = one.checkpoint
-                if stated.origin.rpartition("/")[0] != archive:
-                    found.foreign = one
-                    return found
-                if stated.origin == origin:
-                    if _larger(stated, found.newest):
-                        found.newest = one
-                    if stated.size > size:
-                        _add(found.later, one)
+            return _found_in((one for one in stated_in(file, None) if isinstance(one, Stated)), origin, size)
     except FileNotFoundError:
         return _Found()
+
+
+def _found_in(checkpoints: Iterable[Stated], origin: str, size: int) -> _Found:
+    found, archive = _Found(), origin.rpartition("/")[0]
+    for one in checkpoints:
+        stated = one.checkpoint
+        if stated.origin.rpartition("/")[0] != archive:
+            found.foreign = one
+            return found
+        if stated.origin != origin:
+            continue
+        if _larger(stated, found.newest):
+            found.newest = one
+        if stated.size > size:
+            _add(found.later, one)
     found.later = _first(found.later)
     return found
 

@@ -1,4 +1,4 @@
-"""The fold of all views at once: of a place that is being built, and of the live one (runner.py).
+"""The fold of all views at once: of those that are being built, and of the live ones (runner.py).
 
 A few entries at a time are decoded, folded and given to all views while they are in the processor's cache. What the
 views make of them is written once for a whole segment.
@@ -25,7 +25,7 @@ ENTRIES_AT_ONCE = 64
 
 
 class Builder:
-    """Folds archived rows of one share into the views of a place, segment by segment.
+    """Folds archived rows of one share into the views of a schema, segment by segment.
 
     Of no use after an exception: what it has folded in memory is not what is written.
     """

@@ -1,4 +1,4 @@
-"""Compares two places at one position: counts, checksums, differing rows, and what must always hold."""
+"""Compares two schemas of views at one position: counts, checksums, differing rows, and what must always hold."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -26,7 +26,7 @@ class Checksum(Struct, frozen=True):
 
 
 class Difference(Struct, frozen=True):
-    """A row that differs. None: it is missing in that place. Only differing columns are shown."""
+    """A row that differs. None: it is missing in that schema. Only differing columns are shown."""
 
     key: str
     live: dict[str, object] | None
@@ -34,7 +34,7 @@ class Difference(Struct, frozen=True):
 
 
 class Shapes(Struct, frozen=True):
-    """A view's versions, and the columns that it has in both places, in the rebuilt one's order. Version 0: unknown."""
+    """A view's versions, and the columns that both schemas have, in the rebuilt one's order. Version 0: unknown."""
 
     live_version: int
     version: int
@@ -78,7 +78,7 @@ def _rows_of(view: str, columns: Sequence[str]) -> str:
 
 
 async def checksum(db: asyncpg.Connection, view: str, columns: Sequence[str] = ()) -> Checksum:
-    """The checksum of a view in the place that `db` is in; of `columns` only, if any are named."""
+    """The checksum of a view in the schema that `db` is in; of `columns` only, if any are named."""
     row = await db.fetchrow(_SQL["checksum"].format(view=_rows_of(view, columns)))
     return Checksum(row["rows"], row["checksum"])
 
@@ -89,7 +89,7 @@ async def positions(db: asyncpg.Connection, views: Sequence[str]) -> dict[int, i
 
 
 async def violations(db: asyncpg.Connection) -> list[str]:
-    """What does not hold in the place that `db` is in, each in words with the number of cases."""
+    """What does not hold in the schema that `db` is in, each in words with the number of cases."""
     found = []
     for name, sql in _INVARIANTS.items():
         count = await db.fetchval(sql)

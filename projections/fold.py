@@ -120,51 +120,62 @@ def steps_of(
     """
     now = {} if now is None else now
     steps: list[Step] = []
-    for decoded in entries:
-        owner, seq, entry, by = decoded.payout, decoded.seq, decoded.id, decoded.by
-        record = now[owner] if owner in now else records.get(owner) if owner else None
-        events, place = decoded.events, 0
-        try:
-            if (
-                len(events) > DECISION
-                and record is not None
-                and (after := _approved_at_sight(record, events)) is not None
-            ):
-                for event in events[:DECISION]:
-                    if type(event) in reads:
-                        steps.append(Step(partition, seq, entry, place, by, owner, event, record, record))
-                    place += 1
-                steps.append(Step(partition, seq, entry, place, by, owner, events[place], record, after))
-                record, place = after, place + 1
-                events = events[place:]
-            for event in events:
-                # `entry.set_aside` may name no payout; then it is about none.
-                if owner and type(event) in OF_PAYOUT and event.payout:  # type: ignore[union-attr]
-                    before, record = record, evolve(record, event)
-                    if record is not before or type(event) in reads:
-                        steps.append(Step(partition, seq, entry, place, by, owner, event, before, record))
-                else:
-                    after = evolve(None, event)
-                    steps.append(Step(partition, seq, entry, place, by, "", event, None, after))
-                place += 1
-        except ValueError as problem:
-            raise LogBroken(f"event {partition}:{entry}:{place}: {problem}") from problem
-        if owner:
-            now[owner] = record
+    for entry in entries:
+        payout = entry.payout
+        if not payout:
+            _add_steps(steps, partition, entry, None, reads)
+            continue
+        record = now[payout] if payout in now else records.get(payout)
+        now[payout] = _add_steps(steps, partition, entry, record, reads)
     return steps
+
+
+def _add_steps(
+    steps: list[Step],
+    partition: int,
+    decoded: Decoded,
+    record: PayoutRecord | None,
+    reads: frozenset[type[e.Fact]],
+) -> PayoutRecord | None:
+    """Add the steps of one entry, whose payout has this record before it; the record after it."""
+    seq, entry, by, owner, events = decoded.seq, decoded.id, decoded.by, decoded.payout, decoded.events
+    place = 0
+    try:
+        after = _approved_at_sight(record, events) if len(events) > DECISION else None
+        if after is not None:
+            for event in events[:DECISION]:
+                if type(event) in reads:
+                    steps.append(Step(partition, seq, entry, place, by, owner, event, record, record))
+                place += 1
+            steps.append(Step(partition, seq, entry, place, by, owner, events[place], record, after))
+            record, place = after, place + 1
+            events = events[place:]
+        for event in events:
+            # `entry.set_aside` may name no payout; then it is about none.
+            if owner and type(event) in OF_PAYOUT and event.payout:  # type: ignore[union-attr]
+                before, record = record, evolve(record, event)
+                if record is not before or type(event) in reads:
+                    steps.append(Step(partition, seq, entry, place, by, owner, event, before, record))
+            else:
+                after = evolve(None, event)
+                steps.append(Step(partition, seq, entry, place, by, "", event, None, after))
+            place += 1
+    except ValueError as problem:
+        raise LogBroken(f"event {partition}:{entry}:{place}: {problem}") from problem
+    return record
 
 
 DECISION = 4
 """Index of the decision among the events of an approval at first sight."""
 
 
-def _approved_at_sight(record: PayoutRecord, events: Sequence[Event]) -> PayoutRecord | None:
+def _approved_at_sight(record: PayoutRecord | None, events: Sequence[Event]) -> PayoutRecord | None:
     """The record after an entry's first DECISION + 1 events, if they approve its payout at first sight; else None.
 
     The same as `evolve` gives, in one copy of the record instead of four: most payouts come this way.
     """
     screened, slot, vetted, reserved, decided = events[: DECISION + 1]
-    if not (
+    if record is None or not (
         type(decided) is e.PayoutDecided
         and type(screened) is e.PayoutScreened
         and type(slot) is e.VelocityChecked

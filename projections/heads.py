@@ -1,4 +1,4 @@
-"""From what a fold goes on: the position of a place's views (their rows in `view_heads`), and its payouts' records.
+"""From what a fold goes on: the position of a schema's views (their rows in `view_heads`), and its payouts' records.
 
 The fold itself is in build.py and runner.py. All that it folds is in the archive, never only in the log: so a view may
 fail, or be away for a rebuild, while the archive goes on.
@@ -19,7 +19,7 @@ from streamproc.errors import ConfigError, LogBroken
 RECORDS_MAX = 20_000
 """Payout records kept in memory, some 2 kB each. A payout's events come close together; older ones are loaded again."""
 
-_SQL = statements("projections", "place.sql")
+_SQL = statements("projections", "view_heads.sql")
 
 
 class Moved(Exception):
@@ -27,7 +27,7 @@ class Moved(Exception):
 
 
 class Mark(Protocol):
-    """The position of a place's views, moved in the transaction that writes their rows."""
+    """The position of a schema's views, moved in the transaction that writes their rows."""
 
     @property
     def seq(self) -> int:
@@ -70,7 +70,7 @@ class ViewHeads:
 
 
 class Records:
-    """The records of one partition's payouts in one place: the recently used in memory, the others in its view
+    """The records of one partition's payouts in one schema: the recently used in memory, the others in its view
     `payouts`."""
 
     def __init__(self, partition: int, records_max: int = RECORDS_MAX) -> None:
@@ -115,13 +115,13 @@ async def write_lazily(db: asyncpg.Connection) -> None:
 
 
 async def outdated_views(db: asyncpg.Connection) -> list[str]:
-    """The views of the place that another version of them has written, on whatever partition."""
+    """The views of the schema that another version of them has written, on whatever partition."""
     rows = await db.fetch(_SQL["view_versions"], NAMES)
     return list(dict.fromkeys(row["view"] for row in rows if row["version"] != VERSIONS[row["view"]]))
 
 
 async def open_heads(db: asyncpg.Connection, partition: int) -> ViewHeads:
-    """The position of the place's views. Raises ConfigError if they are not all at one entry, or of another version."""
+    """The position of its schema's views. Raises ConfigError unless all are at one entry, and of this version."""
     versions = [VERSIONS[name] for name in NAMES]
     await speak_micros(db)
     await db.execute(_SQL["open_heads"], partition, NAMES, versions)

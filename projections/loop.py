@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from projections.janitor import Janitor, keep_trimmed
 from projections.keep import Feed, keep_views
-from projections.notary import Terms, keep_checkpoints
+from projections.notary import CheckpointTerms, keep_checkpoints
 from projections.outage import Outage, heed_cancellation
 from streamproc.archive.anchor import Log, lost_from
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
@@ -64,7 +64,7 @@ VIEW_CONNECTIONS_MAX = 4
 log = logging.getLogger(__name__)
 
 
-class Beside:
+class SharedConnections:
     """The connections of what runs beside the archive, shared by a projector's partitions."""
 
     def __init__(self, dsn: str, partitions: int) -> None:
@@ -104,34 +104,33 @@ class Progress(Struct, frozen=True):
 OnBatch: TypeAlias = Callable[[Progress], None]
 
 
+class Duties(Struct, frozen=True, kw_only=True):
+    """What a projector does besides archiving and folding. With `terms` the archive is signed by checkpoints; a
+    `janitor` trims the log behind it; `on_batch` hears of each transaction, of at most `batch_max` entries."""
+
+    on_batch: OnBatch | None = None
+    batch_max: int = BATCH_MAX
+    terms: CheckpointTerms | None = None
+    janitor: Janitor | None = None
+
+
+NO_MORE = Duties()
+
+
 async def run_projector(
     dsn: str,
     partitions: int,
     make_log_view: Callable[[int], LogView],
     stopping: asyncio.Event,
-    on_batch: OnBatch | None = None,
-    terms: Terms | None = None,
-    janitor: Janitor | None = None,
+    duties: Duties = NO_MORE,
 ) -> None:
-    """Project all partitions until `stopping` is set. If one breaks, all stop, and its error is raised.
-
-    With `terms` the archive is signed by checkpoints; a `janitor` trims the log behind it.
-    """
-    beside = Beside(dsn, partitions)
+    """Project all partitions until `stopping` is set. If one breaks, all stop, and its error is raised."""
+    shared = SharedConnections(dsn, partitions)
     try:
         async with asyncio.TaskGroup() as tasks:
             for partition in range(partitions):
                 view = make_log_view(partition)
-                running = project(
-                    partition,
-                    view,
-                    dsn,
-                    stopping=stopping,
-                    on_batch=on_batch,
-                    terms=terms,
-                    janitor=janitor,
-                    beside=beside,
-                )
+                running = project(partition, view, dsn, duties, stopping=stopping, shared=shared)
                 tasks.create_task(running, name=f"project-{partition}")
     except BaseExceptionGroup as problems:
         named = first_of_ours(problems)
@@ -144,27 +143,24 @@ async def project(
     partition: int,
     view: LogView,
     dsn: str,
+    duties: Duties = NO_MORE,
     *,
     stopping: asyncio.Event,
-    on_batch: OnBatch | None = None,
-    batch_max: int = BATCH_MAX,
-    terms: Terms | None = None,
-    janitor: Janitor | None = None,
-    beside: Beside | None = None,
+    shared: SharedConnections | None = None,
 ) -> None:
-    """Project one partition until `stopping` is set; closes `view`. `beside` None: nothing is shared.
+    """Project one partition until `stopping` is set; closes `view`. `shared` None: nothing is shared.
 
     While Postgres or the log is away it tries again, with backoff. Raises LogBroken if the log contradicts the archive
     or itself, ConfigError if the schema is not there, or Postgres refuses us.
     """
     outage = Outage(f"projector of partition {partition}")
-    beside = beside or Beside(dsn, 1)
+    shared = shared or SharedConnections(dsn, 1)
     async with aclosing(view):
         while not stopping.is_set():
             heed_cancellation()
             try:
                 async with connection(dsn, name=f"streamproc projector {partition}") as db:
-                    session = _Session(partition, view, db, beside, on_batch, batch_max, terms, janitor)
+                    session = _Session(partition, view, db, shared, duties)
                     await session.run(dsn, stopping, outage)
             except (*AWAY, LogUnavailable) as problem:
                 await outage.wait(problem, stopping)
@@ -190,20 +186,14 @@ class _Session:
         partition: int,
         view: LogView,
         db: asyncpg.Connection,
-        beside: Beside,
-        on_batch: OnBatch | None,
-        batch_max: int,
-        terms: Terms | None,
-        janitor: Janitor | None,
+        shared: SharedConnections,
+        duties: Duties,
     ) -> None:
         self._partition = partition
         self._view = view
         self._db = db
-        self._beside = beside
-        self._on_batch = on_batch
-        self._batch_max = batch_max
-        self._terms = terms
-        self._janitor = janitor
+        self._shared = shared
+        self._duties = duties
         self._head = Head()
         self._anchor: Entry | None = None
         self._feed = Feed()
@@ -229,7 +219,7 @@ class _Session:
                     await self._take(entries)
                 outage.over()
                 gather_s = GATHER_S if len(entries) < MUCH else GATHER_MUCH_S
-                if 0 < len(entries) < self._batch_max and (rest_s := begun_s + gather_s - clock()) > 0:
+                if 0 < len(entries) < self._duties.batch_max and (rest_s := begun_s + gather_s - clock()) > 0:
                     await set_within(stopping, rest_s)
             ended.set()
             await asyncio.wait(followers, timeout=DRAIN_S)
@@ -243,13 +233,13 @@ class _Session:
     ) -> tuple[list["asyncio.Task[None]"], asyncio.Event]:
         """Tasks beside the archive that must never delay it, and the event that tells them that it has ended."""
         partition, ended = self._partition, asyncio.Event()
-        views = keep_views(partition, dsn, self._beside.views(partition), self._feed, stopping)
+        views = keep_views(partition, dsn, self._shared.views(partition), self._feed, stopping)
         followers = [asyncio.create_task(views)]
-        if self._terms is not None:
-            signing = keep_checkpoints(partition, self._beside.notary, self._terms, ended)
+        if (terms := self._duties.terms) is not None:
+            signing = keep_checkpoints(partition, self._shared.notary, terms, ended)
             followers.append(asyncio.create_task(signing))
-        if self._janitor is not None:
-            trimming = keep_trimmed(partition, self._janitor, lambda: self._head.entry, stopping)
+        if (janitor := self._duties.janitor) is not None:
+            trimming = keep_trimmed(partition, janitor, lambda: self._head.entry, stopping)
             followers.append(asyncio.create_task(trimming))
         return followers, ended
 
@@ -263,10 +253,10 @@ class _Session:
         last = self._anchor
         if last is not None:
             # While entries keep coming, one read without waiting gives both the anchor and what follows it.
-            found = await self._view.read(id_before(last.id), self._batch_max + 1, 0)
+            found = await self._view.read(id_before(last.id), self._duties.batch_max + 1, 0)
             if len(found) > 1 and _is_same(found[0], last):
                 return found[1:]
-        entries = await self._view.read(self._head.entry, self._batch_max, BLOCK_MS)
+        entries = await self._view.read(self._head.entry, self._duties.batch_max, BLOCK_MS)
         if not entries or not await self._has_anchor():
             await self._check_anchor()
         return entries
@@ -287,10 +277,10 @@ class _Session:
         rows, self._head = await archive(self._db, self._partition, self._head, entries)
         self._anchor = entries[-1]
         self._feed.put(rows)
-        if self._on_batch is not None:
-            lag_ms = await self._lag_ms() if len(entries) >= self._batch_max else 0
+        if (on_batch := self._duties.on_batch) is not None:
+            lag_ms = await self._lag_ms() if len(entries) >= self._duties.batch_max else 0
             head = self._head
-            self._on_batch(Progress(self._partition, head.seq, head.entry, len(entries), lag_ms))
+            on_batch(Progress(self._partition, head.seq, head.entry, len(entries), lag_ms))
 
     async def _lag_ms(self) -> int:
         return max(0, id_key(await self._view.last_id())[0] - id_key(self._head.entry)[0])

@@ -48,7 +48,7 @@ assert ALIVE_S * 1000 < FROZEN_MS / 2
 log = logging.getLogger(__name__)
 
 
-class Terms(Struct, frozen=True):
+class CheckpointTerms(Struct, frozen=True):
     """How to sign, and when: after so many entries, or after so many seconds if there is anything new."""
 
     signer: Signer
@@ -58,7 +58,9 @@ class Terms(Struct, frozen=True):
     every_s: float
 
 
-async def keep_checkpoints(partition: int, shared: Shared, terms: Terms, ended: asyncio.Event) -> None:
+async def keep_checkpoints(
+    partition: int, shared: Shared, terms: CheckpointTerms, ended: asyncio.Event
+) -> None:
     """Make and publish checkpoints until `ended`, and a last one then.
 
     `shared`: the connection, which serves other partitions' notaries too.
@@ -126,7 +128,7 @@ async def _show_life(db: SharedConnection, over: asyncio.Event) -> None:
 class _Rounds:
     """Makes and publishes checkpoints that are due, again and again, on one connection."""
 
-    def __init__(self, maker: Maker, terms: Terms, partition: int) -> None:
+    def __init__(self, maker: Maker, terms: CheckpointTerms, partition: int) -> None:
         self._maker = maker
         self._terms = terms
         self._publishing = Outage(

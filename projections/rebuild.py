@@ -1,4 +1,4 @@
-"""Builds views anew from the archive, in a place of their own, in parallel and resumable.
+"""Builds views anew from the archive, in a schema of their own, in parallel and resumable.
 
 The archive up to a target is split by partition and, within one, by payout: each builder folds the entries of its
 payouts in order, in segments. A segment's rows and the builder's mark are one transaction, so a build that was killed
@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from projections.build import Builder
 from projections.heads import Moved, Records, speak_micros, write_lazily
-from projections.schema import enter_place, indexes_of, make_key, make_place, quote_ident
+from projections.schema import enter_schema, indexes_of, make_key, make_schema, quote_ident
 from projections.views import NAMES, VERSIONS, VIEWS, View
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.rows import Row, RowAbout
@@ -36,7 +36,7 @@ DIGEST_CHARS = 16
 """Of the SHA-256 of the statements that make the tables: enough to distinguish versions, no protection against
 attacks."""
 LEAVE_S = 5.0
-"""Limit for removing the place of a job that was stopped: whoever stopped it waits, and Postgres may hang."""
+"""Limit for removing the schema of a job that was stopped: whoever stopped it waits, and Postgres may hang."""
 _by_seq = attrgetter("seq")
 REPLAY_LOCK = 0x53505F52
 """First half of the advisory lock's key ('SP_R'); the second is the schema that is rebuilt."""
@@ -65,7 +65,7 @@ class Slice(Struct, frozen=True):
 
 
 def fingerprint() -> str:
-    """The versions of the views and how their tables are made: a half-built place is only resumed by code with the
+    """The versions of the views and how their tables are made: a half-built schema is only resumed by code with the
     same.
 
     A table that an earlier version made with its key cannot be given the key last, and its indexes may differ.
@@ -93,11 +93,11 @@ async def archive_ends(db: asyncpg.Connection) -> list[Target]:
 async def plan_build(
     db: asyncpg.Connection, schema: str, targets: Sequence[Target], jobs: int, views: Sequence[View] = VIEWS
 ) -> list[Slice]:
-    """Make an empty place for these views, with a plan of who builds what; `db` is in it afterwards."""
-    await drop_place(db, schema)
+    """Make an empty schema for these views, with a plan of who builds what; `db` is in it afterwards."""
+    await drop_schema(db, schema)
     per_partition = max(1, -(-jobs // max(1, len(targets))))
     async with transaction(db):
-        await make_place(db, schema, views)
+        await make_schema(db, schema, views)
         await db.execute(_SQL["table"])
         for target in targets:
             await db.execute(
@@ -107,11 +107,11 @@ async def plan_build(
 
 
 async def resumable(db: asyncpg.Connection, schema: str, ends: Sequence[Target]) -> list[Slice] | None:
-    """Enter a half-built place and extend its plan to where the archive ends now; the plan, or None if none fits
+    """Enter a half-built schema and extend its plan to where the archive ends now; the plan, or None if none fits
     this code."""
     if not await db.fetchval(_SQL["schemas"], schema):
         return None
-    await enter_place(db, schema)
+    await enter_schema(db, schema)
     if not await db.fetchval("SELECT to_regclass('build')"):
         return None
     for target in ends:
@@ -125,29 +125,29 @@ async def slices_of(db: asyncpg.Connection) -> list[Slice]:
     return [Slice(*row) for row in await db.fetch(_SQL["slices"])]
 
 
-async def drop_place(db: asyncpg.Connection, schema: str) -> None:
-    """Remove a place with all that is in it."""
+async def drop_schema(db: asyncpg.Connection, schema: str) -> None:
+    """Remove a schema with all that is in it."""
     await db.execute(f"DROP SCHEMA IF EXISTS {quote_ident(schema)} CASCADE")
 
 
-async def leave_place(db: asyncpg.Connection, dsn: str, schema: str) -> None:
-    """Remove the place of a job that ends, within LEAVE_S if it was stopped.
+async def leave_schema(db: asyncpg.Connection, dsn: str, schema: str) -> None:
+    """Remove the schema of a job that ends, within LEAVE_S if it was stopped.
 
     Where the stop has cut `db` off amid a statement or a transaction, that is done on another connection. Raises
-    JobFailed, naming the place, where it stays.
+    JobFailed, naming the schema, where it stays.
     """
     task = asyncio.current_task()
     limit_s = LEAVE_S if task is not None and task.cancelling() else None
     try:
         async with asyncio.timeout(limit_s):
             if not db.is_closed() and not db.is_in_transaction():
-                await drop_place(db, schema)
+                await drop_schema(db, schema)
                 return
             db.terminate()
             async with connection(dsn, name="streamproc leaves") as other:
                 # The server ends `db`, and its lock, in a moment.
                 await other.execute(_SQL["wait_for_lock"], REPLAY_LOCK, schema)
-                await drop_place(other, schema)
+                await drop_schema(other, schema)
     except (*AWAY, asyncpg.PostgresError) as problem:
         raise JobFailed(
             f"the schema {schema} could not be removed from Postgres ({named(problem)}); the next such command does it"
@@ -194,13 +194,13 @@ async def build_slice(
     Raises LogBroken, naming the entry, for what cannot be folded: nothing is skipped.
     """
     name = f"streamproc replay {share.partition}/{share.slice}"
-    async with connection(dsn, name=name) as place, connection(dsn, name=name) as source:
-        await enter_place(place, schema)
-        await write_lazily(place)
-        await speak_micros(place)
+    async with connection(dsn, name=name) as db, connection(dsn, name=name) as source:
+        await enter_schema(db, schema)
+        await write_lazily(db)
+        await speak_micros(db)
         mark = _Share(share)
         disowned = disowned_in(dsn, share.partition)
-        builder = Builder(place, share.partition, mark, Records(share.partition), views, disowned)
+        builder = Builder(db, share.partition, mark, Records(share.partition), views, disowned)
         fetching = asyncio.create_task(_segment(source, share, mark.seq, segment_rows))
         try:
             while mark.seq < share.target_seq:
@@ -237,7 +237,7 @@ async def _segment(source: asyncpg.Connection, share: Slice, after: int, count: 
 
 
 async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int) -> None:
-    """Make indexes, statistics and positions of a place whose shares are all at their targets; `db` is in it.
+    """Make indexes, statistics and positions of a schema whose shares are all at their targets; `db` is in it.
 
     `jobs` connections make indexes at once. Each index is kept, so a killed run goes on with those that are missing.
     """
@@ -262,12 +262,12 @@ async def finish_build(db: asyncpg.Connection, dsn: str, schema: str, jobs: int)
 
 
 async def _each(dsn: str, schema: str, jobs: int, wanted: Sequence[tuple[str, str]]) -> None:
-    """Execute statements in a place, `jobs` at once. Each has the name of what it makes, or ''."""
+    """Execute statements in a schema, `jobs` at once. Each has the name of what it makes, or ''."""
     left = deque(wanted)
 
     async def work() -> None:
         async with connection(dsn, name="streamproc replay", job=True) as db:
-            await enter_place(db, schema)
+            await enter_schema(db, schema)
             await db.execute("SET max_parallel_maintenance_workers = 0")  # the cores are ours already
             await heed_lost_client(db)
             while left:

@@ -1,4 +1,4 @@
--- A place that is being built says how far each builder is. The rows go when it is built.
+-- A schema of views that is being built says how far each builder is. The rows go when it is built.
 
 -- name: table
 CREATE TABLE build (

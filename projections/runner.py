@@ -1,7 +1,7 @@
 """The views runner: folds archived rows into views, from the position of the views on; rows and position are one
 transaction.
 
-It works on whatever place the connection's search path names. So the live views, and a rebuilt place that catches up,
+It works on whatever schema the connection's search path names. So the live views, and rebuilt ones that catch up,
 are kept by the same code, which folds as a builder does.
 """
 
@@ -26,7 +26,7 @@ enough to stop within a second."""
 
 
 class Runner(Builder):
-    """Folds one partition's archived rows into the views of a place, batch by batch, and reports traces.
+    """Folds one partition's archived rows into the views of a schema, batch by batch, and reports traces.
 
     Of no use after an exception: what it has folded in memory is not what is written.
     """

@@ -1,8 +1,8 @@
-"""Where views live: making their tables in a place, and `prepare`, which makes the whole schema of a database.
+"""The schemas of views, live or rebuilt: making their tables, and `prepare`, which brings a whole database up to date.
 
-A place is a schema that holds all views and `view_heads` (place.sql). The archive's tables are made by Alembic. A
+Such a schema holds all views and `view_heads` (view_heads.sql). The archive's tables are made by Alembic. A
 view's tables are not: they hold only what a rebuild gives back, so their shape is stated once, in the view's .sql file,
-for the live place and for every rebuild.
+for the live views and for every rebuild.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from streamproc.errors import JobFailed, named
 
 READER, PROJECTOR = "streamproc_reader", "streamproc_projector"
 
-_PLACE = statements("projections", "place.sql")
+_SQL = statements("projections", "view_heads.sql")
 
 
 async def prepare(dsn: str) -> list[str]:
@@ -37,14 +37,14 @@ async def prepare(dsn: str) -> list[str]:
 
 
 async def missing_in(db: asyncpg.Connection) -> list[str]:
-    """The tables of a place that the connection's schema lacks."""
+    """The tables of views that the connection's schema lacks."""
     wanted = ["view_heads", *NAMES]
-    missing = {row["name"] for row in await db.fetch(_PLACE["missing"], wanted)}
+    missing = {row["name"] for row in await db.fetch(_SQL["missing"], wanted)}
     return [name for name in wanted if name in missing]
 
 
 async def make_missing(db: asyncpg.Connection) -> list[str]:
-    """Make what the connection's schema lacks of a place; the names of the views made, which are empty."""
+    """Make the views that the connection's schema lacks; the names of the views made, which are empty."""
     missing = await missing_in(db)
     if "view_heads" in missing:
         await _make_heads(db)
@@ -58,21 +58,21 @@ async def make_missing(db: asyncpg.Connection) -> list[str]:
     return [view.name for view in made]
 
 
-async def make_place(db: asyncpg.Connection, schema: str, views: Sequence[View]) -> None:
+async def make_schema(db: asyncpg.Connection, schema: str, views: Sequence[View]) -> None:
     """Make a schema with these views, empty and without indexes, and make it the connection's only search path."""
     await db.execute(f"CREATE SCHEMA {quote_ident(schema)}")
-    await enter_place(db, schema)
+    await enter_schema(db, schema)
     await _make_heads(db)
     await make_tables(db, views)
 
 
 async def _make_heads(db: asyncpg.Connection) -> None:
-    await db.execute(_PLACE["table"])
-    await db.execute(_PLACE["comment"])
+    await db.execute(_SQL["table"])
+    await db.execute(_SQL["comment"])
     await _grant(db, ["view_heads"])
 
 
-async def enter_place(db: asyncpg.Connection, schema: str) -> None:
+async def enter_schema(db: asyncpg.Connection, schema: str) -> None:
     """Make a schema the connection's only search path, so that nothing is ever taken from elsewhere."""
     await db.execute("SELECT set_config('search_path', $1, false)", quote_ident(schema))
 
@@ -107,7 +107,7 @@ async def make_key(db: asyncpg.Connection, view: View) -> None:
 
 
 async def _grant(db: asyncpg.Connection, tables: Sequence[str]) -> None:
-    known = {row["rolname"] for row in await db.fetch(_PLACE["known_roles"], [READER, PROJECTOR])}
+    known = {row["rolname"] for row in await db.fetch(_SQL["known_roles"], [READER, PROJECTOR])}
     names = ", ".join(quote_ident(table) for table in tables)
     if READER in known:
         await db.execute(f"GRANT SELECT ON {names} TO {READER}")
@@ -117,7 +117,7 @@ async def _grant(db: asyncpg.Connection, tables: Sequence[str]) -> None:
 
 async def shown_columns(db: asyncpg.Connection, view: str, *, with_bytes: bool) -> dict[str, str]:
     """A view's columns in their order: name -> the SQL expression that shows it in JSON, of that name."""
-    rows = await db.fetch(_PLACE["shown_columns"], quote_ident(view), with_bytes)
+    rows = await db.fetch(_SQL["shown_columns"], quote_ident(view), with_bytes)
     return {row["name"]: row["shown"] for row in rows}
 
 

@@ -21,7 +21,7 @@ from streamproc.domain.traces import (
 )
 from streamproc.domain.wire import decode_meta, type_of
 from streamproc.telemetry import watch
-from streamproc.telemetry.spans import Place, Tracer, Value
+from streamproc.telemetry.spans import Span, SpanContext, Tracer, Value
 
 _HANDLED: frozenset[type[e.Fact]] = frozenset(
     {e.PayoutObserved, e.PayoutRequested, e.PayoutMalformed, e.ReviewSubmitted, e.TimerFired}
@@ -40,10 +40,10 @@ def folded(rows: Sequence[Row], steps: Sequence[Step], begun_ns: int) -> None:
     with watch.unharmed():
         for seq, step in last.items():
             if is_notable(step.after) or tracer.samples(trace_of(step.payout).trace):
-                _tell(tracer, of_seq[seq], step, begun_ns, now_ns)
+                _export(tracer, of_seq[seq], step, begun_ns, now_ns)
 
 
-def _tell(tracer: Tracer, row: Row, step: Step, begun_ns: int, now_ns: int) -> None:
+def _export(tracer: Tracer, row: Row, step: Step, begun_ns: int, now_ns: int) -> None:
     trace, root = trace_of(step.payout)
     aside = type(step.event) is e.EntrySetAside
     parent = parent_span(step.partition, row.id, decode_meta(row.m), aside=aside)
@@ -56,13 +56,15 @@ def _tell(tracer: Tracer, row: Row, step: Step, begun_ns: int, now_ns: int) -> N
     }
     own = step_span(append_span(step.partition, row.id), "archive")
     if parent == append_span(step.partition, row.id) and type(step.event) not in _HANDLED:
-        parent = _told_of_others(tracer, step, Place(trace, root), appended_ns)
+        parent = _export_unhandled(tracer, step, SpanContext(trace, root), appended_ns)
     # No row that is folded says when it was archived. Where the views keep up, that was a moment before.
-    tracer.tell("archive", Place(trace, own), parent, appended_ns, begun_ns, attributes=about)
-    tracer.tell("view", Place(trace, step_span(own, "view")), own, begun_ns, now_ns, attributes=about)
+    tracer.export(Span("archive", SpanContext(trace, own), parent, appended_ns, begun_ns, attributes=about))
+    tracer.export(
+        Span("view", SpanContext(trace, step_span(own, "view")), own, begun_ns, now_ns, attributes=about)
+    )
 
 
-def _told_of_others(tracer: Tracer, step: Step, root: Place, at_ns: int) -> int:
+def _export_unhandled(tracer: Tracer, step: Step, root: SpanContext, at_ns: int) -> int:
     """Report an entry that no group handles. The end of a dead letter is linked to its beginning and to its
     handling."""
     own, event = step_span(append_span(step.partition, step.entry), "told"), step.event
@@ -72,8 +74,10 @@ def _told_of_others(tracer: Tracer, step: Step, root: Place, at_ns: int) -> int:
         name = f"dead letter {event.action}"
         attributes |= {"messaging.consumer.group.name": event.group, "messaging.message.id": event.entry}
         links = [
-            Place(root.trace, span(event.group, step.partition, event.entry))
+            SpanContext(root.trace, span(event.group, step.partition, event.entry))
             for span in (aside_span, process_span)
         ]
-    tracer.tell(name, Place(root.trace, own), root.span, at_ns, at_ns, attributes=attributes, links=links)
+    tracer.export(
+        Span(name, SpanContext(root.trace, own), root.span, at_ns, at_ns, attributes=attributes, links=links)
+    )
     return own

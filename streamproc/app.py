@@ -18,8 +18,8 @@ from consumers.entities import Entities
 from consumers.recall import Archived
 from consumers.vet import Reputations
 from projections.janitor import Janitor, Round
-from projections.loop import run_projector
-from projections.notary import Terms
+from projections.loop import Duties, run_projector
+from projections.notary import CheckpointTerms
 from streamproc.api.asgi import create_app
 from streamproc.api.audit import audit_operations
 from streamproc.api.auth import Doorkeeper
@@ -329,13 +329,15 @@ async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
             settings.partitions,
             lambda partition: LogView(settings.redis_url, partition),
             stopping,
-            meters.archived,
-            terms=_checkpoint_terms(settings, stack),
-            janitor=_janitor(settings),
+            Duties(
+                on_batch=meters.archived,
+                terms=_checkpoint_terms(settings, stack),
+                janitor=_janitor(settings),
+            ),
         )
 
 
-def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> Terms | None:
+def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> CheckpointTerms | None:
     """How checkpoints are signed. None, with an alarm, if there is no key: money must not wait for that."""
     try:
         signer = _signer(settings)
@@ -351,7 +353,9 @@ def _checkpoint_terms(settings: Settings, stack: AsyncExitStack) -> Terms | None
         token = settings.checkpoint_token.reveal()
         outside = post = open_checkpoint_post(settings.checkpoint_to, token=token)
         stack.push_async_callback(post.aclose)
-    return Terms(signer, trusted, outside, settings.checkpoint_entries, settings.checkpoint_interval_s)
+    return CheckpointTerms(
+        signer, trusted, outside, settings.checkpoint_entries, settings.checkpoint_interval_s
+    )
 
 
 def _signer(settings: Settings) -> Signer:

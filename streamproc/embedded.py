@@ -24,9 +24,9 @@ from streamproc import processes
 from streamproc.errors import ConfigError, JobFailed
 from streamproc.postgres_dir import (
     DATABASE,
-    Place,
+    Postgres,
     ensure_cluster,
-    find_place,
+    find_postgres,
     forget_dead_server,
     kept_password,
     write_private,
@@ -152,7 +152,7 @@ def allocator() -> Path | None:
     """
     if platform.system() != "Linux":
         return None
-    paths = (Path(place) / "libjemalloc.so.2" for place in _JEMALLOC_IN)
+    paths = (Path(directory) / "libjemalloc.so.2" for directory in _JEMALLOC_IN)
     found = next((path for path in paths if os.access(path, os.R_OK) and path.is_file()), None)
     why = _why_not(found) if found is not None else ""
     if why:
@@ -223,40 +223,42 @@ async def postgres(
         data_dir.mkdir(parents=True, exist_ok=True)
     async with _port(port) as port, locked(data_dir / "postgres.lock") as lock:
         with files_of(data_dir):
-            place = find_place(data_dir)
+            postgres = find_postgres(data_dir)
             output = said.open("wb")
         with output:
             with files_of(data_dir):
-                password = await ensure_cluster(place, data_dir / "postgres.password", output.fileno(), said)
-            forget_dead_server(place.cluster)
+                password = await ensure_cluster(
+                    postgres, data_dir / "postgres.password", output.fileno(), said
+                )
+            forget_dead_server(postgres.cluster)
             process = await processes.start(
                 [
-                    place.programs / "postgres",
-                    *_postgres_arguments(place, port, durable=durable, connections=connections),
+                    postgres.programs / "postgres",
+                    *_postgres_arguments(postgres, port, durable=durable, connections=connections),
                 ],
                 env={"PATH": os.defpath, "LC_ALL": "C"},
                 on_parent_death=signal.SIGINT,
                 output=output.fileno(),
-                cwd=place.home,
-                account=place.account,
+                cwd=postgres.home,
+                account=postgres.account,
                 keep_fds=[lock],
             )
         on_start(process)
         store = Store(f"postgresql://{DATABASE}:{password}@127.0.0.1:{port}/{DATABASE}", process, said)
         try:
-            await _until_ready("Postgres", store, lambda: _postgres_answers(place, port))
+            await _until_ready("Postgres", store, lambda: _postgres_answers(postgres, port))
             yield store
         finally:
             # SIGINT: end sessions, checkpoint, exit.
             await processes.stop(process, signal.SIGINT, STOP_WAIT_S)
 
 
-def _postgres_arguments(place: Place, port: int, *, durable: bool, connections: int) -> list[str]:
-    in_reach = len(os.fsencode(place.cluster)) <= SOCKET_PATH_MAX - len("/.s.PGSQL.65535")
+def _postgres_arguments(postgres: Postgres, port: int, *, durable: bool, connections: int) -> list[str]:
+    in_reach = len(os.fsencode(postgres.cluster)) <= SOCKET_PATH_MAX - len("/.s.PGSQL.65535")
     values = {
         "listen_addresses": "127.0.0.1",
         "port": str(port),
-        "unix_socket_directories": str(place.cluster) if in_reach else "",
+        "unix_socket_directories": str(postgres.cluster) if in_reach else "",
         "max_connections": str(max(connections, CONNECTIONS_MIN)),
         "timezone": "UTC",
         "log_timezone": "UTC",
@@ -264,12 +266,13 @@ def _postgres_arguments(place: Place, port: int, *, durable: bool, connections: 
     }
     if not durable:
         values |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-    return ["-D", str(place.cluster), *(f"--{name}={value}" for name, value in values.items())]
+    return ["-D", str(postgres.cluster), *(f"--{name}={value}" for name, value in values.items())]
 
 
-async def _postgres_answers(place: Place, port: int) -> bool:
+async def _postgres_answers(postgres: Postgres, port: int) -> bool:
+    is_ready: list[str | Path] = [postgres.programs / "pg_isready", "-q", "-h", "127.0.0.1"]
     probe = await processes.start(
-        [place.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port), "-U", DATABASE, "-t", "2"],
+        [*is_ready, "-p", str(port), "-U", DATABASE, "-t", "2"],
         env={"PATH": os.defpath},
         on_parent_death=signal.SIGKILL,
         output=asyncio.subprocess.DEVNULL,

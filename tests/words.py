@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from streamproc.bench.job import noon_zone
 from streamproc.domain import events as e
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.governance import Reputation
 from streamproc.domain.intent import Beneficiary, Intent, intent_id
 from streamproc.domain.legal_entities import Question
@@ -59,6 +60,11 @@ def reviewed(
 ) -> e.ReviewSubmitted:
     """A person answers a hold."""
     return e.ReviewSubmitted(at=at, payout=payout, by=by, action=action, why=why, channel=channel)
+
+
+def attributed(by: str, why: str = "", channel: str = "cli") -> Attribution:
+    """Something done on the command line."""
+    return Attribution(by, channel, why)
 
 
 def delivery(event: e.PayoutObserved) -> Append:

@@ -45,7 +45,7 @@ class Tokens(Protocol):
         ...
 
 
-class Noted(Protocol):
+class RefusalRecorder(Protocol):
     """Records refusals (streamproc/ingress/refusals.py); returns at once and never fails."""
 
     def note(
@@ -59,7 +59,7 @@ class Doorkeeper:
     """Admits requests. `now_us` is Redis's clock; `per_min`: requests of a token in any minute that may change
     something, 0 for no limit. It may read READS_A_CHANGE times as often, counted by itself."""
 
-    def __init__(self, tokens: Tokens, now_us: Clock, refusals: Noted, *, per_min: int = 0) -> None:
+    def __init__(self, tokens: Tokens, now_us: Clock, refusals: RefusalRecorder, *, per_min: int = 0) -> None:
         self._tokens = tokens
         self._now_us = now_us
         self._refusals = refusals

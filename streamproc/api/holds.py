@@ -25,8 +25,8 @@ from streamproc.domain.holds import (
     NotCounted,
     NotHandled,
     Outcome,
-    Place,
-    place_at,
+    Position,
+    position_at,
 )
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import clean
@@ -64,8 +64,8 @@ class Rejection(Struct, frozen=True, forbid_unknown_fields=True):
 class HoldDesk(Protocol):
     """What these routes need (streamproc/operate/hold_desk.py). Raises LogUnavailable or TimeoutError."""
 
-    async def page(self, *, after: Place | None, limit: int, account: str, agent: str) -> HeldPage:
-        """Holds after a place, of one account and agent if these are given."""
+    async def page(self, *, after: Position | None, limit: int, account: str, agent: str) -> HeldPage:
+        """Holds after a position, of one account and agent if these are given."""
         ...
 
     async def answered(self, account: str, answer: ReviewSubmitted, key: str) -> Answered:
@@ -173,9 +173,9 @@ class _Holds:
         return Refusal(409, found.problem, None, **_decided(record))
 
 
-def _after(cursor: str) -> Place | None:
+def _after(cursor: str) -> Position | None:
     try:
-        return place_at(cursor) if cursor else None
+        return position_at(cursor) if cursor else None
     except ValueError as problem:
         raise wrong_field("after", str(problem)) from problem
 

@@ -4,7 +4,7 @@ A module adds routes by a function that returns operations, which `streamproc/ap
 
     def freeze_operations(freezes: Freezes) -> list[Operation]:
         async def put(call: Call) -> Response:
-            await freezes.put(call.text("scope"), why=call.body.why, by=call.token.person)
+            await freezes.put(call.text("scope"), call.token.attribution(call.body.why))
             return json_answer(200, {...})
 
         return [

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from streamproc.api import policy_shapes as shapes
 from streamproc.api.answers import Refusal, json_answer, wrong_field, wrong_fields
 from streamproc.api.operations import Call, Number, Operation, Says, Text
-from streamproc.domain.attribution import WHY_CHARS_MAX
+from streamproc.domain.attribution import WHY_CHARS_MAX, Attribution
 from streamproc.domain.plain import clean
 from streamproc.domain.policy_changes import NONE_YET, NoPolicy, Overtaken, Stale, is_scope
 from streamproc.domain.policy_fields import IDENTIFIER
@@ -83,12 +83,10 @@ class PolicyDesk(Protocol):
         self,
         agent: str,
         fields: Mapping[str, Any],
+        attribution: Attribution,
         *,
         replaces: bool,
         version: int | None,
-        by: str,
-        channel: str,
-        why: str,
     ) -> Made:
         """Put fields in force, instead of an agent's own (`replaces`) or merged into them. `version` must be the one in
         force; None: any or none; 0: any; NONE_YET: none."""
@@ -103,11 +101,11 @@ class PolicyDesk(Protocol):
         """The proposals that are kept, the newest first."""
         ...
 
-    async def confirm(self, proposal: str, *, by: str, channel: str) -> Made:
+    async def confirm(self, proposal: str, attribution: Attribution) -> Made:
         """Put a proposal in force, as its second person."""
         ...
 
-    async def withdraw(self, proposal: str, *, by: str, channel: str, why: str) -> dict[str, Any]:
+    async def withdraw(self, proposal: str, attribution: Attribution) -> dict[str, Any]:
         """Withdraw a proposal."""
         ...
 
@@ -116,7 +114,7 @@ class PolicyDesk(Protocol):
         ...
 
     async def freeze(
-        self, scope: str, *, frozen: bool, by: str, channel: str, why: str
+        self, scope: str, attribution: Attribution, *, frozen: bool
     ) -> tuple[dict[str, Any], Made]:
         """Freeze a scope or lift its freeze; what is in force now, and the proposal if it waits."""
         ...
@@ -236,9 +234,8 @@ class _Policies:
         agent = call.text("agent")
         try:
             made = await self._desk.change(
-                agent, fields, replaces=replaces, by=call.token.person, channel=call.token.channel, why=why,
-                version=_version_wanted(call),
-            )  # fmt: skip
+                agent, fields, call.token.attribution(why), replaces=replaces, version=_version_wanted(call)
+            )
         except NoPolicy:
             _no_policy(agent)
         except Stale as stale:
@@ -273,19 +270,16 @@ class _Policies:
         return json_answer(200, {"items": found[first:last], "next": more})
 
     async def confirm(self, call: Call) -> Response:
-        token = call.token
         try:
-            done = await self._desk.confirm(call.text("proposal"), by=token.person, channel=token.channel)
+            done = await self._desk.confirm(call.text("proposal"), call.token.attribution())
         except (NotThere, Refused, InputError) as problem:
             raise _not_now(problem) from problem
         return _made(done)
 
     async def withdraw(self, call: Call) -> Response:
-        why, token = clean(call.text("why"), WHY_CHARS_MAX), call.token
+        why = clean(call.text("why"), WHY_CHARS_MAX)
         try:
-            ended = await self._desk.withdraw(
-                call.text("proposal"), by=token.person, channel=token.channel, why=why
-            )
+            ended = await self._desk.withdraw(call.text("proposal"), call.token.attribution(why))
         except (NotThere, Refused) as problem:
             raise _not_now(problem) from problem
         return json_answer(200, ended)
@@ -303,10 +297,9 @@ class _Policies:
         why = clean(why.strip(), WHY_CHARS_MAX)
         if not why:
             raise wrong_field("why", "must say why, for the audit")
-        scope, token = call.text("scope"), call.token
         try:
             shown, made = await self._desk.freeze(
-                scope, frozen=frozen, by=token.person, channel=token.channel, why=why
+                call.text("scope"), call.token.attribution(why), frozen=frozen
             )
         except Refused as full:
             raise Refusal(409, str(full)) from full

@@ -9,8 +9,8 @@ from time import time_ns
 from streamproc.api.route_names import METHODS, NO_ROUTE, route_of
 from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send
 from streamproc.telemetry import watch
-from streamproc.telemetry.spans import Place, Tracer, Value, new_place
-from streamproc.telemetry.trace_context import place_of, traceparent_of
+from streamproc.telemetry.spans import Span, SpanContext, Tracer, Value, new_span_context
+from streamproc.telemetry.trace_context import span_context_of, traceparent_of
 
 METHOD_CHARS_MAX = 32
 PATH_CHARS_MAX = 512
@@ -30,7 +30,7 @@ class Traced:
             await self._app(scope, receive, send)
             return
         parent = _parent(scope)
-        own = new_place(parent.trace if parent else 0)
+        own = new_span_context(parent.trace if parent else 0)
         if parent is None and not tracer.samples(own.trace):
             await self._app(scope, receive, send)
             return
@@ -49,16 +49,22 @@ class Traced:
             failed = type(problem).__name__
             raise
         finally:
-            _tell(tracer, scope, own, parent, begun_ns, status, failed)
+            _export(tracer, scope, own, parent, begun_ns, status, failed)
 
 
-def _parent(scope: Scope) -> Place | None:
+def _parent(scope: Scope) -> SpanContext | None:
     given = [value for name, value in scope["headers"] if name == b"traceparent"]
-    return place_of(given[0].decode("latin-1")) if len(given) == 1 else None
+    return span_context_of(given[0].decode("latin-1")) if len(given) == 1 else None
 
 
-def _tell(
-    tracer: Tracer, scope: Scope, own: Place, parent: Place | None, begun_ns: int, status: int, failed: str
+def _export(
+    tracer: Tracer,
+    scope: Scope,
+    own: SpanContext,
+    parent: SpanContext | None,
+    begun_ns: int,
+    status: int,
+    failed: str,
 ) -> None:
     error = failed or (str(status) if status >= 500 else None)
     attributes = _about(scope)
@@ -68,15 +74,17 @@ def _tell(
         attributes["error.type"] = error
     method = scope["method"] if scope["method"] in METHODS else "HTTP"
     route = attributes.get("http.route")
-    tracer.tell(
-        f"{method} {route}" if route else method,
-        own,
-        parent.span if parent else None,
-        begun_ns,
-        time_ns(),
-        kind="server",
-        attributes=attributes,
-        error=error,
+    tracer.export(
+        Span(
+            f"{method} {route}" if route else method,
+            own,
+            parent.span if parent else None,
+            begun_ns,
+            time_ns(),
+            kind="server",
+            attributes=attributes,
+            error=error,
+        )
     )
 
 

@@ -11,7 +11,7 @@ from streamproc.archive.pool import QUERY_TIMEOUT_S, acquired
 from streamproc.archive.rows import Row
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO, id_key
-from streamproc.domain.holds import Place
+from streamproc.domain.holds import Position
 from streamproc.domain.payouts import PayoutRecord, decode_record
 
 WHOLE_VIEW_S = 30.0
@@ -27,18 +27,18 @@ async def refuses_writes(pool: asyncpg.Pool) -> str:
         return str(await db.fetchval(_SQL["refuses_writes"], timeout=QUERY_TIMEOUT_S))
 
 
-class Room(Struct, frozen=True):
+class ConnectionSlots(Struct, frozen=True):
     """Connections that a Postgres allows to whoever is no superuser, and how many are open, of everybody."""
 
     allowed: int
     open: int
 
 
-async def room(pool: asyncpg.Pool) -> Room:
+async def connection_slots(pool: asyncpg.Pool) -> ConnectionSlots:
     """How many connections Postgres allows. Raises TryAgain when it is away, or has none left."""
     async with acquired(pool) as db:
-        row = await db.fetchrow(_SQL["room"], timeout=QUERY_TIMEOUT_S)
-    return Room(row["allowed"], row["open"])
+        row = await db.fetchrow(_SQL["connection_slots"], timeout=QUERY_TIMEOUT_S)
+    return ConnectionSlots(row["allowed"], row["open"])
 
 
 async def policy_entries(db: asyncpg.Connection, partition: int, upto_seq: int) -> list[Row]:
@@ -61,9 +61,9 @@ async def decided_payouts(db: asyncpg.Connection, partition: int, payouts: Seque
 
 
 async def held_page(
-    pool: asyncpg.Pool, *, after: Place | None, account: str, agent: str, limit: int
+    pool: asyncpg.Pool, *, after: Position | None, account: str, agent: str, limit: int
 ) -> list[PayoutRecord]:
-    """Held payouts after a place, the longest waiting first; of an account and an agent, if these are not ''.
+    """Held payouts after a position, the longest waiting first; of an account and an agent, if these are not ''.
 
     Raises TryAgain when Postgres is away.
     """

@@ -11,7 +11,7 @@ SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby'
             WHEN current_setting('transaction_read_only') = 'on' THEN 'its transactions are read-only by default'
             ELSE '' END;
 
--- name: room
+-- name: connection_slots
 -- The least of the server's limit without what it reserves, the role's and the database's; -1 there is none.
 SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
                  - coalesce(current_setting('reserved_connections', true)::int, 0),

@@ -164,7 +164,7 @@ async def payout_at_bank(pool: asyncpg.Pool, bank_payout: str) -> str | None:
     return found
 
 
-class AuditPlace(NamedTuple):
+class AuditPosition(NamedTuple):
     """The place of a line in the order of time."""
 
     at: datetime
@@ -177,10 +177,10 @@ async def audit_rows(
     pool: asyncpg.Pool,
     wanted: AuditFilter,
     *,
-    after: AuditPlace | None = None,
+    after: AuditPosition | None = None,
     limit: int = AUDIT_ROWS_MAX,
 ) -> list[AuditRow]:
-    """The audit's lines that match, the newest first, after a place; at most `limit` and AUDIT_ROWS_MAX of them."""
+    """The audit's lines that match, the newest first, after a position; at most `limit` and AUDIT_ROWS_MAX of them."""
     query, values = audit_query(wanted, after=after)
     query = f"{query} LIMIT {min(limit, AUDIT_ROWS_MAX):d}"
     async with acquired(pool) as db:
@@ -188,17 +188,17 @@ async def audit_rows(
     return [AuditRow(**dict(row)) for row in rows]
 
 
-async def audit_place(pool: asyncpg.Pool, partition: int, entry: str, place: int) -> AuditPlace | None:
-    """The place of an event's line; None if the audit has no such line."""
+async def audit_position(pool: asyncpg.Pool, partition: int, entry: str, place: int) -> AuditPosition | None:
+    """The position of an event's line; None if the audit has no such line."""
     async with acquired(pool) as db:
         row = await db.fetchrow(
-            _SQL["audit_place"], partition, *id_key(entry), place, timeout=QUERY_TIMEOUT_S
+            _SQL["audit_position"], partition, *id_key(entry), place, timeout=QUERY_TIMEOUT_S
         )
-    return AuditPlace(*row) if row else None
+    return AuditPosition(*row) if row else None
 
 
 def audit_query(
-    wanted: AuditFilter, *, after: AuditPlace | None = None, newest_first: bool = True
+    wanted: AuditFilter, *, after: AuditPosition | None = None, newest_first: bool = True
 ) -> tuple[str, list[object]]:
     """The query for the lines that match, without a limit, and its values. Uses the conditions that the view's
     indexes serve."""

@@ -81,7 +81,7 @@ ORDER BY at DESC, partition DESC, seq DESC, place DESC;
 -- name: audit_oldest_first
 ORDER BY at, partition, seq, place;
 
--- name: audit_place
+-- name: audit_position
 SELECT a.at, a.partition, a.seq, a.place
 FROM events e JOIN audit a ON a.partition = e.partition AND a.seq = e.seq
 WHERE e.partition = $1 AND e.entry_ms = $2 AND e.entry_n = $3 AND a.place = $4;

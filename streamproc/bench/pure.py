@@ -129,7 +129,7 @@ class _Pure:
             "rules", "memory", Counter(verdict.reason for verdict in verdicts), job.expected(self._payouts)
         )
         fast_path = _Clock(self._payouts)
-        decided = self._straight()
+        decided = self._fast_path()
         runs.append(fast_path.run("fast_path", number))
         expected = job.expected(self._payouts)
         # On the fast path a script asks the counters, so here no budget is ever full.
@@ -175,7 +175,7 @@ class _Pure:
             done += works
         return done
 
-    def _straight(self) -> Counter[str]:
+    def _fast_path(self) -> Counter[str]:
         outcomes, ledger = Counter[str](), Ledger()
         for works in self._batches():
             offers = grants.offers_of(self._group, works, self._ctx(ledger))

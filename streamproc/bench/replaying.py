@@ -32,7 +32,8 @@ from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import LogView
-from streamproc.operate.replay import JobProgress, Result, replay
+from streamproc.operate.builders import JobProgress
+from streamproc.operate.replay import Result, replay
 
 NAIVE_EVENTS = 2_000
 """Events that the naive projector folds, in about two seconds."""

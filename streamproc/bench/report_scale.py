@@ -11,7 +11,7 @@ from streamproc.bench.limits import used_up
 from streamproc.bench.pure import PARTS
 from streamproc.bench.pure import Measured as Decided
 from streamproc.bench.report import median_and_range, range_cells, where
-from streamproc.bench.scale import Measured, Place, Run
+from streamproc.bench.scale import Measured, Point, Run
 
 
 def scale_document(measured: Measured) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def scale_document(measured: Measured) -> dict[str, Any]:
         "versions": measured.versions,
         "payouts": measured.payouts,
         "rounds": measured.rounds,
-        "base": msgspec.to_builtins(Place()),
+        "base": msgspec.to_builtins(Point()),
         "axes": {axis: _axis([run for run in measured.runs if run.axis == axis], cores) for axis in axes},
         "runs": msgspec.to_builtins(measured.runs),
     }

@@ -34,7 +34,7 @@ consumer gets some and reads the policies."""
 TURN_MAX_S = 600.0
 
 
-class Place(Struct, frozen=True):
+class Point(Struct, frozen=True):
     """One point of measurement: a value for each axis."""
 
     entries: int = 10_000
@@ -53,7 +53,7 @@ AXES: Final[dict[str, tuple[int, ...]]] = {
 
 
 class Run(Struct, frozen=True):
-    """One turn of one place. CPU in µs per payout; cores that each process kept busy, and that all programs did."""
+    """One turn of one point. CPU in µs per payout; cores that each process kept busy, and that all programs did."""
 
     axis: str
     value: int
@@ -77,7 +77,7 @@ class Measured(Struct, frozen=True):
 def check(axes: Mapping[str, Sequence[int]], payouts: int, rounds: int) -> None:
     """Raise InputError if this is too much for the machine's memory or for the job's rate limit."""
     check_room(sum(axes.get("entries", ())))
-    agents = min([*axes.get("agents", ()), Place().agents])
+    agents = min([*axes.get("agents", ()), Point().agents])
     sent, most = (payouts + WARM_EACH) * rounds, job.RATE_COUNT * agents
     if sent > most:
         raise InputError(
@@ -109,17 +109,17 @@ async def measure(
 
 
 async def _stand(stack: AsyncExitStack, home: Path, axis: str, value: int) -> "_Stand":
-    place = replace(Place(), **{axis: value})
+    point = replace(Point(), **{axis: value})
     policies = job.policy_file() | {
         "policies": {
             agent(n): {"per_txn_limit": job.TXN_LIMIT_PAISE, "daily_limit": job.DAY_LIMIT_PAISE}
-            for n in range(place.agents)
+            for n in range(point.agents)
         }
     }
-    at = await stack.enter_async_context(site(home, partitions=place.partitions, policies=policies))
-    for partition in range(place.partitions):
-        await fill(at.url, at.client, Names(partition), place.entries // place.partitions)
-    return _Stand(at, axis, value, place)
+    at = await stack.enter_async_context(site(home, partitions=point.partitions, policies=policies))
+    for partition in range(point.partitions):
+        await fill(at.url, at.client, Names(partition), point.entries // point.partitions)
+    return _Stand(at, axis, value, point)
 
 
 def agent(number: int) -> str:
@@ -152,18 +152,18 @@ def plain(agents: int) -> Iterator[PayoutObserved]:
 class _Stand:
     """One value of an axis, and its servers."""
 
-    def __init__(self, at: Site, axis: str, value: int, place: Place) -> None:
-        self._at, self._axis, self._place = at, axis, place
+    def __init__(self, at: Site, axis: str, value: int, point: Point) -> None:
+        self._at, self._axis, self._point = at, axis, point
         self.value, self.versions = value, at.versions
-        self._accounts = accounts(place.partitions)
-        self._payouts = plain(place.agents)
+        self._accounts = accounts(point.partitions)
+        self._payouts = plain(point.agents)
 
     async def run(self, number: int, payouts: int) -> Run:
         """Start workers, let them share the payouts, and measure."""
         async with AsyncExitStack() as stack:
-            roles = await self._at.workers(stack, self._place.workers, CONCURRENCY)
-            await self._decide(WARM_EACH * self._place.workers * self._place.partitions, roles)
-            ends = [await self._last_id(partition) for partition in range(self._place.partitions)]
+            roles = await self._at.workers(stack, self._point.workers, CONCURRENCY)
+            await self._decide(WARM_EACH * self._point.workers * self._point.partitions, roles)
+            ends = [await self._last_id(partition) for partition in range(self._point.partitions)]
             before_s, machine_s = await self._at.server_cpu_s(), cost.machine_cpu_s()
             for role in roles:
                 role.begin()
@@ -190,7 +190,7 @@ class _Stand:
 
     async def _decide(self, payouts: int, roles: Sequence[Role]) -> float:
         """Append so many payouts and wait until all are decided. Returns the seconds that this took."""
-        batches = [self._batch(payouts, partition) for partition in range(self._place.partitions)]
+        batches = [self._batch(payouts, partition) for partition in range(self._point.partitions)]
         began = time.monotonic()
         for start in range(0, payouts, scripts.BATCH_MAX):
             for partition, batch in enumerate(batches):
@@ -208,7 +208,7 @@ class _Stand:
 
     def _batch(self, payouts: int, partition: int) -> list[scripts.Delivery]:
         """The deliveries of this partition, if so many payouts are shared among all partitions."""
-        part = payouts // self._place.partitions + (partition < payouts % self._place.partitions)
+        part = payouts // self._point.partitions + (partition < payouts % self._point.partitions)
         return [self._delivery(next(self._payouts), self._accounts[partition]) for _ in range(part)]
 
     def _delivery(self, event: PayoutObserved, account: str) -> scripts.Delivery:
@@ -216,7 +216,7 @@ class _Stand:
 
     async def _all_handled(self) -> bool:
         async with self._at.client.pipeline(transaction=False) as pipe:
-            for partition in range(self._place.partitions):
+            for partition in range(self._point.partitions):
                 pipe.xinfo_groups(Names(partition).log)
             answers: list[Any] = await pipe.execute()
         groups = [
@@ -230,7 +230,7 @@ class _Stand:
 
     async def _delete_consumers(self) -> None:
         """Delete the consumers of the killed workers, as other workers would after a while."""
-        for partition in range(self._place.partitions):
+        for partition in range(self._point.partitions):
             log = Names(partition).log
             for row in await self._at.client.xinfo_consumers(log, consumers.GOVERNANCE):
                 await self._at.client.xgroup_delconsumer(log, consumers.GOVERNANCE, row["name"])

@@ -109,7 +109,7 @@ def redrive(ids: tuple[str, ...], by: str, why: str, as_json: bool) -> None:
     async def give_back(site: "Site") -> None:
         for id in ids:
             try:
-                recorded = await operate.redrive(site, id, by=by, why=why, channel=person.shell())
+                recorded = await operate.redrive(site, id, person.attribution(by, why))
                 done.append({"id": id, "recorded": recorded})
             except JobFailed as problem:
                 problems.append(str(problem))
@@ -155,7 +155,7 @@ def discard(id: str, yes: bool, by: str, why: str, as_json: bool) -> None:
     if not yes:
         output.confirm(f"Discard dead letter {id}?")
 
-    freed = ask_site(lambda site: operate.discard(site, id, by=by, why=why, channel=person.shell()), settings)
+    freed = ask_site(lambda site: operate.discard(site, id, person.attribution(by, why)), settings)
     if as_json:
         output.say_json({"id": id, "discarded": True, "freed_paise": freed})
     else:

@@ -57,9 +57,7 @@ def _freeze(kind: str, name: str, by: str, why: str, *, frozen: bool, as_json: b
     from streamproc.operate import freezes
 
     done = ask_site(
-        lambda site: freezes.freeze(
-            site, f"{kind}:{name}", frozen=frozen, by=by, why=why, channel=person.shell()
-        )
+        lambda site: freezes.freeze(site, f"{kind}:{name}", person.attribution(by, why), frozen=frozen)
     )
     if done.proposal is not None:
         proposal.say_waits(done.proposal, as_json)

@@ -110,9 +110,7 @@ def _answer(
 
     from streamproc.operate import holds
 
-    outcome = ask_site(
-        lambda site: holds.answer(site, payout, action, by=by, why=reason, channel=person.shell())
-    )
+    outcome = ask_site(lambda site: holds.answer(site, payout, action, person.attribution(by, reason)))
     if as_json:
         output.say_json(msgspec.to_builtins(outcome))
     elif outcome.decision is None:

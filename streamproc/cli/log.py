@@ -186,7 +186,7 @@ def disown(id: str, by: str, why: str, no_later_version: bool, yes: bool, as_jso
     from consumers import GROUPS
     from streamproc.operate import disown as operate
 
-    said = operate.statement(id, by=by, why=why, channel=person.shell(), no_later_version=no_later_version)
+    said = operate.statement(id, person.attribution(by, why), no_later_version=no_later_version)
     if not yes:
         output.confirm(f"Let everybody pass over entry {id}, which no version of streamproc wrote?")
 

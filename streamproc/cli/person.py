@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from streamproc.domain import attribution
+from streamproc.domain.attribution import Attribution, read_name, read_reason
 from streamproc.domain.plain import clean
 from streamproc.errors import InputError
 
@@ -36,6 +36,11 @@ def why_option(text: str = "Why, for the audit.", *, name: str = "--why", requir
     return click.option(name, default="", metavar="TEXT", help=text, callback=_why_or_nothing)
 
 
+def attribution(by: str, why: str = "") -> Attribution:
+    """What is done by a command of this shell."""
+    return Attribution(by, shell(), why)
+
+
 def shell() -> str:
     """Where a command is given: login and host of its process, `cli:asha@laptop`. Two names from one shell show by it.
 
@@ -49,7 +54,7 @@ def shell() -> str:
 
 
 def _who(_: click.Context, param: click.Parameter, given: str) -> str:
-    return attribution.who(given, called=param.opts[0])
+    return read_name(given, called=param.opts[0])
 
 
 def _who_or_login(context: click.Context, param: click.Parameter, given: str | None) -> str:
@@ -62,7 +67,7 @@ def _who_or_login(context: click.Context, param: click.Parameter, given: str | N
 
 
 def _why(_: click.Context, param: click.Parameter, given: str) -> str:
-    return attribution.why(given, called=param.opts[0])
+    return read_reason(given, called=param.opts[0])
 
 
 def _why_or_nothing(context: click.Context, param: click.Parameter, given: str) -> str:

@@ -20,6 +20,7 @@ from streamproc.cli.policy_source import read_policy_file, read_text
 from streamproc.cli.whatif import whatif
 
 if TYPE_CHECKING:
+    from streamproc.domain.attribution import Attribution
     from streamproc.domain.events import PolicyChanged
     from streamproc.domain.policy import ScopeState
     from streamproc.domain.proposals import Proposal
@@ -58,7 +59,8 @@ def apply(file: Path, prune: bool, by: str, why: str, dry_run: bool, as_json: bo
     from streamproc.operate import policies
 
     parsed = read_policy_file(file)
-    _make(policies.of_file(parsed, prune=prune, by=by, why=why), by, why, dry_run, as_json)
+    attribution = person.attribution(by, why)
+    _make(policies.of_file(parsed, attribution, prune=prune), attribution, dry_run, as_json)
 
 
 @policy.command()
@@ -82,16 +84,17 @@ def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: boo
     from streamproc.operate import policies
 
     fields = parse_fields(read_text(file), name=str(file))
-    _make(policies.of_patch(f"agent:{agent}", fields, by=by, why=why), by, why, dry_run, as_json)
+    attribution = person.attribution(by, why)
+    _make(policies.of_patch(f"agent:{agent}", fields, attribution), attribution, dry_run, as_json)
 
 
-def _make(plan: "Plan", by: str, why: str, dry_run: bool, as_json: bool) -> None:
+def _make(plan: "Plan", attribution: "Attribution", dry_run: bool, as_json: bool) -> None:
     from streamproc.operate import changes
 
     async def preview_or_make(site: "Site") -> "list[Applied] | Proposal | Preview":
         if dry_run:
             return await changes.preview(site, plan)
-        return await changes.make(site, plan, by=by, why=why, channel=person.shell())
+        return await changes.make(site, plan, attribution)
 
     made = ask_site(preview_or_make)
     if isinstance(made, list):

@@ -88,7 +88,7 @@ def confirm(proposal_id: str, by: str, as_json: bool) -> None:
     """
     from streamproc.operate import proposals
 
-    done = ask_site(lambda site: proposals.confirm(site, proposal_id, by=by, channel=person.shell()))
+    done = ask_site(lambda site: proposals.confirm(site, proposal_id, person.attribution(by)))
     if as_json:
         changed = any(one.changes for one in done.applied)
         rows = partitions_json(done.applied)
@@ -116,9 +116,7 @@ def withdraw(proposal_id: str, by: str, why: str, as_json: bool) -> None:
     """
     from streamproc.operate import proposals
 
-    ended = ask_site(
-        lambda site: proposals.withdraw(site, proposal_id, by=by, why=why, channel=person.shell())
-    )
+    ended = ask_site(lambda site: proposals.withdraw(site, proposal_id, person.attribution(by, why)))
     if as_json:
         output.say_json(proposals.proposal_json(ended, ended.closed_at))
     else:

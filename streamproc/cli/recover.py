@@ -65,10 +65,7 @@ def recover(
     from streamproc.operate.disown import statement
 
     settings = discover(load(os.environ))
-    said = [
-        statement(one, by=by, why=why, channel=person.shell(), no_later_version=no_later_version)
-        for one in disown
-    ]
+    said = [statement(one, person.attribution(by, why), no_later_version=no_later_version) for one in disown]
     done, asked = output.run(_recover(settings, said, yes=yes, without_bank=without_bank))
     left = [*done.left, *(asked.left if asked is not None else ())]
     if as_json:

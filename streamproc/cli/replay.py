@@ -189,8 +189,8 @@ async def _first_rows(rows: AsyncIterator[dict[str, Any]], names: Sequence[str])
 
 
 def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> None:
+    from streamproc.operate.builders import built_as_of
     from streamproc.operate.past import columns_of, rows_of, targets_of
-    from streamproc.operate.replay import built_as_of
 
     async def body() -> None:
         targets = await targets_of(dsn, as_of)

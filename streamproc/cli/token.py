@@ -15,7 +15,7 @@ from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
     from streamproc.domain.events import TokenScope
-    from streamproc.operate.tokens import Made
+    from streamproc.operate.tokens import NewToken
 
 _by = person.by_option("Who does it.", required=False)
 
@@ -90,15 +90,18 @@ def create(
     if kind == "agent":
         account = account or settings.razorpay_account_id
 
-    def make() -> "Made":
+    spec = tokens.TokenSpec(
+        name=name, scope=kind, agent=agent, account=account, reviewer=reviewer, expires_s=expires_s
+    )
+
+    def make() -> "NewToken":
         return ask_site(
             lambda site: tokens.create(
-                site, name, scope=kind, agent=agent, account=account, expires_s=expires_s,
-                by=by, pays_from=settings.razorpay_account_id, reviewer=reviewer, channel=person.shell(),
+                site, spec, person.attribution(by), pays_from=settings.razorpay_account_id
             ),
             settings,
             run=output.run_or_undo,
-        )  # fmt: skip
+        )
 
     until = _make_and_show(make, name, out, as_json=as_json)
     if out is not None and as_json:
@@ -108,14 +111,14 @@ def create(
         click.echo(f"token {name} is good until {until}; {where}", err=True)
 
 
-def _make_and_show(make: "Callable[[], Made]", name: str, out: Path | None, *, as_json: bool) -> str:
+def _make_and_show(make: "Callable[[], NewToken]", name: str, out: Path | None, *, as_json: bool) -> str:
     """Make a token, and print its secret or write it to `out`; until when it is good.
 
     Raises InputError, before it is made, where the secret could not be shown; JobFailed where that failed afterwards.
     """
     from streamproc.domain.shown import iso
 
-    made: Made | None = None
+    made: NewToken | None = None
     try:
         with nullcontext(_stdout()) if out is None else _new_file(out) as place:
             made = make()
@@ -210,7 +213,7 @@ def revoke(name: str, by: str, as_json: bool) -> None:
     """
     from streamproc.operate import tokens
 
-    changed = ask_site(lambda site: tokens.revoke(site, name, by=by, channel=person.shell()))
+    changed = ask_site(lambda site: tokens.revoke(site, name, person.attribution(by)))
     if as_json:
         output.say_json({"name": name, "state": "revoked", "changed": changed})
         return

@@ -6,6 +6,8 @@ have only its kind, or none.
 
 import unicodedata
 
+from msgspec import Struct
+
 from streamproc.domain.plain import clean
 from streamproc.errors import InputError
 
@@ -15,14 +17,30 @@ WHY_CHARS_MAX = 500
 """Longest reason, of a change as of a review. It goes into events, and into what people are shown."""
 
 
-def who(text: str, *, called: str) -> str:
+class Attribution(Struct, frozen=True):
+    """Who does something, by which channel and why; `why` is '' where nobody is asked for a reason."""
+
+    by: str
+    channel: str
+    why: str = ""
+
+
+NOBODY = Attribution("", "")
+
+
+def read_name(text: str, *, called: str) -> str:
     """A person's name in one visible line. Raises InputError, naming the option (`called`)."""
     return _line(text, called, NAME_CHARS_MAX, "who does it")
 
 
-def why(text: str, *, called: str) -> str:
+def read_reason(text: str, *, called: str) -> str:
     """A reason in one visible line. Raises InputError, naming the option (`called`)."""
     return _line(text, called, WHY_CHARS_MAX, "why")
+
+
+def checked(given: Attribution, *, by: str, why: str) -> Attribution:
+    """Name and reason each in one visible line. Raises InputError, naming what they were given as (`by` and `why`)."""
+    return Attribution(read_name(given.by, called=by), given.channel, read_reason(given.why, called=why))
 
 
 def _line(text: str, called: str, chars_max: int, what: str) -> str:

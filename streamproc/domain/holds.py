@@ -1,4 +1,4 @@
-"""Holds as people use them: pages, a place in their order, and what became of an answer. Pure."""
+"""Holds as people use them: pages, a position in their order, and what became of an answer. Pure."""
 
 import base64
 import binascii
@@ -12,45 +12,45 @@ from streamproc.domain.payouts import PayoutRecord
 
 Action: TypeAlias = Literal["approve", "reject"]
 
-_PLACE = re.compile(r"([0-9]{1,16}):([A-Za-z0-9_]{1,64})")
+_POSITION = re.compile(r"([0-9]{1,16}):([A-Za-z0-9_]{1,64})")
 
 
-class Place(Struct, frozen=True, order=True):
-    """A hold's place in the order of all, the longest waiting first. It stays valid when that hold has ended. Times
+class Position(Struct, frozen=True, order=True):
+    """A hold's position in the order of all, the longest waiting first. It stays valid when that hold has ended. Times
     in µs."""
 
     received_at: int
     payout: str
 
     def cursor(self) -> str:
-        """The place as callers get it: opaque, and safe in a URL."""
+        """The position as callers get it: opaque, and safe in a URL."""
         return base64.urlsafe_b64encode(f"{self.received_at}:{self.payout}".encode()).decode().rstrip("=")
 
 
-def place_of(record: PayoutRecord) -> Place:
-    """A payout's place."""
-    return Place(record.received_at, record.payout)
+def position_of(record: PayoutRecord) -> Position:
+    """A payout's position."""
+    return Position(record.received_at, record.payout)
 
 
-def place_at(cursor: str) -> Place:
-    """The place of a cursor. Raises ValueError if we did not make it."""
+def position_at(cursor: str) -> Position:
+    """The position of a cursor. Raises ValueError if we did not make it."""
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode(
             "ascii"
         )
     except (binascii.Error, ValueError):
         text = ""
-    found = _PLACE.fullmatch(text)
-    if found is None or (place := Place(int(found[1]), found[2])).cursor() != cursor:
+    found = _POSITION.fullmatch(text)
+    if found is None or (position := Position(int(found[1]), found[2])).cursor() != cursor:
         raise ValueError("is no cursor that an answer gave as `next`")
-    return place
+    return position
 
 
 class HeldPage(Struct, frozen=True):
     """Held payouts in order. `next` None: there are no more. `note`: what may be missing, and why."""
 
     items: list[PayoutRecord]
-    next: Place | None
+    next: Position | None
     note: str = ""
 
 

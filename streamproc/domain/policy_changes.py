@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from streamproc.domain.attribution import NOBODY, Attribution
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_events import PolicyChanged, ScopeChange
 from streamproc.domain.policy_fields import (
@@ -184,13 +185,10 @@ def check_version(current: Mapping[str, ScopeState], scope: str, version: int) -
 def replan(
     current: Mapping[str, ScopeState],
     changes: Sequence[PolicyChanged] | Sequence[ScopeChange],
+    attribution: Attribution,
     *,
     at: int,
-    by: str,
-    why: str,
-    channel: str = "",
-    confirmed_by: str = "",
-    confirmed_channel: str = "",
+    confirmed: Attribution = NOBODY,
     proposal: str = "",
 ) -> list[PolicyChanged]:
     """*changes*, which were planned together on other policies, planned again on the present ones.
@@ -203,13 +201,13 @@ def replan(
     wanted = {scope: state.own for scope, state in current.items()}
     wanted |= {change.scope: _rebased(change, wanted.get(change.scope)) for change in changes}
     report = Report(", ".join(change.scope for change in changes))
-    made = _changes(current, wanted, report, at=at, by=by, why=why)
+    made = _changes(current, wanted, report, at=at, by=attribution.by, why=attribution.why)
     return [
         replace(
             change,
-            channel=channel,
-            confirmed_by=confirmed_by,
-            confirmed_channel=confirmed_channel,
+            channel=attribution.channel,
+            confirmed_by=confirmed.by,
+            confirmed_channel=confirmed.channel,
             proposal=proposal,
         )
         for change in made

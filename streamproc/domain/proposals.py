@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from streamproc.domain.attribution import folded, kind_of
+from streamproc.domain.attribution import Attribution, folded, kind_of
 from streamproc.domain.budget import US
 from streamproc.domain.events import Event
 from streamproc.domain.policy_changes import ScopeState, replan
@@ -138,15 +138,15 @@ def is_same_person(one: str, other: str) -> bool:
     return folded(one) == folded(other)
 
 
-def refuse_confirmation(proposal: Proposal, by: str, channel: str, now_us: int) -> None:
+def refuse_confirmation(proposal: Proposal, attribution: Attribution, now_us: int) -> None:
     """Raise Refused unless this person may confirm it now. (Who confirmed it already may be told so again.)"""
     name = proposal.id
     refuse_closed(proposal, now_us)
-    if not folded(by):
+    if not folded(attribution.by):
         raise SamePerson(f"proposal {name} must be confirmed by somebody with a name: none was given")
-    if is_same_person(by, proposal.by):
+    if is_same_person(attribution.by, proposal.by):
         raise SamePerson(f"proposal {name} is by {proposal.by}; somebody else must confirm it")
-    if proposal.channel == "api" and kind_of(channel) != "api":
+    if proposal.channel == "api" and kind_of(attribution.channel) != "api":
         raise SamePerson(
             f"proposal {name} was made over HTTP by a token's owner; another token's owner confirms it there"
         )
@@ -165,18 +165,15 @@ def refuse_closed(proposal: Proposal, now_us: int) -> None:
 
 
 def plan_confirmed(
-    scopes: Mapping[str, ScopeState], proposal: Proposal, *, confirmed_by: str, channel: str, at: int
+    scopes: Mapping[str, ScopeState], proposal: Proposal, confirmed: Attribution, *, at: int
 ) -> list[PolicyChanged]:
-    """The changes that the proposal makes to one partition's policies now. `channel`: the second person's.
+    """The changes that the proposal makes to one partition's policies now. `confirmed`: by whom.
 
     Raises Refused if it would now loosen what the proposal did not state, so that nobody confirmed it; InputError if it
     does not fit what is in force.
     """
-    changes = replan(
-        scopes, proposal.changes, at=at, by=proposal.by, why=proposal.why,
-        channel=proposal.proposed_channel or proposal.channel,
-        confirmed_by=confirmed_by, confirmed_channel=channel, proposal=proposal.id,
-    )  # fmt: skip
+    proposed = Attribution(proposal.by, proposal.proposed_channel or proposal.channel, proposal.why)
+    changes = replan(scopes, proposal.changes, proposed, at=at, confirmed=confirmed, proposal=proposal.id)
     told = {(one.scope, one.field, repr(one.before), repr(one.after)) for one in proposal.loosens}
     for one in loosened(scopes, changes):
         if (one.scope, one.field, repr(one.before), repr(one.after)) not in told:

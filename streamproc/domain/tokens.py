@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.events import Event, TokenCreated, TokenRevoked, TokenScope
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_fields import identifier
@@ -59,6 +60,10 @@ class Token(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def channel(self) -> str:
         """The channel of what is done by it."""
         return f"api:{self.name}"
+
+    def attribution(self, why: str = "") -> Attribution:
+        """What is done by it."""
+        return Attribution(self.person, self.channel, why)
 
     def opens(self, now_us: int) -> bool:
         """Whether it is good now."""
@@ -147,10 +152,14 @@ def _check_agent(wanted: TokenCreated) -> None:
 
 
 def plan_revocation(
-    tokens: Mapping[str, Token], name: str, *, at: int, by: str, channel: str
+    tokens: Mapping[str, Token], name: str, attribution: Attribution, *, at: int
 ) -> TokenRevoked | None:
     """The event; None where the token is revoked already. Raises InputError for a name that nobody has."""
     token = tokens.get(name)
     if token is None:
         raise InputError(f"there is no token {name[:80]!r}; `streamproc token list` has their names")
-    return None if token.revoked_at else TokenRevoked(at=at, name=name, by=by, channel=channel)
+    return (
+        None
+        if token.revoked_at
+        else TokenRevoked(at=at, name=name, by=attribution.by, channel=attribution.channel)
+    )

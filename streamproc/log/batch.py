@@ -185,7 +185,7 @@ class Handler:
         self.telemetry.granted(done, sent_ns)
         finished = {work for work, *_ in done}
         for work, _ in offers:
-            work.left = work not in finished
+            work.left_by_fast_path = work not in finished
         return finished
 
     async def dead_letter(self, client: Redis, entry: Raw, why: str) -> None:

@@ -33,8 +33,8 @@ from streamproc.domain.wire import Meta, decode_meta
 from streamproc.errors import StreamprocError, Unprocessable
 from streamproc.log.names import Names
 from streamproc.log.work import Group, Work, written_ms
-from streamproc.telemetry.spans import Place, Tracer, Value, new_place
-from streamproc.telemetry.trace_context import place_of
+from streamproc.telemetry.spans import Span, SpanContext, Tracer, Value, new_span_context
+from streamproc.telemetry.trace_context import span_context_of
 from streamproc.telemetry.watch import Call
 
 GOOD = frozenset({"ok", "2xx"})
@@ -77,7 +77,7 @@ class BatchTraces:
         kept = [work for work in works if work.payout and self._is_kept(tracer, work)]
         if not kept:
             return
-        batch = new_place() if len(works) > 1 else None
+        batch = new_span_context() if len(works) > 1 else None
         for work in kept:
             self._open(tracer, work, times.committed_ns)
             self._process(tracer, work, times, passed, batch, () if batch else calls)
@@ -118,26 +118,32 @@ class BatchTraces:
         appended_ns = written_ms(work.entry) * 1_000_000
         if force or work.loaded is None or not self._was_kept(tracer, work):
             begun_ns = record.received_at * 1000 if record is not None else appended_ns
-            tracer.tell("payout", Place(trace, root), None, begun_ns, ended_ns, attributes=self._about(work))
+            tracer.export(
+                Span(
+                    "payout", SpanContext(trace, root), None, begun_ns, ended_ns, attributes=self._about(work)
+                )
+            )
         meta = _meta_of(work)
         if not meta.cause:
-            caller = place_of(meta.trace)
+            caller = span_context_of(meta.trace)
             at_ns = min((event.at * 1000 for event in work.events), default=appended_ns)
-            tracer.tell(
-                f"append {DESTINATION}",
-                Place(trace, append_span(self._partition, entry)),
-                root,
-                min(at_ns, appended_ns),
-                # An entry's id has milliseconds, so it may lie a little before the event's time.
-                max(at_ns, appended_ns),
-                kind="producer",
-                attributes={
-                    **self._common,
-                    **_of_entry(work),
-                    "messaging.operation.name": "append",
-                    "messaging.operation.type": "send",
-                },
-                links=[caller] if caller else [],
+            tracer.export(
+                Span(
+                    f"append {DESTINATION}",
+                    SpanContext(trace, append_span(self._partition, entry)),
+                    root,
+                    min(at_ns, appended_ns),
+                    # An entry's id has milliseconds, so it may lie a little before the event's time.
+                    max(at_ns, appended_ns),
+                    kind="producer",
+                    attributes={
+                        **self._common,
+                        **_of_entry(work),
+                        "messaging.operation.name": "append",
+                        "messaging.operation.type": "send",
+                    },
+                    links=[caller] if caller else [],
+                )
             )
 
     def _parent(self, tracer: Tracer, work: Work) -> int:
@@ -153,38 +159,42 @@ class BatchTraces:
         work: Work,
         times: Times,
         passed: Passed,
-        batch: Place | None,
+        batch: SpanContext | None,
         calls: Sequence[Call],
     ) -> None:
         trace, _ = trace_of(work.payout)
         own = process_span(self._group, self._partition, work.entry.decode())
-        tracer.tell(
-            f"process {DESTINATION}",
-            Place(trace, own),
-            self._parent(tracer, work),
-            times.loaded_ns,
-            times.committed_ns,
-            kind="consumer",
-            attributes=self._processing(work) | self._about(work),
-            links=[batch] if batch else [],
+        tracer.export(
+            Span(
+                f"process {DESTINATION}",
+                SpanContext(trace, own),
+                self._parent(tracer, work),
+                times.loaded_ns,
+                times.committed_ns,
+                kind="consumer",
+                attributes=self._processing(work) | self._about(work),
+                links=[batch] if batch else [],
+            )
         )
-        self._stages(tracer, work, Place(trace, own), passed, calls)
-        tracer.tell(
-            f"commit {DESTINATION}",
-            Place(trace, step_span(own, "commit")),
-            own,
-            times.handled_ns,
-            times.committed_ns,
-            kind="client",
-            attributes={
-                **self._common,
-                "messaging.operation.name": "commit",
-                "messaging.operation.type": "settle",
-            },
+        self._stages(tracer, work, SpanContext(trace, own), passed, calls)
+        tracer.export(
+            Span(
+                f"commit {DESTINATION}",
+                SpanContext(trace, step_span(own, "commit")),
+                own,
+                times.handled_ns,
+                times.committed_ns,
+                kind="client",
+                attributes={
+                    **self._common,
+                    "messaging.operation.name": "commit",
+                    "messaging.operation.type": "settle",
+                },
+            )
         )
 
     def _stages(
-        self, tracer: Tracer, work: Work, process: Place, passed: Passed, calls: Sequence[Call]
+        self, tracer: Tracer, work: Work, process: SpanContext, passed: Passed, calls: Sequence[Call]
     ) -> None:
         """The stages that handled the work, each with the calls made meanwhile; its own calls are in the last one."""
         kinds = {type(event) for event in (*work.events, *work.out)}
@@ -192,14 +202,14 @@ class BatchTraces:
         for stage, begun_ns, ended_ns in passed:
             if kinds.isdisjoint(self._consumed.get(stage, ())):
                 continue
-            last = Place(process.trace, step_span(process.span, stage))
+            last = SpanContext(process.trace, step_span(process.span, stage))
             attributes = {"streamproc.stage": stage}
-            tracer.tell(stage, last, process.span, begun_ns, ended_ns, attributes=attributes)
+            tracer.export(Span(stage, last, process.span, begun_ns, ended_ns, attributes=attributes))
             for call in calls:
                 if begun_ns <= call.begun_ns <= ended_ns:
-                    _tell_call(tracer, call, last)
+                    _export_call(tracer, call, last)
         for call in work.calls:
-            _tell_call(tracer, call, last)
+            _export_call(tracer, call, last)
 
     def _hold(self, tracer: Tracer, work: Work, now_ns: int) -> None:
         """The wait for a person's decision, once it is over."""
@@ -209,69 +219,81 @@ class BatchTraces:
         for event in work.out:
             if type(event) is e.PayoutDecided:
                 trace, root = trace_of(work.payout)
-                tracer.tell(
-                    "hold",
-                    Place(trace, step_span(root, f"hold {before.decided_at}")),
-                    root,
-                    before.decided_at * 1000,
-                    now_ns,
-                    attributes={
-                        "streamproc.payout": work.payout,
-                        "streamproc.held_for": before.reason,
-                        "streamproc.decision": event.decision,
-                        "streamproc.reason": event.reason,
-                    },
-                    links=[Place(trace, process_span(self._group, self._partition, work.entry.decode()))],
+                tracer.export(
+                    Span(
+                        "hold",
+                        SpanContext(trace, step_span(root, f"hold {before.decided_at}")),
+                        root,
+                        before.decided_at * 1000,
+                        now_ns,
+                        attributes={
+                            "streamproc.payout": work.payout,
+                            "streamproc.held_for": before.reason,
+                            "streamproc.decision": event.decision,
+                            "streamproc.reason": event.reason,
+                        },
+                        links=[
+                            SpanContext(
+                                trace, process_span(self._group, self._partition, work.entry.decode())
+                            )
+                        ],
+                    )
                 )
 
     def _failed(self, tracer: Tracer, work: Work, begun_ns: int, own: int, what: str) -> None:
         problem, last_ns = work.problem, max((call.ended_ns for call in work.calls), default=begun_ns)
         trace, _ = trace_of(work.payout)
         why = str(problem) if isinstance(problem, StreamprocError) else type(problem).__name__
-        tracer.tell(
-            f"{what} {DESTINATION}",
-            Place(trace, own),
-            self._parent(tracer, work),
-            begun_ns,
-            last_ns,
-            kind="consumer",
-            attributes=self._processing(work) | self._about(work) | {"error.type": type(problem).__name__},
-            error=why,
+        tracer.export(
+            Span(
+                f"{what} {DESTINATION}",
+                SpanContext(trace, own),
+                self._parent(tracer, work),
+                begun_ns,
+                last_ns,
+                kind="consumer",
+                attributes=self._processing(work)
+                | self._about(work)
+                | {"error.type": type(problem).__name__},
+                error=why,
+            )
         )
         for call in work.calls:
-            _tell_call(tracer, call, Place(trace, own))
+            _export_call(tracer, call, SpanContext(trace, own))
 
     def _batch(
         self,
         tracer: Tracer,
-        batch: Place,
+        batch: SpanContext,
         kept: Sequence[Work],
         size: int,
         times: Times,
         calls: Sequence[Call],
     ) -> None:
         """What several payouts shared, as a trace of its own to which theirs are linked, since a span has one trace."""
-        tracer.tell(
-            f"batch {DESTINATION}",
-            batch,
-            None,
-            times.loaded_ns,
-            times.committed_ns,
-            attributes={
-                **self._common,
-                "messaging.consumer.group.name": self._group,
-                "messaging.batch.message_count": size,
-            },
-            links=[
-                Place(
-                    trace_of(work.payout).trace,
-                    process_span(self._group, self._partition, work.entry.decode()),
-                )
-                for work in kept
-            ],
+        tracer.export(
+            Span(
+                f"batch {DESTINATION}",
+                batch,
+                None,
+                times.loaded_ns,
+                times.committed_ns,
+                attributes={
+                    **self._common,
+                    "messaging.consumer.group.name": self._group,
+                    "messaging.batch.message_count": size,
+                },
+                links=[
+                    SpanContext(
+                        trace_of(work.payout).trace,
+                        process_span(self._group, self._partition, work.entry.decode()),
+                    )
+                    for work in kept
+                ],
+            )
         )
         for call in calls:
-            _tell_call(tracer, call, batch)
+            _export_call(tracer, call, batch)
 
     # ---- attributes ----
 
@@ -315,7 +337,7 @@ def _of_entry(work: Work) -> dict[str, Value]:
     }
 
 
-def _tell_call(tracer: Tracer, call: Call, parent: Place) -> None:
+def _export_call(tracer: Tracer, call: Call, parent: SpanContext) -> None:
     """A wait within a step. Calls to others are clients; no trace context is sent to them."""
     is_call = call.what != "barrier"
     attributes: dict[str, Value] = {"streamproc.outcome": call.outcome}
@@ -332,13 +354,15 @@ def _tell_call(tracer: Tracer, call: Call, parent: Place) -> None:
     failed = call.outcome not in GOOD
     if failed:
         attributes["error.type"] = call.outcome
-    tracer.tell(
-        f"{call.what} {call.detail.partition(' ')[0]}".strip(),
-        new_place(parent.trace),
-        parent.span,
-        call.begun_ns,
-        call.ended_ns,
-        kind="client" if is_call else "internal",
-        attributes=attributes,
-        error=call.outcome if failed else None,
+    tracer.export(
+        Span(
+            f"{call.what} {call.detail.partition(' ')[0]}".strip(),
+            new_span_context(parent.trace),
+            parent.span,
+            call.begun_ns,
+            call.ended_ns,
+            kind="client" if is_call else "internal",
+            attributes=attributes,
+            error=call.outcome if failed else None,
+        )
     )

@@ -21,7 +21,7 @@ _take_up, _renew, _not_begun = (Script(name, "checks") for name in ("take_up", "
 
 
 class TakenUp(NamedTuple):
-    """An entry that was pending with another consumer: how often it was delivered, and itself unless that is too
+    """An entry that is pending with this consumer now: how often it was delivered, and itself unless that is too
     often."""
 
     deliveries: int

@@ -34,7 +34,9 @@ def offers_of(group: Group, works: Sequence[Work], ctx: BatchContext) -> list[Of
     if group.fast_path is None:
         return []
     offer_for = group.fast_path(ctx)
-    offers = ((work, _offered(offer_for, work)) for work in works if not work.left and _is_new(work))
+    offers = (
+        (work, _offered(offer_for, work)) for work in works if not work.left_by_fast_path and _is_new(work)
+    )
     return [(work, offer) for work, offer in offers if offer is not None]
 
 

@@ -65,7 +65,7 @@ class Policies:
 
 async def still_in_force(client: Redis, names: Names, rev: bytes) -> bool:
     """Whether `rev` is current; then it moves, so that what others planned on it before is planned anew."""
-    moved = await scripts.change(client, names, names.policy, rev=rev, e=b"", m=b"", fields=[])
+    moved = await scripts.change_state(client, names, names.policy, rev=rev, e=b"", m=b"", fields=[])
     return moved is not None
 
 
@@ -78,7 +78,7 @@ async def put_in_force(
     ]
     meta = _encode({"by": POLICY_WRITER, "actor": actor})
     try:
-        return await scripts.change(
+        return await scripts.change_state(
             client, names, names.policy, rev=rev, e=encode_events(changes), m=meta, fields=states
         )
     except LogUnavailable as problem:

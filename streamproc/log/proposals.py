@@ -47,7 +47,7 @@ async def change_proposal(
     gone = [(name, b"") for name in forgotten(proposals, events[0].at) if name not in changed]
     meta = _encode({"by": PROPOSAL_WRITER, "actor": events[0].by})
     try:
-        return await scripts.change(
+        return await scripts.change_state(
             client,
             names,
             names.proposals,

@@ -63,7 +63,7 @@ _append_once, _load, _admit, _commit = (
 )
 _due, _defer = Script("due", "checks"), Script("defer", "checks")
 _due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
-_change_policy = Script("change_policy", "checks")
+_change_state = Script("change_state", "checks")
 _open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
 _lease = Script("lease", "checks")
 
@@ -361,7 +361,7 @@ async def leave(client: Redis, names: Names, group: str, consumer: str) -> bool:
     return bool(await _leave(client, [names.log], [group, consumer]) == 1)
 
 
-async def change(
+async def change_state(
     client: Redis,
     names: Names,
     state: str,
@@ -374,7 +374,7 @@ async def change(
     """Append events about what the hash `state` keeps (policies, tokens or proposals) and set its fields (b'': remove);
     the entry's id, or None when `rev` is no longer current."""
     flat = [x for pair in fields for x in pair]
-    done, answer = await _change_policy(client, [names.log, state], [rev, e, m, *flat])
+    done, answer = await _change_state(client, [names.log, state], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
 
 

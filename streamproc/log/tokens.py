@@ -56,7 +56,7 @@ async def change_token(
     token, names = tokens_after(tokens, [event])[event.name], Names(SHARED_PARTITION)
     meta = _encode({"by": TOKEN_WRITER, "actor": event.by})
     try:
-        return await scripts.change(
+        return await scripts.change_state(
             client,
             names,
             names.tokens,

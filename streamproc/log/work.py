@@ -63,8 +63,8 @@ class Work(Struct, eq=False):
     unpaid: Sequence[str] = ()
     """Keys of the beneficiary's hashes that were empty then: the commit fails if somebody else is noted there first."""
     problem: Exception | None = None
-    left: bool = False
-    """The fast path's script left it, so the chain decides it."""
+    left_by_fast_path: bool = False
+    """Its offer was sent and not taken: the chain decides it, and it is not offered again."""
     calls: list[Call] = []
     """What it waited for: the barrier, the bank."""
     stale_times: int = 0

@@ -23,7 +23,7 @@ from streamproc import __version__
 from streamproc.mcp.calls import Answer, Caller, Calls
 from streamproc.mcp.tools import INSTRUCTIONS, Tool, all_tools
 from streamproc.mcp.words import of_defect
-from streamproc.telemetry.trace_context import place_of
+from streamproc.telemetry.trace_context import span_context_of
 
 TOOLS_FRESH_MS: Final = 3_600_000
 """How long clients may cache the tools, which change only with the version of the process."""
@@ -106,4 +106,4 @@ def _listed(tools: Sequence[Tool]) -> list[ShownTool]:
 def _traceparent(context: Context) -> str:
     """The caller's trace context, if the API would link it."""
     given = (context.meta or {}).get("traceparent")
-    return given if isinstance(given, str) and place_of(given) is not None else ""
+    return given if isinstance(given, str) and span_context_of(given) is not None else ""

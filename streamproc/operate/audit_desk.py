@@ -3,9 +3,9 @@
 from datetime import datetime
 from typing import Any
 
-from streamproc.archive.read import AuditFilter, audit_place, audit_rows
+from streamproc.archive.read import AuditFilter, audit_position, audit_rows
 from streamproc.errors import InputError, TryAgain
-from streamproc.operate.audit_list import line_json, page_of, place_of
+from streamproc.operate.audit_list import line_json, page_of, parts_of
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.moments import iso_moment
 
@@ -25,7 +25,7 @@ class AuditDesk:
         async with self._gateway.site() as site:
             start = None
             if after is not None:
-                start = await site.ask_postgres(audit_place, *place_of(after))
+                start = await site.ask_postgres(audit_position, *parts_of(after))
                 if start is None and not site.postgres_problem:
                     raise InputError("after is no line of the audit")
             rows = await site.ask_postgres(audit_rows, AuditFilter(**given), after=start, limit=limit + 1)

@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 from streamproc.archive.pool import opened_pool
-from streamproc.archive.read import AuditFilter, AuditRow, audit_place, audit_rows
+from streamproc.archive.read import AuditFilter, AuditRow, audit_position, audit_rows
 from streamproc.archive.store import refusals_as_job_failed
 from streamproc.domain.shown import iso
 from streamproc.errors import InputError, JobFailed, TryAgain
@@ -24,12 +24,12 @@ class Page(Struct, frozen=True):
 
 async def list_lines(dsn: str, wanted: AuditFilter, *, after: str | None, limit: int) -> Page:
     """A page of the lines that match. Raises JobFailed if Postgres is away or has no line `after`."""
-    place = None if after is None else place_of(after)
+    parts = None if after is None else parts_of(after)
     try:
         with refusals_as_job_failed():
             async with opened_pool(dsn) as pool:
-                start = None if place is None else await audit_place(pool, *place)
-                if place is not None and start is None:
+                start = None if parts is None else await audit_position(pool, *parts)
+                if parts is not None and start is None:
                     raise JobFailed(f"--after {after}: the audit has no such line")
                 rows = await audit_rows(pool, wanted, after=start, limit=limit + 1)
     except TryAgain as problem:
@@ -42,7 +42,7 @@ def page_of(rows: list[AuditRow], limit: int) -> Page:
     return Page(rows[:limit], rows[limit - 1].id if len(rows) > limit else None)
 
 
-def place_of(line: str) -> tuple[int, str, int]:
+def parts_of(line: str) -> tuple[int, str, int]:
     """Partition, entry and index of a line's id. Raises InputError for anything else."""
     found = _LINE.fullmatch(line)
     if found is None:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from streamproc.archive.lookup import approved_payouts
 from streamproc.domain.anomaly import PAYOUTS_MAX, PAYOUTS_MIN, AnomalyProfile, written_profile
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.calibration import Calibration, PastPayout, calibrated
 from streamproc.domain.policy import effective_policy
 from streamproc.domain.policy_changes import PROFILE
@@ -35,9 +36,7 @@ async def calibrate(
     since: datetime,
     share_held: int,
     zone: str,
-    by: str,
-    why: str,
-    channel: str,
+    attribution: Attribution,
     dry_run: bool = False,
 ) -> Calibrated:
     """Measure the agent's payouts since a time, and put the profile in force; with `dry_run` only measure.
@@ -57,6 +56,6 @@ async def calibrate(
         )
     history = [PastPayout(*row) for row in rows]
     measured = calibrated(history, zone=policy.timezone or zone, share_held=share_held)
-    plan = of_patch(scope, {PROFILE: written_profile(measured.profile)}, by=by, why=why)
-    made = await preview(site, plan) if dry_run else await make(site, plan, by=by, why=why, channel=channel)
+    plan = of_patch(scope, {PROFILE: written_profile(measured.profile)}, attribution)
+    made = await preview(site, plan) if dry_run else await make(site, plan, attribution)
     return Calibrated(measured, policy.anomaly_profile, policy.anomaly, made)

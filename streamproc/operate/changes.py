@@ -6,6 +6,7 @@ from typing import TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import ScopeState
 from streamproc.domain.policy_changes import Contended
@@ -57,22 +58,21 @@ def _guarded(scopes: Scopes) -> bool:
 
 
 async def make(
-    site: Site, plan: Plan, *, by: str, why: str, channel: str = "cli", freezes: bool = False
+    site: Site, plan: Plan, attribution: Attribution, *, freezes: bool = False
 ) -> list[Applied] | Proposal:
     """Put a change in force on every partition; or, where it loosens and the policies want two people, propose it.
 
     The whole change waits then, also what of it tightens. One that `freezes` goes before others that are not done.
-    `channel`: where it was made, for the audit. Safe to repeat: what is in force already changes nothing. Raises
-    InputError for an inconsistent policy, Contended where others keep changing policies at the same time.
+    Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy, Contended
+    where others keep changing policies at the same time.
     """
     async with change_lease(site, freezes=freezes) as mine:
         seen = await preview(site, plan)
         if seen.waits:
-            return await propose(site, _wanted(seen), seen.loosens, by=by, why=why, channel=channel)
-        await withdraw_overtaken(site, seen.changes, by=by, channel=channel)
+            return await propose(site, _wanted(seen), seen.loosens, attribution)
+        await withdraw_overtaken(site, seen.changes, attribution)
         return [
-            await _make_on(site, partition, plan, mine, by=by, channel=channel)
-            for partition in range(site.partitions)
+            await _make_on(site, partition, plan, mine, attribution) for partition in range(site.partitions)
         ]
 
 
@@ -88,13 +88,13 @@ def _wanted(seen: Preview) -> list[ScopeChange]:
 
 
 async def _make_on(
-    site: Site, partition: int, plan: Plan, mine: ChangeLease, *, by: str, channel: str
+    site: Site, partition: int, plan: Plan, mine: ChangeLease, attribution: Attribution
 ) -> Applied:
     names = Names(partition)
     for _ in range(CHANGES_MAX):
         rev, scopes = await read_scopes(site.client, names)
         planned = plan(partition, scopes, await clock_us(site.client))
-        changes = [replace(change, channel=channel) for change in planned]
+        changes = [replace(change, channel=attribution.channel) for change in planned]
         if not changes:
             if await mine.passes(partition, rev):
                 return Applied(partition, None, [])
@@ -105,7 +105,7 @@ async def _make_on(
                 " run it again to propose it"
             )
         await mine.goes_on(partition)
-        entry = await put_in_force(site.client, names, rev, changes, actor=by)
+        entry = await put_in_force(site.client, names, rev, changes, actor=attribution.by)
         if entry is not None:
             return Applied(partition, entry, changes)
     raise Contended(

@@ -9,7 +9,7 @@ import logging
 from msgspec import Struct
 
 from projections.loop import connections_needed
-from streamproc.archive.lookup import Room, room
+from streamproc.archive.lookup import ConnectionSlots, connection_slots
 from streamproc.archive.pool import POOL_MAX, opened_pool
 from streamproc.errors import ConfigError, StreamprocError
 from streamproc.settings import Settings
@@ -47,7 +47,7 @@ def max_connections(settings: Settings) -> int:
     return need_of(settings).all + RESERVED_MAX
 
 
-def too_few(settings: Settings, found: Room) -> str:
+def too_few(settings: Settings, found: ConnectionSlots) -> str:
     """That Postgres allows fewer connections than are needed, and how many; empty if it does not."""
     need = need_of(settings)
     if found.allowed >= need.all:
@@ -73,7 +73,7 @@ async def refuse_too_few(settings: Settings) -> None:
     """
     try:
         async with opened_pool(settings.postgres_dsn.reveal()) as pool:
-            found = await room(pool)
+            found = await connection_slots(pool)
     except StreamprocError:
         return
     problem = too_few(settings, found)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import DeadLetterClosed
 from streamproc.domain.intent import is_intent
@@ -86,22 +87,22 @@ async def show_letter(site: Site, text: str) -> dict[str, Any]:
     return shown
 
 
-async def redrive(site: Site, text: str, *, by: str, why: str = "", channel: str = "cli") -> str:
+async def redrive(site: Site, text: str, attribution: Attribution) -> str:
     """Give the letter's entry back to the group that could not handle it; the id of the entry that records it."""
-    closed = await _close(site, text, "redrive", by, why, channel)
+    closed = await _close(site, text, "redrive", attribution)
     return f"{stream_id(text).partition}:{closed.record}"
 
 
-async def discard(site: Site, text: str, *, by: str, why: str = "", channel: str = "cli") -> int:
+async def discard(site: Site, text: str, attribution: Attribution) -> int:
     """Remove a dead letter; the log still has its entry, that it was set aside, who discarded it and why.
 
     Returns the paise that are not reserved any more, if it was of an intent that was admitted and never decided.
     """
-    return (await _close(site, text, "discard", by, why, channel)).freed
+    return (await _close(site, text, "discard", attribution)).freed
 
 
 async def _close(
-    site: Site, text: str, action: Literal["redrive", "discard"], by: str, why: str, channel: str
+    site: Site, text: str, action: Literal["redrive", "discard"], attribution: Attribution
 ) -> letters.Closed:
     where = stream_id(text)
     names = site.names_of(where.partition)
@@ -115,11 +116,11 @@ async def _close(
         entry=letter.entry,
         letter=str(where),
         action=action,
-        by=by,
-        why=why,
-        channel=channel,
+        by=attribution.by,
+        why=attribution.why,
+        channel=attribution.channel,
     )
-    m = msgspec.json.encode({"by": "operator", "actor": by})
+    m = msgspec.json.encode({"by": "operator", "actor": attribution.by})
     given_up = None
     if action == "discard" and is_intent(event.payout):  # of any other payout the bank tells how it ends
         given_up = await letters.reserved_for(site.client, names, event.payout)

@@ -12,8 +12,7 @@ from projections.fold import Unreadable, decode
 from streamproc.archive.disowned import digest_of
 from streamproc.archive.lookup import archived_entry
 from streamproc.archive.rows import Row
-from streamproc.domain.attribution import who
-from streamproc.domain.attribution import why as because
+from streamproc.domain.attribution import Attribution, checked
 from streamproc.domain.events import EntryDisowned
 from streamproc.domain.wire import Newer, encode_events
 from streamproc.errors import JobFailed
@@ -30,9 +29,7 @@ class Statement(Struct, frozen=True):
     """A person's statement about an entry. `no_later_version`: even if a later version seems to have written it."""
 
     entry: StreamId
-    by: str
-    why: str
-    channel: str
+    attribution: Attribution
     no_later_version: bool = False
 
 
@@ -48,11 +45,10 @@ class Disowning(Struct, frozen=True):
     unread: list[str]
 
 
-def statement(text: str, *, by: str, why: str, channel: str, no_later_version: bool = False) -> Statement:
+def statement(text: str, attribution: Attribution, *, no_later_version: bool = False) -> Statement:
     """The statement that was typed. Raises InputError."""
     entry = stream_id(text, of="log entry", shown_by="log tail")
-    by, why = who(by, called="--by"), because(why, called="--why")
-    return Statement(entry, by, why, channel, no_later_version)
+    return Statement(entry, checked(attribution, by="--by", why="--why"), no_later_version)
 
 
 def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
@@ -65,9 +61,14 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
                 f"entry {said.entry}: {problem.__cause__}; where you know that no version of streamproc wrote it, say"
                 " --no-later-version"
             ) from problem
-        digest = digest_of(row.e, row.m)
+        digest, attribution = digest_of(row.e, row.m), said.attribution
         return EntryDisowned(
-            at=at_us, entry=row.id, digest=digest, by=said.by, why=said.why, channel=said.channel
+            at=at_us,
+            entry=row.id,
+            digest=digest,
+            by=attribution.by,
+            why=attribution.why,
+            channel=attribution.channel,
         )
     raise JobFailed(f"entry {said.entry} can be read: only what cannot be read can be disowned")
 
@@ -113,7 +114,9 @@ async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disownin
 async def _discarded(site: Site, where: StreamId, letter: str, said: Statement) -> bool:
     """Discard a dead letter. False if somebody else has just closed it, who may have given it back to its group."""
     try:
-        await discard(site, f"{where.partition}:{letter}", by=said.by, channel=said.channel)
+        await discard(
+            site, f"{where.partition}:{letter}", Attribution(said.attribution.by, said.attribution.channel)
+        )
     except JobFailed:
         return False
     return True

@@ -8,7 +8,7 @@ from projections.heads import outdated_views
 from projections.schema import missing_in
 from streamproc.archive.blockers import blocking
 from streamproc.archive.gauges import views_behind
-from streamproc.archive.lookup import refuses_writes, room
+from streamproc.archive.lookup import connection_slots, refuses_writes
 from streamproc.archive.migrate import SCHEMA_HIDDEN, SCHEMA_TODO, current, newest
 from streamproc.archive.pool import acquired, opened_pool
 from streamproc.archive.store import refusals_as_job_failed
@@ -101,7 +101,7 @@ async def _writable(pool: Any) -> Check:
 
 async def _connections(settings: Settings, pool: Any) -> Check:
     """Whether Postgres allows as many connections as the settings take, and has some left."""
-    name, found = "postgres connections", await room(pool)
+    name, found = "postgres connections", await connection_slots(pool)
     detail = f"{found.open} are open, {found.allowed} are allowed, we take {need_of(settings).all} at most"
     if problem := too_few(settings, found):
         return Check(name, "bad", f"{problem}; {found.open} are open", connections_todo(settings))

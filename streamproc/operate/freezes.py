@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, ScopeState, plan_freeze
 from streamproc.domain.policy_changes import Overtaken
@@ -29,7 +30,7 @@ class Frozen(Struct, frozen=True):
     proposal: Proposal | None = None
 
 
-async def freeze(site: Site, scope: str, *, frozen: bool, by: str, why: str, channel: str = "cli") -> Frozen:
+async def freeze(site: Site, scope: str, attribution: Attribution, *, frozen: bool) -> Frozen:
     """Freeze `agent:<id>`, `account:<id>` or `team:<id>` on every partition, or lift that. Safe to repeat. Each freeze
     is recorded, and what is older than it does not lift it.
 
@@ -41,9 +42,9 @@ async def freeze(site: Site, scope: str, *, frozen: bool, by: str, why: str, cha
     def plan(partition: int, scopes: Mapping[str, ScopeState], at: int) -> list[PolicyChanged]:
         if not frozen:
             _refuse_if_newer(scope, scopes, partition, known[partition])
-        return plan_freeze(scopes, scope, frozen=frozen, at=at, by=by, why=why)
+        return plan_freeze(scopes, scope, frozen=frozen, at=at, by=attribution.by, why=attribution.why)
 
-    made = await make(site, plan, by=by, why=why, channel=channel, freezes=frozen)
+    made = await make(site, plan, attribution, freezes=frozen)
     if isinstance(made, Proposal):
         return Frozen(scope, True, [], [], made)
     _, scopes = await read_scopes(site.client, Names(site.partitions - 1))

@@ -3,7 +3,7 @@
 import asyncio
 
 from streamproc.domain.events import ReviewSubmitted
-from streamproc.domain.holds import Answered, HeldPage, NotCounted, Place
+from streamproc.domain.holds import Answered, HeldPage, NotCounted, Position
 from streamproc.domain.wire import decode_events
 from streamproc.errors import TryAgain
 from streamproc.ingress.appender import Appender
@@ -36,8 +36,8 @@ class HoldDesk:
         self._turns = asyncio.Semaphore(WAITS_MAX)
         self._redis_turn = asyncio.Semaphore(REDIS_PAGES_MAX)
 
-    async def page(self, *, after: Place | None, limit: int, account: str, agent: str) -> HeldPage:
-        """Holds after a place, of an account and an agent if these are given; from the view, or from Redis while
+    async def page(self, *, after: Position | None, limit: int, account: str, agent: str) -> HeldPage:
+        """Holds after a position, of an account and an agent if these are given; from the view, or from Redis while
         Postgres is away. Raises TryAgain after PAGE_S_MAX."""
         try:
             async with asyncio.timeout(PAGE_S_MAX), self._gateway.site() as site:

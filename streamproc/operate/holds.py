@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from streamproc.archive.lookup import held_page
 from streamproc.archive.read import await_views, views_upto
-from streamproc.domain import attribution
+from streamproc.domain.attribution import Attribution, checked
 from streamproc.domain.events import (
     EntrySetAside,
     Event,
@@ -27,8 +27,8 @@ from streamproc.domain.holds import (
     NotCounted,
     NotHandled,
     Outcome,
-    Place,
-    place_of,
+    Position,
+    position_of,
 )
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import plain
@@ -62,13 +62,13 @@ class Holds(Struct, frozen=True):
 async def held(
     site: Site,
     *,
-    after: Place | None = None,
+    after: Position | None = None,
     limit: int,
     account: str = "",
     agent: str = "",
     turn: AbstractAsyncContextManager[Any] | None = None,
 ) -> HeldPage:
-    """Held payouts after a place, the longest waiting first; of an account and an agent, if these are not ''.
+    """Held payouts after a position, the longest waiting first; of an account and an agent, if these are not ''.
 
     From the view, once it shows what the log has now: who saw a payout held or decided sees it here too. From Redis
     while Postgres is away or the view stays behind, and `note` says so; `turn` is then held, since that reads every
@@ -83,7 +83,7 @@ async def held(
     def is_wanted(record: PayoutRecord) -> bool:
         return (
             record.state == "held"
-            and (after is None or place_of(record) > after)
+            and (after is None or position_of(record) > after)
             and account in ("", record.account)
             and agent in ("", record.agent)
         )
@@ -101,7 +101,7 @@ async def _first_in_redis(
     for partition in range(site.partitions):
         async for some in records_where(site.client, Names(partition), is_wanted, at_once=RECORDS_AT_ONCE):
             first |= {(partition, record.payout): record for record in some}
-            first = dict(heapq.nsmallest(limit, first.items(), key=lambda found: place_of(found[1])))
+            first = dict(heapq.nsmallest(limit, first.items(), key=lambda found: position_of(found[1])))
     return list(first.values())
 
 
@@ -118,26 +118,24 @@ async def _view_is_here(pool: Any, site: Site) -> None:
 
 def _page(found: list[PayoutRecord], limit: int, note: str) -> HeldPage:
     more = len(found) > limit
-    return HeldPage(found[:limit], place_of(found[limit - 1]) if more else None, note)
+    return HeldPage(found[:limit], position_of(found[limit - 1]) if more else None, note)
 
 
 async def list_holds(site: Site, *, after: str | None = None, limit: int = LIST_MAX) -> Holds:
     """A page of held payouts after a payout, for the command line. Raises JobFailed if that payout is not known."""
-    place = None if after is None else place_of(await _known(site, after))
-    page = await held(site, after=place, limit=min(limit, LIST_MAX))
+    position = None if after is None else position_of(await _known(site, after))
+    page = await held(site, after=position, limit=min(limit, LIST_MAX))
     return Holds(page.items, page.next.payout if page.next is not None else None, page.note)
 
 
-async def answer(
-    site: Site, payout: str, action: Action, *, by: str, why: str, channel: str = "cli"
-) -> Outcome:
-    """Record a reviewer's answer and wait for its outcome. `channel`: where it was given, `cli:asha@laptop`.
+async def answer(site: Site, payout: str, action: Action, attribution: Attribution) -> Outcome:
+    """Record a reviewer's answer and wait for its outcome.
 
     Raises JobFailed, with the reason, if it does not count or the payout is unknown; also if no worker handles it
     within ANSWER_WAIT_S, or Redis goes away meanwhile: it stays in the log then and is handled later.
     """
     at = await clock_us(site.client)
-    event = submission(payout, action, by=by, why=why, channel=channel, at=at)
+    event = submission(payout, action, attribution, at=at)
     account = (await _known(site, payout)).account
     key = f"review:cli:{secrets.token_hex(16)}"
     async with Producer(site.redis_url, partitions=site.partitions, name="cli") as producer:
@@ -155,10 +153,17 @@ async def answer(
     return found
 
 
-def submission(payout: str, action: Action, *, by: str, why: str, channel: str, at: int) -> ReviewSubmitted:
+def submission(payout: str, action: Action, attribution: Attribution, *, at: int) -> ReviewSubmitted:
     """A reviewer's answer as an event. Raises InputError without a name or a reason, or with a long one."""
-    by, why = attribution.who(by, called="the reviewer's name"), attribution.why(why, called="the reason")
-    return ReviewSubmitted(at=at, payout=payout, by=by, action=action, why=why, channel=channel)
+    attribution = checked(attribution, by="the reviewer's name", why="the reason")
+    return ReviewSubmitted(
+        at=at,
+        payout=payout,
+        by=attribution.by,
+        action=action,
+        why=attribution.why,
+        channel=attribution.channel,
+    )
 
 
 async def _known(site: Site, payout: str) -> PayoutRecord:

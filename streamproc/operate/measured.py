@@ -18,9 +18,10 @@ from streamproc.api.tracing import Traced
 from streamproc.archive.pool import opened_pool
 from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_problem
 from streamproc.log.stream import Clock
+from streamproc.operate.builders import JobProgress, OnProgress
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.gauges import site_page
-from streamproc.operate.replay import JobProgress, OnProgress, Result
+from streamproc.operate.replay import Result
 from streamproc.settings import Settings
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import DIRECTORY, Page, answering, exposed, gather, named, snapshot

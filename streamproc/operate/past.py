@@ -74,15 +74,15 @@ def _there(target: Target | None, when: str) -> Target:
     return target
 
 
-async def columns_of(place: asyncpg.Connection, view: str) -> list[str]:
+async def columns_of(db: asyncpg.Connection, view: str) -> list[str]:
     """The columns that are shown; bytes are not."""
-    return list(await shown_columns(place, view, with_bytes=False))
+    return list(await shown_columns(db, view, with_bytes=False))
 
 
-async def rows_of(place: asyncpg.Connection, view: str) -> AsyncGenerator[dict[str, Any], None]:
+async def rows_of(db: asyncpg.Connection, view: str) -> AsyncGenerator[dict[str, Any], None]:
     """The view's rows in the order of its key, as JSON has them: amounts in paise, times ISO 8601 in UTC with µs."""
-    shown = ", ".join((await shown_columns(place, view, with_bytes=False)).values())
+    shown = ", ".join((await shown_columns(db, view, with_bytes=False)).values())
     query = f"SELECT to_jsonb(v)::text AS row FROM (SELECT {shown} FROM {quote_ident(view)} ORDER BY 1, 2, 3) AS v"  # noqa: S608  # our own names
-    async with transaction(place):
-        async for row in place.cursor(query, prefetch=ROWS_AT_ONCE):
+    async with transaction(db):
+        async for row in db.cursor(query, prefetch=ROWS_AT_ONCE):
             yield json.loads(row["row"])

@@ -1,26 +1,25 @@
 """Policies: put a file in force on every partition, show what is in force, and how it came to be."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from streamproc.archive.read import PolicyRow, policy_versions, views_upto
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.calibration import profile_wanted
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import FREEZE, PolicyFile, ScopeState, patch_scope, plan_changes
 from streamproc.domain.policy_changes import Differ, is_scope
-from streamproc.domain.proposals import Proposal
 from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
-from streamproc.operate.changes import Plan, make
+from streamproc.operate.changes import Plan
 from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after, readable
 from streamproc.operate.moments import us_of
-from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 
 WANTED_SHOWN_MAX = 10
@@ -40,23 +39,18 @@ class FieldChange(Struct, frozen=True):
     after: object
 
 
-async def apply(site: Site, file: PolicyFile, *, prune: bool, by: str, why: str) -> list[Applied] | Proposal:
-    """Put a policy file in force on every partition; or propose it, where it loosens and that takes two people.
-
-    Safe to repeat: what is in force already changes nothing. Raises InputError for an inconsistent policy and JobFailed
-    where others keep changing policies at the same time.
-    """
-    return await make(site, of_file(file, prune=prune, by=by, why=why), by=by, why=why)
-
-
-def of_file(file: PolicyFile, *, prune: bool, by: str, why: str) -> Plan:
+def of_file(file: PolicyFile, attribution: Attribution, *, prune: bool) -> Plan:
     """The plan that puts a policy file in force; `prune` also removes the agents, accounts and teams that it lacks."""
-    return lambda _, scopes, at: plan_changes(scopes, file, prune=prune, at=at, by=by, why=why)
+    return lambda _, scopes, at: plan_changes(
+        scopes, file, prune=prune, at=at, by=attribution.by, why=attribution.why
+    )
 
 
-def of_patch(scope: str, fields: Mapping[str, object], *, by: str, why: str) -> Plan:
+def of_patch(scope: str, fields: Mapping[str, object], attribution: Attribution) -> Plan:
     """What naming some fields of an agent, account, team or the defaults changes."""
-    return lambda _, scopes, at: patch_scope(scopes, scope, fields, at=at, by=by, why=why)
+    return lambda _, scopes, at: patch_scope(
+        scopes, scope, fields, at=at, by=attribution.by, why=attribution.why
+    )
 
 
 def changed_fields(change: PolicyChanged) -> list[FieldChange]:
@@ -160,16 +154,13 @@ async def history(site: Site, name: str, *, of_agent: bool = False) -> tuple[lis
     Each partition keeps the policy for its accounts; the same version is told once. Raises NeverHad.
     """
     scopes = _scopes_of(name) if of_agent else _scopes_named(name)
+    # The views' ends are asked for first: what is folded meanwhile is then found twice, never missed.
     ends = [await site.ask_postgres(views_upto, partition) for partition in range(site.partitions)]
-    answers = [await site.ask_postgres(policy_versions, scope) for scope in scopes]
-    rows = None if None in answers else [row for answer in answers for row in answer or ()]
+    rows = await _rows_of(site, scopes)
     changes, notes = [_changed(row) for row in rows or ()], list[str]()
     for partition, end in enumerate(ends):
         after = ZERO if rows is None or end is None else end
-        _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
-        for entry in entries:
-            events = await readable(site, partition, entry, notes)
-            changes += [event for event in events if isinstance(event, PolicyChanged)]
+        changes += await _changes_after(site, partition, after, notes)
     by_version = {(change.scope, change.version): change for change in changes if change.scope in scopes}
     if not by_version:
         scope = not of_agent and is_scope(name)
@@ -177,6 +168,19 @@ async def history(site: Site, name: str, *, of_agent: bool = False) -> tuple[lis
     if rows is None:
         notes.append(f"{site.postgres_problem}; these are the changes still in Redis")
     return sorted(by_version.values(), key=lambda change: (change.at, change.version)), "; ".join(notes)
+
+
+async def _rows_of(site: Site, scopes: Sequence[str]) -> list[PolicyRow] | None:
+    """The view's rows of these scopes; None while Postgres is away."""
+    answers = [await site.ask_postgres(policy_versions, scope) for scope in scopes]
+    return None if None in answers else [row for answer in answers for row in answer or ()]
+
+
+async def _changes_after(site: Site, partition: int, after: str, notes: list[str]) -> list[PolicyChanged]:
+    """The changes in the log after an entry; `notes` gets what cannot be read of it."""
+    _, entries = await log_after(site, partition, after, _TAG, limit=TAIL_ENTRIES_MAX)
+    events = [event for entry in entries for event in await readable(site, partition, entry, notes)]
+    return [event for event in events if isinstance(event, PolicyChanged)]
 
 
 def _changed(row: PolicyRow) -> PolicyChanged:

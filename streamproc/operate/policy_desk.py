@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from streamproc.api.policies import Made
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.budget import windows_of
 from streamproc.domain.policy import build_book
 from streamproc.domain.policy_changes import (
@@ -57,15 +58,14 @@ class PolicyDesk:
         self,
         agent: str,
         fields: Mapping[str, Any],
+        attribution: Attribution,
         *,
         replaces: bool,
         version: int | None,
-        by: str,
-        channel: str,
-        why: str,
     ) -> Made:
         """Put fields in force, instead of or into the agent's own. Raises Stale, NoPolicy, InputError."""
         scope, found = f"agent:{agent}", 0
+        by, why = attribution.by, attribution.why
 
         def wanted(scopes: Scopes, at: int) -> list[Any]:
             if replaces:
@@ -81,14 +81,14 @@ class PolicyDesk:
                     return []
             return wanted(scopes, at)
 
-        made = await self._make(plan, by=by, channel=channel, why=why)
+        made = await self._make(plan, attribution)
         if made.proposal is not None or made.version:
             return made
         return replace(made, version=found)
 
-    async def _make(self, plan: Plan, *, by: str, channel: str, why: str) -> Made:
+    async def _make(self, plan: Plan, attribution: Attribution) -> Made:
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            made = await make(site, plan, by=by, why=why, channel=channel)
+            made = await make(site, plan, attribution)
         if isinstance(made, Proposal):
             return Made(proposal=proposals.proposal_json(made, made.proposed_at))
         return _made(made)
@@ -107,16 +107,16 @@ class PolicyDesk:
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             return await proposals.listed(site)
 
-    async def confirm(self, proposal: str, *, by: str, channel: str) -> Made:
+    async def confirm(self, proposal: str, attribution: Attribution) -> Made:
         """Put a proposal in force, as its second person. Raises NotThere, SamePerson, Refused, InputError."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            done = await proposals.confirm(site, proposal, by=by, channel=channel)
+            done = await proposals.confirm(site, proposal, attribution)
         return _made(done.applied, done.left)
 
-    async def withdraw(self, proposal: str, *, by: str, channel: str, why: str) -> dict[str, Any]:
+    async def withdraw(self, proposal: str, attribution: Attribution) -> dict[str, Any]:
         """End a waiting proposal. Raises NotThere, Refused."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            ended = await proposals.withdraw(site, proposal, by=by, why=why, channel=channel)
+            ended = await proposals.withdraw(site, proposal, attribution)
         return proposals.proposal_json(ended, ended.closed_at)
 
     async def freezes(self) -> list[dict[str, Any]]:
@@ -125,11 +125,11 @@ class PolicyDesk:
             return await freezes.frozen_now(site)
 
     async def freeze(
-        self, scope: str, *, frozen: bool, by: str, channel: str, why: str
+        self, scope: str, attribution: Attribution, *, frozen: bool
     ) -> tuple[dict[str, Any], Made]:
         """Freeze a scope, or lift its freeze."""
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
-            done = await freezes.freeze(site, scope, frozen=frozen, by=by, why=why, channel=channel)
+            done = await freezes.freeze(site, scope, attribution, frozen=frozen)
         shown = {
             "scope": done.scope, "frozen": done.frozen, "changed": bool(done.changed), "notes": done.notes,
         }  # fmt: skip

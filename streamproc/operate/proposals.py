@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.budget import US
 from streamproc.domain.events import PolicyChanged, PolicyProposed, ProposalConfirmed, ProposalWithdrawn
 from streamproc.domain.policy_changes import Contended, ScopeState
@@ -61,16 +62,13 @@ async def propose(
     site: Site,
     changes: Sequence[ScopeChange],
     loosens: Sequence[Loosening],
-    *,
-    by: str,
-    why: str,
-    channel: str,
+    attribution: Attribution,
 ) -> Proposal:
     """Record a proposal; nothing of it is in force.
 
     Raises InputError if it is too large for one proposal, Refused if too many wait.
     """
-    if not by.strip():
+    if not attribution.by.strip():
         raise InputError("who proposes a change must have a name")
     name = f"prop_{secrets.token_hex(ID_BYTES)}"
     for _ in range(CHANGES_MAX):
@@ -81,9 +79,9 @@ async def propose(
             proposal=name,
             changes=list(changes),
             loosens=list(loosens),
-            by=by,
-            why=why,
-            channel=channel,
+            by=attribution.by,
+            why=attribution.why,
+            channel=attribution.channel,
             expires_at=at + EXPIRES_S * US,
         )
         size = len(encode_events([event]))
@@ -100,7 +98,7 @@ async def propose(
     raise Contended(f"others changed proposals {CHANGES_MAX} times meanwhile; nothing is recorded, try again")
 
 
-async def confirm(site: Site, name: str, *, by: str, channel: str) -> Confirmed:
+async def confirm(site: Site, name: str, attribution: Attribution) -> Confirmed:
     """Confirm a proposal and put it in force on every partition.
 
     Of several people one wins; the others raise Refused, which names that one. Safe to repeat after a crash, by the
@@ -108,28 +106,30 @@ async def confirm(site: Site, name: str, *, by: str, channel: str) -> Confirmed:
     where it no longer fits what is in force: then nothing is confirmed.
     """
     async with change_lease(site) as mine:
-        return await _confirm(site, name, mine, by=by, channel=channel)
+        return await _confirm(site, name, mine, attribution)
 
 
-async def _confirm(site: Site, name: str, mine: ChangeLease, *, by: str, channel: str) -> Confirmed:
+async def _confirm(site: Site, name: str, mine: ChangeLease, attribution: Attribution) -> Confirmed:
     for _ in range(CHANGES_MAX):
         rev, proposals = await read_proposals(site.client)
         proposal, at = _known(proposals, name), await clock_us(site.client)
         if proposal.confirmed_by:
             done = await _put_in_force(site, proposal, mine)
-            if not is_same_person(by, proposal.confirmed_by):
+            if not is_same_person(attribution.by, proposal.confirmed_by):
                 refuse_closed(proposal, at)
             return done
-        refuse_confirmation(proposal, by, channel, at)
+        refuse_confirmation(proposal, attribution, at)
         base, planned = [], []
         for partition in range(site.partitions):
             _, scopes = await read_scopes(site.client, Names(partition))
-            changes = plan_confirmed(scopes, proposal, confirmed_by=by, channel=channel, at=at)
+            changes = plan_confirmed(scopes, proposal, attribution, at=at)
             planned.append(Applied(partition, None, changes))
             base.append(base_of(scopes, proposal.changes))
-        if await withdraw_overtaken(site, planned, by=by, channel=channel, but=name):
+        if await withdraw_overtaken(site, planned, attribution, but=name):
             continue
-        event = ProposalConfirmed(at=at, proposal=name, by=by, channel=channel, base=base)
+        event = ProposalConfirmed(
+            at=at, proposal=name, by=attribution.by, channel=attribution.channel, base=base
+        )
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return await _put_in_force(site, proposals_after(proposals, [event])[name], mine)
     raise Contended(
@@ -198,9 +198,8 @@ def _still_wanted(
 
 def _confirmed(scopes: Mapping[str, ScopeState], proposal: Proposal, at: int) -> list[PolicyChanged]:
     """`plan_confirmed` of what was confirmed already, as its second person did."""
-    return plan_confirmed(
-        scopes, proposal, confirmed_by=proposal.confirmed_by, channel=proposal.confirmed_channel, at=at
-    )
+    confirmed = Attribution(proposal.confirmed_by, proposal.confirmed_channel)
+    return plan_confirmed(scopes, proposal, confirmed, at=at)
 
 
 def _overtaken(scopes: Mapping[str, ScopeState], proposal: Proposal, base: Mapping[str, int]) -> str:
@@ -215,13 +214,15 @@ def _overtaken(scopes: Mapping[str, ScopeState], proposal: Proposal, base: Mappi
     )
 
 
-async def withdraw(site: Site, name: str, *, by: str, why: str, channel: str = "cli") -> Proposal:
+async def withdraw(site: Site, name: str, attribution: Attribution) -> Proposal:
     """End a waiting proposal, whoever made it. Raises NotThere, or Refused if it is over."""
     for _ in range(CHANGES_MAX):
         rev, proposals = await read_proposals(site.client)
         proposal, at = _known(proposals, name), await clock_us(site.client)
         refuse_closed(proposal, at)
-        event = ProposalWithdrawn(at=at, proposal=name, by=by, why=why, channel=channel)
+        event = ProposalWithdrawn(
+            at=at, proposal=name, by=attribution.by, why=attribution.why, channel=attribution.channel
+        )
         if await change_proposal(site.client, rev, proposals, event) is not None:
             return proposals_after(proposals, [event])[name]
     raise Contended(
@@ -230,7 +231,7 @@ async def withdraw(site: Site, name: str, *, by: str, why: str, channel: str = "
 
 
 async def withdraw_overtaken(
-    site: Site, planned: Sequence[Applied], *, by: str, channel: str, but: str = ""
+    site: Site, planned: Sequence[Applied], attribution: Attribution, *, but: str = ""
 ) -> int:
     """End the waiting proposals, `but` one, that loosen what is about to be changed; how many there were.
 
@@ -246,7 +247,10 @@ async def withdraw_overtaken(
                 _, scopes = await read_scopes(site.client, Names(part.partition))
                 found |= {one.id: one for one in overtaken(others, scopes, part.changes, at)}
         why = "what it loosens was changed meanwhile; propose it anew"
-        events = [ProposalWithdrawn(at=at, proposal=name, by=by, why=why, channel=channel) for name in found]
+        events = [
+            ProposalWithdrawn(at=at, proposal=name, by=attribution.by, why=why, channel=attribution.channel)
+            for name in found
+        ]
         if not events or await change_proposal(site.client, rev, proposals, *events) is not None:
             break
     return len(found)  # also where others kept changing proposals: a freeze must not fail by this

@@ -46,6 +46,7 @@ from streamproc.log.restore import (
     rescued_entry,
 )
 from streamproc.log.stream import Entry, LogView
+from streamproc.operate.builders import JobProgress, OnProgress, built_as_of
 from streamproc.operate.condition import Condition, conditions
 from streamproc.operate.disown import Statement, disowning, recorded
 from streamproc.operate.recover_fork import InForce, carry_over
@@ -63,7 +64,6 @@ from streamproc.operate.recover_state import (
     restore_payouts,
     tokens_of,
 )
-from streamproc.operate.replay import JobProgress, OnProgress, built_as_of
 from streamproc.settings import Settings
 
 LOCK_WAIT_S = 15.0

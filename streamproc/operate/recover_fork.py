@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from consumers.inputs import INPUTS
 from streamproc.archive.load import not_archived, rows_after
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import (
@@ -180,9 +181,8 @@ class _Fork:
             return []
         first, at = made[0], self._sources.now_us
         changes = replan(
-            self.scopes, made, at=at, by=first.by, why=first.why,
-            channel=first.channel, confirmed_by=first.confirmed_by, confirmed_channel=first.confirmed_channel,
-            proposal=first.proposal,
+            self.scopes, made, Attribution(first.by, first.channel, first.why), at=at,
+            confirmed=Attribution(first.confirmed_by, first.confirmed_channel), proposal=first.proposal,
         )  # fmt: skip
         self.scopes = scopes_after(self.scopes, *changes)
         return changes

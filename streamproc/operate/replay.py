@@ -1,6 +1,6 @@
 """Replay: views built anew from the archive beside the live ones, compared with them at one position, and swapped.
 
-    shadow place <- builders (processes) <- archive        live views go on meanwhile
+    shadow schema <- builders (processes) <- archive        live views go on meanwhile
     shadow == live at one entry?  ->  swap in one transaction; the old ones stay in `<schema>_previous`
 
 A replay writes nothing to the log and calls nobody. It may be killed anywhere: the live views are touched by the swap
@@ -8,70 +8,40 @@ alone, and the next replay goes on building where the killed one stopped.
 """
 
 import asyncio
-import os
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 import asyncpg
-import msgspec
 from msgspec import Struct
 
 from projections import compare
-from projections.build_worker import Order, Report
 from projections.dependents import refuse_what_would_be_lost
 from projections.heads import open_heads, outdated_views
 from projections.rebuild import (
-    Slice,
-    Target,
     archive_ends,
-    drop_place,
+    drop_schema,
     finish_build,
-    heed_lost_client,
-    leave_place,
     plan_build,
     resumable,
     take_replay_lock,
 )
 from projections.runner import Runner, catch_up
-from projections.schema import enter_place
+from projections.schema import enter_schema
 from projections.swap import swap
-from projections.views import NAMES, VIEWS, View
-from streamproc import processes
+from projections.views import NAMES
 from streamproc.archive.disowned import disowned_in
 from streamproc.archive.store import connection, errors_as_job_failed, snapshot, transaction
-from streamproc.errors import JobFailed, LogBroken, first_of_ours
+from streamproc.errors import JobFailed
+from streamproc.operate.builders import JobProgress, OnProgress, build, default_jobs
 
-JOBS_MAX = 64
-"""Most builders at once."""
 COMPARE_WAIT_S = 60.0
 """How long the live views may take to come to where the rebuilt ones are; longer, and they stand still."""
 COMPARE_OUTDATED_WAIT_S = 5.0
 """The same where views are another version's: only a projector of that version, in an upgrade, still moves them."""
 COMPARE_POLL_S = 0.1
-LINE_MAX = 1 << 20
-"""Bytes of a builder's line; a traceback is the longest."""
 UNTOUCHED = "nothing was swapped"
-
-
-@dataclass
-class JobProgress:
-    """How far a rebuild or a recovery is. `done` of `total` are archived entries, over all partitions of a rebuild.
-
-    `events`: those that this run has folded, in `seconds`. `peak_kb`: the memory of the largest builder process (kB).
-    """
-
-    stage: str = "planning"
-    total: int = 0
-    done: int = 0
-    events: int = 0
-    seconds: float = 0.0
-    peak_kb: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 class ViewResult(Struct, frozen=True):
@@ -106,9 +76,6 @@ class Result(Struct, frozen=True):
         return int(self.events / self.seconds) if self.seconds > 0 else 0
 
 
-OnProgress = Callable[[JobProgress], None]
-
-
 async def replay(
     dsn: str,
     views: Sequence[str] = NAMES,
@@ -122,7 +89,7 @@ async def replay(
 
     Raises JobFailed where an entry cannot be folded, an invariant does not hold, or another replay runs.
     """
-    jobs = jobs or _default_jobs()
+    jobs = jobs or default_jobs()
     progress = JobProgress()
 
     def begin_stage(stage: str) -> None:
@@ -132,126 +99,45 @@ async def replay(
     with errors_as_job_failed(UNTOUCHED):
         async with AsyncExitStack() as stack:
             db = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
-            place = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
+            rebuilt = await stack.enter_async_context(connection(dsn, name="streamproc replay", job=True))
             home = str(await db.fetchval("SELECT current_schema()"))
             await take_replay_lock(db, home)
             shadow = f"{home}_shadow"
             if not verify:  # now, and not when all is built; the swap asks again
                 await refuse_what_would_be_lost(db, home, NAMES)
             ends = await archive_ends(db)
-            plan = None if restart else await resumable(place, shadow, ends)
+            plan = None if restart else await resumable(rebuilt, shadow, ends)
             if plan is None:
-                plan = await plan_build(place, shadow, ends, jobs)
+                plan = await plan_build(rebuilt, shadow, ends, jobs)
             elif any(share.done_seq for share in plan):
                 progress.notes.append("went on with a build that was left half done")
-            await _build(dsn, shadow, plan, jobs, progress, on_progress)
+            await build(dsn, shadow, plan, jobs, progress, on_progress)
             begin_stage("indexes")
-            await finish_build(place, dsn, shadow, jobs)
+            await finish_build(rebuilt, dsn, shadow, jobs)
             # What came meanwhile too: an entry that cannot be folded fails this, and not only the live views later.
-            await _bring_to(dsn, db, place, {end.partition: end.seq for end in await archive_ends(db)})
+            await _bring_to(dsn, db, rebuilt, {end.partition: end.seq for end in await archive_ends(db)})
             begin_stage("comparing")
-            found, at = await _compared(dsn, db, place, views, progress)
-            broken = await compare.violations(place)
+            found, at = await _compared(dsn, db, rebuilt, views, progress)
+            broken = await compare.violations(rebuilt)
             if broken:
                 raise JobFailed(
                     f"the rebuilt views contradict themselves, nothing was swapped: {'; '.join(broken)}"
                 )
             if not verify:
                 begin_stage("swapping")
-                await _swap(dsn, db, place, home, shadow, views, progress)
+                await _swap(dsn, db, rebuilt, home, shadow, views, progress)
             else:
-                await drop_place(db, shadow)
+                await drop_schema(db, shadow)
             return Result(
                 found, at, not verify, progress.events, progress.seconds, progress.peak_kb, progress.notes
             )
-
-
-# ---- building ---------------------------------------------------------------------------
-
-
-def _default_jobs() -> int:
-    """Builders at once where nobody says how many: one for each CPU, JOBS_MAX at most."""
-    return min(JOBS_MAX, os.cpu_count() or 1)
-
-
-async def _build(
-    dsn: str,
-    schema: str,
-    plan: Sequence[Slice],
-    jobs: int,
-    progress: JobProgress,
-    on_progress: OnProgress,
-    views: Sequence[View] = VIEWS,
-) -> None:
-    """Run a builder for each share that is not done, `jobs` at once."""
-    progress.stage = "building"
-    progress.total = sum(share.target_seq for share in plan)
-    reached = {(share.partition, share.slice): share.done_seq for share in plan}
-    turns, began = asyncio.Semaphore(jobs), time.monotonic()
-
-    def hear(report: Report) -> None:
-        reached[report.partition, report.slice] = max(report.seq, reached[report.partition, report.slice])
-        progress.events += report.events
-        progress.peak_kb = max(progress.peak_kb, report.peak_kb)
-        progress.done, progress.seconds = sum(reached.values()), time.monotonic() - began
-        on_progress(progress)
-
-    async def one(share: Slice) -> None:
-        async with turns:
-            await _run_builder(Order(dsn, schema, share, views=tuple(view.name for view in views)), hear)
-            hear(Report(share.partition, share.slice, share.target_seq))
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for share in plan:
-                if share.done_seq < share.target_seq:
-                    tasks.create_task(one(share))
-    except BaseExceptionGroup as problems:
-        failed = first_of_ours(problems)
-        if failed is None:
-            raise
-        raise failed from problems
-
-
-async def _run_builder(order: Order, hear: Callable[[Report], None]) -> None:
-    process = await processes.start(
-        [sys.executable, "-m", "projections.build_worker"],
-        env=os.environ,
-        on_parent_death=signal.SIGKILL,
-        output=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.PIPE,
-        line_max=LINE_MAX,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    other: list[str] = []
-    try:
-        process.stdin.write(msgspec.json.encode(order) + b"\n")
-        process.stdin.close()
-        problem = ""
-        async for line in process.stdout:
-            if not line.startswith(b'{"partition"'):
-                other = [*other[-20:], line.decode(errors="replace")]
-                continue
-            report = msgspec.json.decode(line, type=Report)
-            problem = report.problem or problem
-            hear(report)
-        if await process.wait() != 0:
-            if problem:
-                raise LogBroken(problem)
-            share = f"{order.share.partition}/{order.share.slice}"
-            said_last = "".join(other).strip() or "nothing"
-            raise LogBroken(f"the builder of share {share} ended early; it said: {said_last}")
-    finally:
-        processes.kill(process)
-        await process.wait()
 
 
 # ---- comparing and swapping -------------------------------------------------------------
 
 
 async def _compared(
-    dsn: str, db: asyncpg.Connection, place: asyncpg.Connection, views: Sequence[str], progress: JobProgress
+    dsn: str, db: asyncpg.Connection, rebuilt: asyncpg.Connection, views: Sequence[str], progress: JobProgress
 ) -> tuple[list[ViewResult], dict[int, int]]:
     """Bring the rebuilt views to where the live ones are in one snapshot, and look at both."""
     present = [view for view in views if await db.fetchval("SELECT to_regclass($1) IS NOT NULL", view)]
@@ -259,24 +145,26 @@ async def _compared(
     if missing:
         progress.notes.append(f"there is no live {', '.join(missing)}: not compared")
     wait_s = COMPARE_OUTDATED_WAIT_S if present and await outdated_views(db) else COMPARE_WAIT_S
-    if present and await _caught_up(db, place, present, wait_s):
+    if present and await _caught_up(db, rebuilt, present, wait_s):
         async with snapshot(dsn, name="streamproc replay") as live:
             at = await compare.positions(live, present)
-            await _bring_to(dsn, db, place, at)
-            async with transaction(place):
-                found = [await _compare_one(live if view in present else None, place, view) for view in views]
+            await _bring_to(dsn, db, rebuilt, at)
+            async with transaction(rebuilt):
+                found = [
+                    await _compare_one(live if view in present else None, rebuilt, view) for view in views
+                ]
             return found, at
     if present:
         progress.notes.append(f"the live views stand still behind the archive for {wait_s:g} s: not compared")
-    found = [await _compare_one(None, place, view) for view in views]
-    return found, await compare.positions(place, NAMES)
+    found = [await _compare_one(None, rebuilt, view) for view in views]
+    return found, await compare.positions(rebuilt, NAMES)
 
 
 async def _caught_up(
-    db: asyncpg.Connection, place: asyncpg.Connection, views: Sequence[str], wait_s: float
+    db: asyncpg.Connection, rebuilt: asyncpg.Connection, views: Sequence[str], wait_s: float
 ) -> bool:
     """Wait until the live views are where the rebuilt ones are, or further."""
-    wanted = await compare.positions(place, NAMES)
+    wanted = await compare.positions(rebuilt, NAMES)
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
         live = await compare.positions(db, views)
@@ -287,52 +175,52 @@ async def _caught_up(
 
 
 async def _bring_to(
-    dsn: str, source: asyncpg.Connection, place: asyncpg.Connection, at: dict[int, int]
+    dsn: str, source: asyncpg.Connection, rebuilt: asyncpg.Connection, at: dict[int, int]
 ) -> None:
     for partition, seq in at.items():
-        heads = await open_heads(place, partition)
+        heads = await open_heads(rebuilt, partition)
         if heads.seq < seq:
-            runner = Runner(place, partition, heads, disowned=disowned_in(dsn, partition))
+            runner = Runner(rebuilt, partition, heads, disowned=disowned_in(dsn, partition))
             await catch_up(runner, source, partition, seq)
 
 
-async def _compare_one(live: asyncpg.Connection | None, place: asyncpg.Connection, view: str) -> ViewResult:
-    rebuilt = await compare.checksum(place, view)
+async def _compare_one(live: asyncpg.Connection | None, rebuilt: asyncpg.Connection, view: str) -> ViewResult:
+    whole = await compare.checksum(rebuilt, view)
     if live is None:
-        return ViewResult(view, rebuilt.rows, rebuilt.checksum, None)
-    shapes = await compare.shapes(live, place, view)
+        return ViewResult(view, whole.rows, whole.checksum, None)
+    shapes = await compare.shapes(live, rebuilt, view)
     columns = shapes.both if shapes.changed else []
     if not set(await compare.key_of(live, view)) <= set(shapes.both):
-        return ViewResult(view, rebuilt.rows, rebuilt.checksum, None, changed=shapes.changed)
-    wanted = await compare.checksum(place, view, columns) if columns else rebuilt
+        return ViewResult(view, whole.rows, whole.checksum, None, changed=shapes.changed)
+    wanted = await compare.checksum(rebuilt, view, columns) if columns else whole
     if await compare.checksum(live, view, columns) == wanted:
-        return ViewResult(view, rebuilt.rows, rebuilt.checksum, True, changed=shapes.changed)
-    count, shown = await compare.differences(live, place, view, columns)
-    return ViewResult(view, rebuilt.rows, rebuilt.checksum, False, count, shown, shapes.changed)
+        return ViewResult(view, whole.rows, whole.checksum, True, changed=shapes.changed)
+    count, shown = await compare.differences(live, rebuilt, view, columns)
+    return ViewResult(view, whole.rows, whole.checksum, False, count, shown, shapes.changed)
 
 
 async def _swap(
     dsn: str,
     db: asyncpg.Connection,
-    place: asyncpg.Connection,
+    rebuilt: asyncpg.Connection,
     home: str,
     shadow: str,
     views: Sequence[str],
     progress: JobProgress,
 ) -> None:
-    ahead = await _is_ahead(db, place)
+    ahead = await _is_ahead(db, rebuilt)
     chosen = NAMES if ahead else views
     if ahead and set(views) != set(NAMES):
         progress.notes.append(
             "the live views are behind the archive or not all there: all views were swapped"
         )
-    await swap(db, home, shadow, chosen, partial(_bring_to, dsn, db, place))
+    await swap(db, home, shadow, chosen, partial(_bring_to, dsn, db, rebuilt))
 
 
-async def _is_ahead(db: asyncpg.Connection, place: asyncpg.Connection) -> bool:
+async def _is_ahead(db: asyncpg.Connection, rebuilt: asyncpg.Connection) -> bool:
     """Whether the live views cannot come to where the rebuilt ones are: then one alone cannot be exchanged."""
-    rebuilt, live = await compare.positions(place, NAMES), await compare.positions(db, NAMES)
-    return any(live.get(partition, -1) < seq for partition, seq in rebuilt.items())
+    wanted, live = await compare.positions(rebuilt, NAMES), await compare.positions(db, NAMES)
+    return any(live.get(partition, -1) < seq for partition, seq in wanted.items())
 
 
 async def go_back(dsn: str) -> list[str]:
@@ -340,58 +228,26 @@ async def go_back(dsn: str) -> list[str]:
     with errors_as_job_failed(UNTOUCHED):
         async with (
             connection(dsn, name="streamproc replay", job=True) as db,
-            connection(dsn, name="streamproc replay", job=True) as place,
+            connection(dsn, name="streamproc replay", job=True) as earlier,
         ):
             home = str(await db.fetchval("SELECT current_schema()"))
             await take_replay_lock(db, home)
             previous = f"{home}_previous"
             if not await db.fetchval("SELECT to_regnamespace($1) IS NOT NULL", f'"{previous}"'):
                 raise JobFailed("there is nothing to go back to: no replay has swapped any views")
-            await enter_place(place, previous)
+            await enter_schema(earlier, previous)
             kept = [
-                row["view"] for row in await place.fetch("SELECT DISTINCT view FROM view_heads ORDER BY view")
+                row["view"]
+                for row in await earlier.fetch("SELECT DISTINCT view FROM view_heads ORDER BY view")
             ]
             if sorted(kept) != sorted(NAMES):
                 raise JobFailed(
                     f"the last replay swapped {', '.join(kept)} only; going back needs all views: replay them instead"
                 )
 
-            level = partial(_bring_to, dsn, db, place)
+            level = partial(_bring_to, dsn, db, earlier)
             if gone := [name for name in NAMES if not await db.fetchval("SELECT to_regclass($1)", name)]:
                 raise JobFailed(f"there is no live {', '.join(gone)} to go back from: replay first")
             await level(await compare.positions(db, NAMES))
             await swap(db, home, previous, NAMES, level)
             return kept
-
-
-# ---- as of ------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def built_as_of(
-    dsn: str,
-    targets: Sequence[Target],
-    *,
-    jobs: int = 0,
-    on_progress: OnProgress = lambda _: None,
-    views: Sequence[View] = VIEWS,
-    purpose: str = "as_of",
-    untouched: str = "nothing was changed",
-) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a place that holds `views` as they were at `targets`; the place is removed afterwards.
-
-    There is one such place for each `purpose` at a time. `untouched` is what a failure says of the rest.
-    """
-    jobs = jobs or _default_jobs()
-    with errors_as_job_failed(untouched):
-        async with connection(dsn, name=f"streamproc {purpose}", job=True) as place:
-            await heed_lost_client(place)
-            home = str(await place.fetchval("SELECT current_schema()"))
-            schema = f"{home}_{purpose}"
-            await take_replay_lock(place, schema)
-            try:
-                plan = await plan_build(place, schema, targets, jobs, views)
-                await _build(dsn, schema, plan, jobs, JobProgress(), on_progress, views)
-                yield place
-            finally:
-                await leave_place(place, dsn, schema)

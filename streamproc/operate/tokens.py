@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from streamproc.domain.attribution import Attribution
 from streamproc.domain.budget import US
 from streamproc.domain.duration import duration_s
 from streamproc.domain.events import TokenCreated, TokenScope
@@ -23,7 +24,18 @@ EXPIRES_S_MAX = 3_650 * 86_400
 EXPIRES_UNITS = ("m", "h", "d")
 
 
-class Made(Struct, frozen=True):
+class TokenSpec(Struct, frozen=True, kw_only=True):
+    """A token that is wanted. One of scope agent is for one agent of one account, and no other is for any."""
+
+    name: str
+    scope: TokenScope
+    agent: str = ""
+    account: str = ""
+    reviewer: str = ""
+    expires_s: int
+
+
+class NewToken(Struct, frozen=True):
     """A new token, with its secret."""
 
     secret: str
@@ -41,53 +53,41 @@ def validity_s(text: str) -> int:
     return seconds
 
 
-async def create(
-    site: Site,
-    name: str,
-    *,
-    scope: TokenScope,
-    agent: str,
-    account: str,
-    expires_s: int,
-    by: str,
-    pays_from: str = "",
-    reviewer: str = "",
-    channel: str = "cli",
-) -> Made:
+async def create(site: Site, spec: TokenSpec, attribution: Attribution, *, pays_from: str = "") -> NewToken:
     """Make a token. `pays_from`: the account that this installation pays from, if that is known.
 
     Raises InputError if it may not be made, JobFailed if others keep changing tokens.
     """
-    if pays_from and account and account != pays_from:
-        raise InputError(f"--account {account[:64]}: this installation pays from {pays_from} alone")
+    if pays_from and spec.account and spec.account != pays_from:
+        raise InputError(f"--account {spec.account[:64]}: this installation pays from {pays_from} alone")
     secret = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     for _ in range(CHANGES_MAX):
         rev, tokens = await read_tokens(site.client)
         at = await clock_us(site.client)
         wanted = TokenCreated(
             at=at,
-            name=name,
-            scope=scope,
-            agent=agent,
-            account=account,
+            name=spec.name,
+            scope=spec.scope,
+            agent=spec.agent,
+            account=spec.account,
             digest=digest_of(secret),
-            expires_at=at + expires_s * US,
-            by=by,
-            reviewer=reviewer,
-            channel=channel,
+            expires_at=at + spec.expires_s * US,
+            by=attribution.by,
+            reviewer=spec.reviewer,
+            channel=attribution.channel,
         )
         event = plan_creation(tokens, wanted)
         if await change_token(site.client, rev, tokens, event) is not None:
-            return Made(secret, event)
+            return NewToken(secret, event)
     raise JobFailed(f"others changed tokens {CHANGES_MAX} times meanwhile; nothing was made, try again")
 
 
-async def revoke(site: Site, name: str, *, by: str, channel: str = "cli") -> bool:
+async def revoke(site: Site, name: str, attribution: Attribution) -> bool:
     """Revoke a token: the next request with it is refused. False if it was revoked already."""
     for _ in range(CHANGES_MAX):
         rev, tokens = await read_tokens(site.client)
         at = await clock_us(site.client)
-        event = plan_revocation(tokens, name, at=at, by=by, channel=channel)
+        event = plan_revocation(tokens, name, attribution, at=at)
         if event is None:
             return False
         if await change_token(site.client, rev, tokens, event) is not None:

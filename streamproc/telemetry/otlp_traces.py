@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -17,11 +17,12 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import SpanContext as OtelSpanContext
 
 from streamproc import __version__
 from streamproc.telemetry import push
-from streamproc.telemetry.spans import LINKS_MAX, Kind, Place, Value
+from streamproc.telemetry.spans import LINKS_MAX, Kind, Span, SpanContext
 from streamproc.waiting import set_within
 
 SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
@@ -47,32 +48,21 @@ class Exporting:
         self._resource, self._processor = resource, processor
         self.samples = _quick(sampler)
 
-    def tell(
-        self,
-        name: str,
-        place: Place,
-        parent: int | None,
-        begun_ns: int,
-        ended_ns: int,
-        *,
-        kind: Kind = "internal",
-        attributes: Mapping[str, Value],
-        links: Sequence[Place] = (),
-        error: str | None = None,
-    ) -> None:
-        """One span that is over. `error`: why it failed, if it did. Times are ns since 1970."""
+    def export(self, span: Span) -> None:
+        """As `Tracer`."""
+        context, parent, error = span.context, span.parent, span.error
         self._processor.on_end(
             ReadableSpan(
-                name,
-                context=SpanContext(place.trace, place.span, is_remote=False, trace_flags=_SAMPLED),
-                parent=None if parent is None else _context(Place(place.trace, parent)),
+                span.name,
+                context=OtelSpanContext(context.trace, context.span, is_remote=False, trace_flags=_SAMPLED),
+                parent=None if parent is None else _remote(SpanContext(context.trace, parent)),
                 resource=self._resource,
-                attributes=attributes,
-                links=[Link(_context(one)) for one in links[:LINKS_MAX]],
-                kind=_KINDS[kind],
+                attributes=span.attributes,
+                links=[Link(_remote(one)) for one in span.links[:LINKS_MAX]],
+                kind=_KINDS[span.kind],
                 status=Status() if error is None else Status(StatusCode.ERROR, error),
-                start_time=begun_ns,
-                end_time=max(begun_ns, ended_ns),
+                start_time=span.begun_ns,
+                end_time=max(span.begun_ns, span.ended_ns),
                 instrumentation_scope=_SCOPE,
             )
         )
@@ -103,8 +93,8 @@ def _share() -> float:
     return share if 0.0 <= share <= 1.0 else 1.0
 
 
-def _context(place: Place) -> SpanContext:
-    return SpanContext(place.trace, place.span, is_remote=True, trace_flags=_SAMPLED)
+def _remote(context: SpanContext) -> OtelSpanContext:
+    return OtelSpanContext(context.trace, context.span, is_remote=True, trace_flags=_SAMPLED)
 
 
 def resource_of(role: str, more: Mapping[str, str] | None = None) -> Resource:

@@ -14,11 +14,26 @@ Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Value = str | int | bool
 
 
-class Place(NamedTuple):
+class SpanContext(NamedTuple):
     """Identifies a span: its trace and its id."""
 
     trace: int
     span: int
+
+
+class Span(NamedTuple):
+    """A span that is over. `parent`: the span's id in the same trace, None for a root. `error`: why it failed, if it
+    did. Times are ns since 1970."""
+
+    name: str
+    context: SpanContext
+    parent: int | None
+    begun_ns: int
+    ended_ns: int
+    attributes: Mapping[str, Value]
+    kind: Kind = "internal"
+    links: Sequence[SpanContext] = ()
+    error: str | None = None
 
 
 class Tracer(Protocol):
@@ -29,26 +44,14 @@ class Tracer(Protocol):
         """Whether a trace is sampled, by its id: the same in every process and at any time."""
         ...
 
-    def tell(
-        self,
-        name: str,
-        place: Place,
-        parent: int | None,
-        begun_ns: int,
-        ended_ns: int,
-        *,
-        kind: Kind = "internal",
-        attributes: Mapping[str, Value],
-        links: Sequence[Place] = (),
-        error: str | None = None,
-    ) -> None:
-        """One span that is over. `error`: why it failed, if it did. Times are ns since 1970."""
+    def export(self, span: Span) -> None:
+        """Take a span, or drop it where there is no room for it."""
         ...
 
 
-def new_place(trace: int = 0) -> Place:
+def new_span_context(trace: int = 0) -> SpanContext:
     """A random span id, in a new trace unless one is named."""
-    return Place(trace or secrets.randbits(128) or 1, secrets.randbits(64) or 1)
+    return SpanContext(trace or secrets.randbits(128) or 1, secrets.randbits(64) or 1)
 
 
 def is_wanted() -> bool:

@@ -2,20 +2,20 @@
 
 import re
 
-from streamproc.telemetry.spans import Place
+from streamproc.telemetry.spans import SpanContext
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
-def place_of(traceparent: str) -> Place | None:
+def span_context_of(traceparent: str) -> SpanContext | None:
     """The span that a `traceparent` names; None if it is malformed or not sampled."""
     found = _TRACEPARENT.fullmatch(traceparent)
     if found is None:
         return None
-    place = Place(int(found[1], 16), int(found[2], 16))
-    return place if place.trace and place.span and int(found[3], 16) & 1 else None
+    context = SpanContext(int(found[1], 16), int(found[2], 16))
+    return context if context.trace and context.span and int(found[3], 16) & 1 else None
 
 
-def traceparent_of(place: Place) -> str:
+def traceparent_of(context: SpanContext) -> str:
     """The header of a sampled span."""
-    return f"00-{place.trace:032x}-{place.span:016x}-01"
+    return f"00-{context.trace:032x}-{context.span:016x}-01"

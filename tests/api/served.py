@@ -18,7 +18,7 @@ from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.site import Site
 from tests.api.declared import held_against_its_document
 from tests.engine import Engine
-from tests.words import ACCOUNT
+from tests.words import ACCOUNT, attributed
 
 POLICIES = """
 policies:
@@ -53,8 +53,12 @@ class Api:
     ) -> str:
         is_agent = scope == "agent"
         made = await tokens.create(
-            self.site, name, scope=scope, agent=agent if is_agent else "",  # type: ignore[arg-type]
-            account=account if is_agent else "", expires_s=expires_s, by="test", reviewer=reviewer,
+            self.site,
+            tokens.TokenSpec(
+                name=name, scope=scope, agent=agent if is_agent else "",  # type: ignore[arg-type]
+                account=account if is_agent else "", expires_s=expires_s, reviewer=reviewer,
+            ),
+            attributed("test"),
         )  # fmt: skip
         return made.secret
 

@@ -22,7 +22,7 @@ from streamproc.operate.gateway import SiteGateway
 from tests.api.served import ORDER, POLICIES, Api, api, problem, ready, serving
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
-from tests.words import ACCOUNT
+from tests.words import ACCOUNT, attributed
 
 __all__ = ["api"]
 
@@ -41,7 +41,7 @@ async def test_who_is_refused_by_name_is_in_the_log_and_a_made_up_token_writes_n
 ) -> None:
     viewer, agent = await api.token("v", "viewer"), await api.token("a")
     expired = await api.token("old", "viewer", expires_s=0)
-    assert await tokens.revoke(api.site, "a", by="test")
+    assert await tokens.revoke(api.site, "a", attributed("test"))
     with caplog.at_level(logging.WARNING):
         assert (await api.get("spt_" + "x" * 43, "pout_9")).status_code == 401
     assert "requests with a token that nobody knows: 1" in caplog.text
@@ -85,7 +85,7 @@ async def test_a_token_that_is_revoked_while_the_body_is_held_back_opens_nothing
     async def held_back() -> AsyncIterator[bytes]:
         body = json.dumps(ORDER).encode()
         yield body[:5]
-        assert await tokens.revoke(api.site, "a", by="test")
+        assert await tokens.revoke(api.site, "a", attributed("test"))
         yield body[5:]
 
     headers = {
@@ -167,7 +167,8 @@ async def test_a_token_of_a_reviewer_says_who_answers_by_it(api: Api) -> None:
     async def make(name: str, scope: str, reviewer: str) -> None:
         of = {"agent": "bot", "account": ACCOUNT} if scope == "agent" else {"agent": "", "account": ""}
         await tokens.create(
-            api.site, name, scope=scope, expires_s=60, by="test", reviewer=reviewer, **of,  # type: ignore[arg-type]
+            api.site, tokens.TokenSpec(name=name, scope=scope, expires_s=60, reviewer=reviewer, **of),  # type: ignore[arg-type]
+            attributed("test"),
         )  # fmt: skip
 
     await make("laptop", "approver", "asha")

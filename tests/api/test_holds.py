@@ -10,7 +10,7 @@ import pytest
 
 from streamproc.api.shapes import HoldPage
 from streamproc.domain.events import AccessRefused, ReviewCounted, ReviewRefused, ReviewSubmitted
-from streamproc.domain.holds import Outcome, Place, place_at
+from streamproc.domain.holds import Outcome, Position, position_at
 from streamproc.operate import holds
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import Api, problem, serving
@@ -248,8 +248,8 @@ async def test_pages_show_each_hold_once_while_holds_come_and_go(
 
 async def test_a_cursor_is_one_that_was_given(api: Api) -> None:
     token = await api.token("v", "viewer")
-    good = Place(NOW, "pout_1").cursor()
-    assert place_at(good) == Place(NOW, "pout_1")
+    good = Position(NOW, "pout_1").cursor()
+    assert position_at(good) == Position(NOW, "pout_1")
     for wrong in ("x", "pout_1", "====", good + "A", good[:-1], "e" * 200, "e" * 201, "\x00", ""):
         said = await api.http.get(
             "/v1/holds", params={"after": wrong}, headers={"authorization": f"Bearer {token}"}

@@ -21,7 +21,7 @@ from streamproc.operate.gateway import SiteGateway
 from tests.api.served import BODY_BYTES_MAX, ORDER, PAYEE, Api, api, problem, serving
 from tests.bank import free_port
 from tests.engine import Engine
-from tests.words import ACCOUNT, observed
+from tests.words import ACCOUNT, attributed, observed
 
 __all__ = ["api"]
 
@@ -87,8 +87,8 @@ async def test_an_agents_token_sees_its_own_payouts_and_others_see_all(api: Api)
 async def test_a_token_that_is_unknown_revoked_or_expired_opens_nothing(api: Api) -> None:
     good, expired = await api.token("good"), await api.token("expired", expires_s=0)
     assert (await api.ask(good)).status_code == 202
-    assert await tokens.revoke(api.site, "good", by="test")
-    assert not await tokens.revoke(api.site, "good", by="test")
+    assert await tokens.revoke(api.site, "good", attributed("test"))
+    assert not await tokens.revoke(api.site, "good", attributed("test"))
     for wrong in (good, expired, good + "x", "", "spt_"):
         answer = await api.ask(wrong, key="other")
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), wrong

@@ -15,7 +15,7 @@ from streamproc.operate import tokens
 from streamproc.settings import load
 from tests.api.served import ORDER, Api
 from tests.engine import Engine
-from tests.words import NOW, observed
+from tests.words import NOW, attributed, observed
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -159,7 +159,7 @@ async def test_without_a_good_token_everything_that_needs_one_is_401(api: Api) -
     revoked = [await api.token(f"revoked-{scope}", scope) for scope in ALLOWED]
     expired = [await api.token(f"expired-{scope}", scope, expires_s=0) for scope in ALLOWED]
     for scope in ALLOWED:
-        assert await tokens.revoke(api.site, f"revoked-{scope}", by="test")
+        assert await tokens.revoke(api.site, f"revoked-{scope}", attributed("test"))
     before = len(await api.engine.client.xrange(api.engine.names.log))
     ask = Asking(api)
     for asked in await operations(api.http):

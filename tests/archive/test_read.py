@@ -13,7 +13,7 @@ from streamproc.archive.read import (
     KINDS_SELDOM,
     REASONS_OF_ALL,
     AuditFilter,
-    AuditPlace,
+    AuditPosition,
     archived_upto,
     audit_query,
     audit_rows,
@@ -172,7 +172,7 @@ INDEXES: list[tuple[dict[str, object], str]] = [
 
 async def test_a_page_of_the_audit_is_found_by_the_index_of_its_filter(pool: asyncpg.Pool):
     await many_lines(pool)
-    place = AuditPlace(datetime.fromtimestamp(1_796_083_200 + 15_000, UTC), 0, 15_000, 0)
+    place = AuditPosition(datetime.fromtimestamp(1_796_083_200 + 15_000, UTC), 0, 15_000, 0)
     for wanted, index in INDEXES:
         for after in (None, place):
             query, values = audit_query(AuditFilter(**wanted), after=after)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pwd
 import pytest
 
 from streamproc.cli import person, run
-from streamproc.domain import attribution
+from streamproc.domain.attribution import NAME_CHARS_MAX, WHY_CHARS_MAX, read_name, read_reason
 
 ASKED = [
     ["freeze", "agent", "bot"],
@@ -36,9 +36,9 @@ def why_of(command: list[str]) -> str:
     ("by", "why", "problem"),
     [
         (" ", "a reason", "--by is blank: it must say who does it"),
-        ("x" * (attribution.NAME_CHARS_MAX + 1), "a reason", "--by has 65 characters, the limit is 64"),
+        ("x" * (NAME_CHARS_MAX + 1), "a reason", "--by has 65 characters, the limit is 64"),
         ("asha", "\n", "is blank: it must say why"),
-        ("asha", "x" * (attribution.WHY_CHARS_MAX + 1), "has 501 characters, the limit is 500"),
+        ("asha", "x" * (WHY_CHARS_MAX + 1), "has 501 characters, the limit is 500"),
     ],
 )
 def test_a_name_or_a_reason_that_the_audit_cannot_keep_is_wrong_use(
@@ -51,8 +51,8 @@ def test_a_name_or_a_reason_that_the_audit_cannot_keep_is_wrong_use(
 
 
 def test_what_a_terminal_would_obey_is_not_kept():
-    assert attribution.who(" asha\x1b[2J ", called="--by") == "asha\ufffd[2J"
-    assert attribution.why("paid\ntwice", called="--why") == "paid twice"
+    assert read_name(" asha\x1b[2J ", called="--by") == "asha\ufffd[2J"
+    assert read_reason("paid\ntwice", called="--why") == "paid twice"
 
 
 def test_the_shell_is_the_login_of_the_process_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch):

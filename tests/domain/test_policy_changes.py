@@ -20,6 +20,7 @@ from streamproc.domain.policy import (
 from streamproc.domain.policy_changes import put_policy, replan
 from streamproc.errors import InputError, LogBroken
 from tests.profiles import OFFICE, policy_fields
+from tests.words import attributed
 
 Scopes = dict[str, ScopeState]
 TWO = """
@@ -221,9 +222,8 @@ def test_a_change_made_again_changes_only_what_it_changed_then() -> None:
     [again] = replan(
         current,
         [change({"daily_limit": 900}, {"daily_limit": 900, "frozen": True})],
+        attributed("asha", "because"),
         at=7,
-        by="asha",
-        why="because",
     )
     assert (again.version, again.after, again.by, again.at) == (
         6,
@@ -239,31 +239,31 @@ def test_a_field_that_it_took_away_is_taken_away_again_and_a_removed_scope_remov
             version=5, own={"daily_limit": 5, "frozen": True}, effective={"daily_limit": 5}
         )
     }
-    [again] = replan(current, [change({"frozen": True}, {})], at=7, by="asha", why="test")
+    [again] = replan(current, [change({"frozen": True}, {})], attributed("asha", "test"), at=7)
     assert again.after == {"daily_limit": 5}
-    [removed] = replan(current, [change({"frozen": True}, None)], at=7, by="asha", why="test")
+    [removed] = replan(current, [change({"frozen": True}, None)], attributed("asha", "test"), at=7)
     assert (removed.after, removed.version) == (None, 6)
 
 
 def test_a_change_that_is_in_force_already_is_none() -> None:
     effective = fields_of(effective_policy({}, {"frozen": True}))
     current = {"agent:bot": ScopeState(version=5, own={"frozen": True}, effective=effective)}
-    assert replan(current, [change({}, {"frozen": True})], at=7, by="asha", why="test") == []
+    assert replan(current, [change({}, {"frozen": True})], attributed("asha", "test"), at=7) == []
 
 
 def test_a_change_that_does_not_fit_any_more_is_refused() -> None:
     current = {"agent:bot": ScopeState(version=5, own={"daily_limit": 900}, effective={"daily_limit": 900})}
     with pytest.raises(InputError, match="weekly_limit"):
-        replan(current, [change({}, {"weekly_limit": 500})], at=7, by="asha", why="test")
+        replan(current, [change({}, {"weekly_limit": 500})], attributed("asha", "test"), at=7)
 
 
 def test_changes_that_were_made_together_are_made_together_again() -> None:
     """An agent's team is made in the same file, after the agent."""
     team = change(None, {"daily_limit": 7}, scope="team:red")
-    [agent, made] = replan({}, [change(None, {"team": "red"}), team], at=7, by="asha", why="test")
+    [agent, made] = replan({}, [change(None, {"team": "red"}), team], attributed("asha", "test"), at=7)
     assert (agent.scope, made.scope) == ("agent:bot", "team:red")
     with pytest.raises(InputError, match="red"):
-        replan({}, [change(None, {"team": "red"})], at=7, by="asha", why="test")
+        replan({}, [change(None, {"team": "red"})], attributed("asha", "test"), at=7)
 
 
 # ---- what is measured, and not written ----
@@ -318,7 +318,7 @@ def test_a_change_that_waited_does_not_undo_what_was_measured_meanwhile() -> Non
     before = applied("policies: {own: {daily_limit: 900}}")
     waited = changes(before, "policies: {own: {daily_limit: 1000}}")
     since = scopes_after(before, *patched(before, "agent:own", anomaly_profile=MEASURED))
-    [made] = replan(since, waited, at=9, by="asha", why="")
+    [made] = replan(since, waited, attributed("asha", ""), at=9)
     assert made.after == {"daily_limit": 1000, "anomaly_profile": MEASURED}
 
 

@@ -9,6 +9,7 @@ from streamproc.domain import tokens
 from streamproc.domain.events import TokenCreated, TokenRevoked
 from streamproc.domain.tokens import ALLOWED, Action, digest_of, plan_creation, plan_revocation, tokens_after
 from streamproc.errors import InputError
+from tests.words import attributed
 
 SHELL = "cli:ann@laptop"
 MADE = TokenCreated(
@@ -38,8 +39,8 @@ def test_a_token_is_what_its_event_says_and_a_second_revocation_changes_nothing(
     assert (laptop.scope, laptop.person, laptop.by, laptop.revoked_at) == ("approver", "asha", "ann", 5)
     assert (laptop.digest, laptop.created_at, laptop.expires_at) == ("d", 1, 1_000)
     assert (bot.agent, bot.account, bot.person, bot.revoked_at) == ("bot", "acc_1", "bot-1", 0)
-    assert plan_revocation(found, "laptop", at=9, by="ann", channel=SHELL) is None
-    assert plan_revocation(found, "bot-1", at=9, by="ann", channel=SHELL) == TokenRevoked(
+    assert plan_revocation(found, "laptop", attributed("ann", channel=SHELL), at=9) is None
+    assert plan_revocation(found, "bot-1", attributed("ann", channel=SHELL), at=9) == TokenRevoked(
         at=9, name="bot-1", by="ann", channel=SHELL
     )
 
@@ -102,7 +103,7 @@ def test_a_name_is_given_once_and_there_are_no_more_tokens_than_the_limit(
     with pytest.raises(InputError, match="was revoked, and its name stays its own"):
         plan_creation(tokens_after(known, [TokenRevoked(at=5, name="laptop", by="ann")]), MADE)
     with pytest.raises(InputError, match="there is no token 'other'"):
-        plan_revocation(known, "other", at=9, by="ann", channel=SHELL)
+        plan_revocation(known, "other", attributed("ann", channel=SHELL), at=9)
     monkeypatch.setattr(tokens, "TOKENS_MAX", 2)
     assert plan_creation(known, OF_AGENT)
     with pytest.raises(InputError, match="there are 2 tokens, the limit is 2"):

@@ -15,12 +15,13 @@ from streamproc.ingress.translate import append_of
 from streamproc.log.connection import connected
 from streamproc.log.stream import Producer
 from streamproc.operate.site import Site
+from streamproc.operate.tokens import TokenSpec
 from streamproc.operate.tokens import create as create_token
 from tests.faults.invariants import history
 from tests.faults.plan import AMOUNT, CROWDED_ROOM, OUTCOMES, Payment, Plan
 from tests.faults.stand import Stand, accounts_of
 from tests.journeys.system import ACCOUNT
-from tests.words import apply_policies
+from tests.words import apply_policies, attributed
 
 DAY_S = 86_400
 AGAIN_S = 0.4
@@ -76,7 +77,9 @@ class Load:
         site = Site(system.redis_url, system.redis, partitions, system.pool)
         for agent in GATEWAY_AGENTS:
             made = await create_token(
-                site, agent, scope="agent", agent=agent, account=ACCOUNT, expires_s=DAY_S, by="test"
+                site,
+                TokenSpec(name=agent, scope="agent", agent=agent, account=ACCOUNT, expires_s=DAY_S),
+                attributed("test"),
             )
             self._tokens[agent] = made.secret
         bank = self._stand.bank

@@ -26,6 +26,7 @@ from tests.hostile.mutations import CASES, DEEP, HUGE, LONG, MANY, SEED, damaged
 from tests.hostile.served import about, assert_nothing_is_lost, assert_refused_well, named
 from tests.journeys.system import ACCOUNT, System, signed
 from tests.journeys.test_slack import SIGNING_SECRET, slack_system
+from tests.words import attributed
 
 SAMPLES = [
     path.read_bytes() for path in sorted((Path(__file__).parents[1] / "journeys" / "samples").glob("*.json"))
@@ -71,7 +72,8 @@ async def system(
 async def secret_of(system: System, name: str, scope: str) -> str:
     site = Site(system.redis_url, system.redis, 1)
     of = {"agent": "bot", "account": ACCOUNT} if scope == "agent" else {"agent": "", "account": ""}
-    made = await tokens.create(site, name, scope=scope, expires_s=600, by="test", **of)  # type: ignore[arg-type]
+    spec = tokens.TokenSpec(name=name, scope=scope, expires_s=600, **of)  # type: ignore[arg-type]
+    made = await tokens.create(site, spec, attributed("test"))
     return made.secret
 
 

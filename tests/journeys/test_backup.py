@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from streamproc import embedded
-from streamproc.postgres_dir import find_place
+from streamproc.postgres_dir import find_postgres
 from tests.bank import free_port, until
 from tests.journeys.system import System, answers, kinds, running_system
 from tests.journeys.test_gateway import ask, ask_once, of_reference, token
@@ -113,7 +113,7 @@ async def test_where_redis_is_lost_too_nothing_is_paid_again_and_the_loss_stays_
 
 async def _tool(home: Path, program: str, *arguments: str) -> None:
     """Run a program of Postgres."""
-    command = [str(find_place(home).programs / program), *arguments]
+    command = [str(find_postgres(home).programs / program), *arguments]
     env = {"PATH": os.defpath, "LC_ALL": "C"}
     done = await asyncio.to_thread(
         subprocess.run, command, env=env, capture_output=True, text=True, timeout=TOOL_MAX_S, check=False

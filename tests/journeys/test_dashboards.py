@@ -18,8 +18,8 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from streamproc.operate.builders import JobProgress, OnProgress
 from streamproc.operate.measured import replay_with_metrics
-from streamproc.operate.replay import JobProgress, OnProgress
 from tests.bank import free_port, until
 from tests.databases import clean
 from tests.journeys.system import System

@@ -16,6 +16,7 @@ from tests.journeys.conftest import POLICIES
 from tests.journeys.system import ACCOUNT, System, running_system
 from tests.journeys.truth import at_rest
 from tests.telemetry.pages import Samples, samples, total
+from tests.words import attributed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -120,8 +121,12 @@ async def test_nobody_reads_the_page_without_a_token_that_may_read_everything(sy
     given = {
         scope: (
             await tokens.create(
-                site, f"the-{scope}", scope=scope, agent="bot" if scope == "agent" else "",
-                account=ACCOUNT if scope == "agent" else "", expires_s=3600, by="test",
+                site,
+                tokens.TokenSpec(
+                    name=f"the-{scope}", scope=scope, agent="bot" if scope == "agent" else "",
+                    account=ACCOUNT if scope == "agent" else "", expires_s=3600,
+                ),
+                attributed("test"),
             )
         ).secret
         for scope in ("agent", "viewer", "approver", "admin")

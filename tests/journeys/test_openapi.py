@@ -13,6 +13,7 @@ from hypothesis.errors import Unsatisfiable
 from streamproc.operate import tokens
 from streamproc.operate.site import Site
 from tests.journeys.system import ACCOUNT, System, running_system
+from tests.words import attributed
 
 EXAMPLES = 8
 """For each operation, and each of the two ways to make requests."""
@@ -37,7 +38,8 @@ async def secrets_of(system: System) -> dict[str, str]:
     found = {}
     for scope in ("agent", "approver", "admin"):
         of = {"agent": "careful", "account": ACCOUNT} if scope == "agent" else {"agent": "", "account": ""}
-        made = await tokens.create(site, scope, scope=scope, expires_s=600, by="test", **of)  # type: ignore[arg-type]
+        spec = tokens.TokenSpec(name=scope, scope=scope, expires_s=600, **of)  # type: ignore[arg-type]
+        made = await tokens.create(site, spec, attributed("test"))
         found[scope] = made.secret
     return {"nobody": "", **found}
 

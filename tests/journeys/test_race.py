@@ -9,6 +9,7 @@ from streamproc.domain import events as e
 from streamproc.operate import tokens
 from streamproc.operate.site import Site
 from tests.journeys.system import ACCOUNT, STEP_MAX_S, System, running_system
+from tests.words import attributed
 
 SIDE = 20
 """Who approve, and who reject."""
@@ -42,7 +43,9 @@ async def test_of_twenty_approvals_and_twenty_rejections_one_decides_and_39_are_
         await system.apply(POLICIES)
         site = Site(redis_url, system.redis, 1)
         made = [
-            await tokens.create(site, name, scope="approver", agent="", account="", expires_s=600, by="test")
+            await tokens.create(
+                site, tokens.TokenSpec(name=name, scope="approver", expires_s=600), attributed("test")
+            )
             for name in NAMES
         ]
         payout = (await system.bank.pay(800_000, notes={"agent_id": "careful"}))["id"]

@@ -161,8 +161,8 @@ async def fire_due(client: Redis) -> None:
     await scripts.fire_due(client, NAMES)
 
 
-async def change_policy(client: Redis) -> None:
-    await scripts.change(
+async def change_state(client: Redis) -> None:
+    await scripts.change_state(
         client, NAMES, NAMES.policy, rev=b"0", e=b"[]", m=b"{}", fields=[("defaults", b"{}")]
     )
 
@@ -174,7 +174,7 @@ async def close_letter(client: Redis) -> None:
     )
 
 
-@pytest.mark.parametrize("write", [admit, commit, fire_due, change_policy, close_letter])
+@pytest.mark.parametrize("write", [admit, commit, fire_due, change_state, close_letter])
 async def test_a_script_that_finds_no_log_writes_nothing(
     redis_url: str, write: Callable[[Redis], Awaitable[None]]
 ) -> None:

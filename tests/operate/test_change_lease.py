@@ -14,9 +14,10 @@ from streamproc.log.policies import read_scopes
 from streamproc.log.stream import open_log
 from streamproc.operate import change_lease, changes
 from streamproc.operate.freezes import freeze
-from streamproc.operate.policies import apply, in_force
+from streamproc.operate.policies import in_force, of_file
 from streamproc.operate.site import Site
 from tests.operate.words import site_of
+from tests.words import attributed
 
 PARTITIONS = 2
 Change = Callable[[Site], Awaitable[Any]]
@@ -29,11 +30,12 @@ async def opened(redis_url: str) -> None:
 
 def limits_to(paise: int) -> Change:
     file = parse_policy_file(f"policies: {{bot: {{daily_limit: {paise}}}}}", name="test.yaml")
-    return lambda site: apply(site, file, prune=False, by="asha", why="")
+    plan = of_file(file, attributed("asha"), prune=False)
+    return lambda site: changes.make(site, plan, attributed("asha"))
 
 
 def frozen(yes: bool) -> Change:
-    return lambda site: freeze(site, "agent:bot", frozen=yes, by="asha", why="it loops")
+    return lambda site: freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=yes)
 
 
 class Overtaken:
@@ -143,7 +145,7 @@ async def test_a_lifting_that_waits_while_somebody_freezes_lifts_only_what_was_f
         # The lifting's turn comes after the freeze's.
         monkeypatch.setattr(change_lease.ChangeLease, "take", whole)
         async with site_of(redis_url) as other:
-            await freeze(other, "agent:bot", frozen=True, by="asha", why=words)
+            await freeze(other, "agent:bot", attributed("asha", words), frozen=True)
         return bool(await whole(one, **named))
 
     async with site_of(redis_url) as site:

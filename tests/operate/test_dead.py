@@ -21,7 +21,7 @@ from streamproc.operate.groups import groups
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import POLICIES, site_of
-from tests.words import ACCOUNT, NOW, Vendors, observed, requested
+from tests.words import ACCOUNT, NOW, Vendors, attributed, observed, requested
 
 
 async def malformed(engine: Engine, payout: str = "pout_bad", problem: str = "amount is 99") -> None:
@@ -54,7 +54,7 @@ async def test_a_letter_is_closed_by_rediss_clock_and_not_by_that_of_who_closes_
         before_us = await clock_us(site.client)
         with monkeypatch.context() as wrong:
             wrong.setattr(time, "time_ns", lambda: 0)
-            await discard(site, row["id"], by="asha")
+            await discard(site, row["id"], attributed("asha"))
         story = await engine.story("pout_bad")
     [closed] = [event for event in story if type(event) is DeadLetterClosed]
     assert closed.at >= before_us
@@ -67,7 +67,7 @@ async def test_a_redriven_letter_is_handled_again_by_its_group_and_no_fact_is_to
         await engine.deliver(observed("pout_1"))
         [row] = await list_letters(site)
         await engine.client.delete(engine.names.payout("pout_1"))
-        await redrive(site, row["id"], by="asha")
+        await redrive(site, row["id"], attributed("asha"))
         async with asyncio.timeout(DEADLINE_S):
             while (await engine.record("pout_1")).decision is None:
                 await asyncio.sleep(0.01)
@@ -84,8 +84,8 @@ async def test_of_two_who_close_a_letter_at_once_one_does_and_the_other_is_told_
         await malformed(engine)
         [row] = await list_letters(site)
         answers = await asyncio.gather(
-            discard(site, row["id"], by="asha"),
-            redrive(other, row["id"], by="vikram"),
+            discard(site, row["id"], attributed("asha")),
+            redrive(other, row["id"], attributed("vikram")),
             return_exceptions=True,
         )
         [lost] = [answer for answer in answers if isinstance(answer, JobFailed)]
@@ -94,14 +94,14 @@ async def test_of_two_who_close_a_letter_at_once_one_does_and_the_other_is_told_
         how = "discarded" if closed.action == "discard" else "given back to its group"
         assert str(lost).startswith(f"dead letter {row['id']} was {how} by {closed.by} at 20")
         with pytest.raises(JobFailed, match=r"there is no dead letter 0:1-1 \(any more\)"):
-            await discard(site, "0:1-1", by="asha")
+            await discard(site, "0:1-1", attributed("asha"))
 
 
 async def test_a_letter_whose_reason_stands_becomes_a_letter_again(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await malformed(engine)
         [row] = await list_letters(site)
-        await redrive(site, row["id"], by="asha")
+        await redrive(site, row["id"], attributed("asha"))
         async with asyncio.timeout(DEADLINE_S):
             while not (again := await list_letters(site)):
                 await asyncio.sleep(0.01)
@@ -115,7 +115,7 @@ async def test_a_letter_whose_entry_has_left_redis_is_not_redriven_and_not_lost(
         [row] = await list_letters(site)
         await engine.client.xtrim(engine.names.log, maxlen=0, approximate=False)
         with pytest.raises(Unprocessable, match="has left Redis"):
-            await redrive(site, row["id"], by="asha")
+            await redrive(site, row["id"], attributed("asha"))
         assert await list_letters(site) == [row]
 
 
@@ -123,7 +123,7 @@ async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it_and_why(re
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await malformed(engine)
         [row] = await list_letters(site)
-        await discard(site, row["id"], by="asha", why="a load test")
+        await discard(site, row["id"], attributed("asha", "a load test"))
         assert await list_letters(site) == []
         [closed] = (await engine.entries())[-1]
         assert (type_of(closed), closed.action, closed.by) == ("dead_letter.closed", "discard", "asha")
@@ -132,7 +132,7 @@ async def test_a_discarded_letter_is_gone_and_the_log_says_who_did_it_and_why(re
             await show_letter(site, row["id"])
         for gone in (redrive, discard):
             with pytest.raises(JobFailed, match="was discarded by asha"):
-                await gone(site, row["id"], by="asha")
+                await gone(site, row["id"], attributed("asha"))
 
 
 def refusing() -> Group:
@@ -164,13 +164,13 @@ async def test_what_a_discarded_intent_had_reserved_is_free_again(redis_url: str
         await engine.settled()
         ids = {row["payout"]: row["id"] for row in await list_letters(site)}
         assert await reserved() == {b"700"}
-        assert await discard(site, ids[first.payout], by="asha") == 300
+        assert await discard(site, ids[first.payout], attributed("asha")) == 300
         assert await reserved() == {b"400"}
         with pytest.raises(JobFailed, match="was discarded by asha"):
-            await discard(site, ids[first.payout], by="asha")
+            await discard(site, ids[first.payout], attributed("asha"))
         assert await reserved() == {b"400"}
         assert await engine.client.hget(engine.names.payout(first.payout), "a") is None
-        await redrive(site, ids[second.payout], by="asha")
+        await redrive(site, ids[second.payout], attributed("asha"))
         await engine.settled()
         assert await reserved() == {b"400"}
 
@@ -192,7 +192,7 @@ async def test_a_discard_says_what_it_freed_and_not_what_was_reserved_a_moment_b
         await engine.append(ACCOUNT, requested(300, at=engine.producer.now_us()))
         await engine.settled()
         [row] = await list_letters(site)
-        assert await discard(site, row["id"], by="asha") == 0
+        assert await discard(site, row["id"], attributed("asha")) == 0
         budgets = await engine.client.keys(engine.names.budget("*", "*"))
         assert {await engine.client.hget(key, "r") for key in budgets} == {b"300"}
 
@@ -216,7 +216,7 @@ def test_what_is_no_id_is_wrong_use_and_an_example_is_given(text: str):
 async def test_a_partition_that_the_log_does_not_have_is_wrong_use(redis_url: str):
     async with Engine(redis_url), site_of(redis_url) as site:
         with pytest.raises(InputError, match="partition 7: this log has partitions 0 to 0"):
-            await redrive(site, "7:1-1", by="asha")
+            await redrive(site, "7:1-1", attributed("asha"))
 
 
 async def test_groups_show_what_was_not_read_and_what_waits_in_a_workers_hands(redis_url: str):

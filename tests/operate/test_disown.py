@@ -10,7 +10,7 @@ import consumers
 from projections import keep
 from streamproc.archive.disowned import digest_of, is_disowned
 from streamproc.cli import run as cli
-from streamproc.domain.attribution import WHY_CHARS_MAX
+from streamproc.domain.attribution import WHY_CHARS_MAX, Attribution
 from streamproc.domain.events import EntryDisowned
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import InputError, JobFailed, Unprocessable
@@ -28,7 +28,7 @@ from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.recovering import archive as archive_only
 from tests.operate.words import POLICIES, archive, site_of
-from tests.words import observed
+from tests.words import attributed, observed
 
 GARBAGE = "no events at all"
 OF_NO_GROUP = '[{"type":"token.created","v":1,"broken'
@@ -47,7 +47,7 @@ async def strange(site: Site, e: str | bytes = GARBAGE, m: str | bytes = '{"by":
 
 
 async def disowned(site: Site, entry: str, *, no_later_version: bool = False) -> Disowning:
-    said = statement(entry, by="asha", why="a load test", channel=SHELL, no_later_version=no_later_version)
+    said = statement(entry, attributed("asha", "a load test", SHELL), no_later_version=no_later_version)
     return await disown(site, said, consumers.GROUPS)
 
 
@@ -154,10 +154,10 @@ async def test_a_letter_that_is_given_back_at_the_same_time_brings_it_to_no_grou
         entry = await strange(site)
         await engine.settled()
 
-        async def after_another(site: Site, letter: str, **said: str) -> int:
+        async def after_another(site: Site, letter: str, attribution: Attribution) -> int:
             monkeypatch.setattr(disowning, "discard", discard)
-            await redrive(site, letter, by="ravi")
-            return await discard(site, letter, **said)
+            await redrive(site, letter, attributed("ravi"))
+            return await discard(site, letter, attribution)
 
         monkeypatch.setattr(disowning, "discard", after_another)
         done = await disowned(site, entry)
@@ -226,7 +226,7 @@ async def test_what_can_be_read_is_no_entry_or_has_no_reason_is_refused(redis_ur
         ("0:1-1", "x" * (WHY_CHARS_MAX + 1), "the limit is 500"),
     ):
         with pytest.raises(InputError, match=says):
-            statement(text, by="asha", why=why, channel=SHELL)
+            statement(text, attributed("asha", why, SHELL))
 
 
 async def test_it_stands_for_these_bytes_alone(redis_url: str, postgres: str) -> None:

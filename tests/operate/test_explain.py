@@ -18,7 +18,7 @@ from tests.consumers.test_entities import VERDICTS, asks, governance, handled
 from tests.engine import Engine
 from tests.operate.test_dead import malformed
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
-from tests.words import ACCOUNT, Register, Vendors, copy_of, observed, request, requested
+from tests.words import ACCOUNT, Register, Vendors, attributed, copy_of, observed, request, requested
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
@@ -105,7 +105,7 @@ async def test_a_malformed_payout_is_shown_with_its_reason_and_its_dead_letter(
                         whole, postgres, "pout_bad", (datetime.now(UTC) + timedelta(hours=1)).isoformat()
                     )
                     assert (then.governed, then.record.decision) == (False, None)
-            await discard(site, letter["id"], by="asha")
+            await discard(site, letter["id"], attributed("asha"))
         closed, _ = await story_of(redis_url, "pout_bad", dsn)
         await engine.apply(POLICIES)
         await engine.deliver(observed("pout_bad", 100_000))

@@ -12,10 +12,12 @@ from streamproc.errors import InputError
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
 from streamproc.operate import freezes
+from streamproc.operate.changes import make
 from streamproc.operate.freezes import freeze
-from streamproc.operate.policies import apply, in_force
+from streamproc.operate.policies import in_force, of_file
 from streamproc.operate.site import Site
 from tests.operate.words import site_of
+from tests.words import attributed
 
 ONE = "policies: {bot: {daily_limit: 1_000}}"
 
@@ -26,11 +28,12 @@ async def made(redis_url: str, partitions: int = 1) -> None:
 
 
 async def put(site: Site, text: str, *, prune: bool = False) -> None:
-    await apply(site, parse_policy_file(text, name="test.yaml"), prune=prune, by="asha", why="because")
+    who = attributed("asha", "because")
+    await make(site, of_file(parse_policy_file(text, name="test.yaml"), who, prune=prune), who)
 
 
 async def frozen(site: Site, scope: str, *, lift: bool = False) -> freezes.Frozen:
-    return await freeze(site, scope, frozen=not lift, by="asha", why="it loops")
+    return await freeze(site, scope, attributed("asha", "it loops"), frozen=not lift)
 
 
 async def test_a_freeze_is_on_every_partition_and_twice_is_once(redis_url: str) -> None:

@@ -27,7 +27,7 @@ from streamproc.operate.hold_desk import HoldDesk
 from streamproc.operate.holds import answer, list_holds
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
-from tests.words import NOW, observed
+from tests.words import NOW, attributed, observed
 
 
 async def held(engine: Engine, *payouts: str, agent: str = "bot", amount: int = 600_000) -> None:
@@ -38,11 +38,11 @@ async def held(engine: Engine, *payouts: str, agent: str = "bot", amount: int = 
 async def test_the_first_approval_decides_and_the_second_is_told_by_whom(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await held(engine, "pout_1")
-        outcome = await answer(site, "pout_1", "approve", by="asha", why="checked")
+        outcome = await answer(site, "pout_1", "approve", attributed("asha", "checked"))
         assert (outcome.decision, outcome.reason, outcome.needed) == ("APPROVED", "REVIEW_APPROVED", 0)
         decided = r"^already APPROVED by asha at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
         with pytest.raises(JobFailed, match=decided):
-            await answer(site, "pout_1", "reject", by="vikram", why="no")
+            await answer(site, "pout_1", "reject", attributed("vikram", "no"))
 
 
 async def test_an_answer_that_a_later_version_handled_is_recorded_and_not_an_error(
@@ -62,14 +62,14 @@ async def test_an_answer_that_a_later_version_handled_is_recorded_and_not_an_err
             JobFailed,
             match="recorded, and a later version handled it",
         ):
-            await answer(site, "pout_1", "approve", by="asha", why="checked")
+            await answer(site, "pout_1", "approve", attributed("asha", "checked"))
         assert (await engine.record("pout_1")).state == "approved"
 
 
 async def test_a_rejection_is_told(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await held(engine, "pout_1")
-        outcome = await answer(site, "pout_1", "reject", by="asha", why="unknown vendor")
+        outcome = await answer(site, "pout_1", "reject", attributed("asha", "unknown vendor"))
         assert (outcome.decision, outcome.reason) == ("REJECTED", "REVIEW_REJECTED")
         assert (await engine.record("pout_1")).reviews[0].why == "unknown vendor"
 
@@ -77,8 +77,8 @@ async def test_a_rejection_is_told(redis_url: str):
 async def test_above_the_dual_threshold_the_first_approval_asks_for_another(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await held(engine, "pout_1", agent="strict", amount=700_001)
-        first = await answer(site, "pout_1", "approve", by="asha", why="ok")
-        second = await answer(site, "pout_1", "approve", by="vikram", why="ok")
+        first = await answer(site, "pout_1", "approve", attributed("asha", "ok"))
+        second = await answer(site, "pout_1", "approve", attributed("vikram", "ok"))
     assert (first.decision, first.needed) == (None, 1)
     assert (second.decision, second.needed) == ("APPROVED", 0)
 
@@ -111,7 +111,7 @@ async def test_who_is_no_reviewer_is_refused_and_that_is_recorded(redis_url: str
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await held(engine, "pout_1")
         with pytest.raises(JobFailed, match="mallory is not in the list of reviewers"):
-            await answer(site, "pout_1", "approve", by="mallory", why="hello")
+            await answer(site, "pout_1", "approve", attributed("mallory", "hello"))
         assert (await engine.record("pout_1")).state == "held"
 
 
@@ -119,8 +119,8 @@ async def test_two_answers_at_the_same_moment_decide_once(redis_url: str):
     async with Engine(redis_url, workers=2) as engine, site_of(redis_url) as one, site_of(redis_url) as two:
         await held(engine, "pout_1")
         answers = await asyncio.gather(
-            answer(one, "pout_1", "approve", by="asha", why="yes"),
-            answer(two, "pout_1", "reject", by="vikram", why="no"),
+            answer(one, "pout_1", "approve", attributed("asha", "yes")),
+            answer(two, "pout_1", "reject", attributed("vikram", "no")),
             return_exceptions=True,
         )
     assert sorted(isinstance(a, JobFailed) for a in answers) == [False, True]
@@ -129,9 +129,9 @@ async def test_two_answers_at_the_same_moment_decide_once(redis_url: str):
 async def test_an_answer_to_a_payout_that_nobody_knows_writes_nothing(redis_url: str):
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         with pytest.raises(JobFailed, match="pout_nobody is not known here"):
-            await answer(site, "pout_nobody", "approve", by="asha", why="yes")
+            await answer(site, "pout_nobody", "approve", attributed("asha", "yes"))
         with pytest.raises(JobFailed, match=r"^payout pout_nobody \[31m is not known here$"):
-            await answer(site, "pout_nobody\n\x1b[31m", "approve", by="asha", why="yes")
+            await answer(site, "pout_nobody\n\x1b[31m", "approve", attributed("asha", "yes"))
         assert await engine.entries() == []
 
 
@@ -140,7 +140,7 @@ async def test_an_answer_without_a_name_or_a_short_reason_is_wrong_use(redis_url
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await held(engine, "pout_1")
         with pytest.raises(InputError):
-            await answer(site, "pout_1", "approve", by=by, why=why)
+            await answer(site, "pout_1", "approve", attributed(by, why))
 
 
 async def test_without_a_worker_the_answer_stays_and_the_person_is_told_where(
@@ -151,7 +151,7 @@ async def test_without_a_worker_the_answer_stays_and_the_person_is_told_where(
         await held(engine, "pout_1")
         await engine.stop()
         with pytest.raises(JobFailed, match=r"recorded as 0:\d+-\d+, but no worker handled it within 0\.3 s"):
-            await answer(site, "pout_1", "approve", by="asha", why="yes")
+            await answer(site, "pout_1", "approve", attributed("asha", "yes"))
         engine.start()
         await engine.settled()
         assert (await engine.record("pout_1")).decision == "APPROVED"
@@ -168,7 +168,7 @@ async def test_if_redis_goes_away_then_the_person_is_told_that_the_answer_is_rec
         with monkeypatch.context() as patch:
             patch.setattr(LogView, "read", away)
             with pytest.raises(JobFailed, match=r"recorded as 0:\d+-\d+; .* cannot be seen: Redis is away"):
-                await answer(site, "pout_1", "approve", by="asha", why="yes")
+                await answer(site, "pout_1", "approve", attributed("asha", "yes"))
         await engine.settled()
         assert (await engine.record("pout_1")).decision == "APPROVED"
 

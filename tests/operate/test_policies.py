@@ -9,12 +9,14 @@ from streamproc.domain.policy_changes import Differ
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.stream import open_log
+from streamproc.operate.changes import make
 from streamproc.operate.freezes import freeze, frozen_now
-from streamproc.operate.policies import apply, changed_fields, history, in_force, policy_of
+from streamproc.operate.policies import changed_fields, history, in_force, of_file, policy_of
 from streamproc.operate.proposals import Applied
 from streamproc.operate.site import Site
 from tests.operate.words import archive, site_of
 from tests.projections.histories import fetch
+from tests.words import attributed
 
 ONE = "policies: {bot: {daily_limit: 1_000}, gone: {daily_limit: 5}}"
 TWO = "policies: {bot: {daily_limit: 2_000, per_txn_limit: 500}}"
@@ -22,7 +24,10 @@ TWO = "policies: {bot: {daily_limit: 2_000, per_txn_limit: 500}}"
 
 async def put(site: Site, text: str, *, prune: bool = False) -> list[Applied]:
     file = parse_policy_file(text, name="test.yaml")
-    return await apply(site, file, prune=prune, by="asha", why="because")
+    who = attributed("asha", "because")
+    made = await make(site, of_file(file, who, prune=prune), who)
+    assert isinstance(made, list)
+    return made
 
 
 async def made(redis_url: str, partitions: int = 1) -> None:
@@ -138,9 +143,9 @@ async def test_every_scope_has_a_history_with_its_freezes(
     await made(redis_url)
     async with site_of(redis_url, postgres) as site:
         await put(site, WHOLE)
-        await freeze(site, "account:acc_1", frozen=True, by="asha", why="stop")
+        await freeze(site, "account:acc_1", attributed("asha", "stop"), frozen=True)
         await archive(redis_url, postgres)
-        await freeze(site, "account:acc_1", frozen=False, by="asha", why="go on")
+        await freeze(site, "account:acc_1", attributed("asha", "go on"), frozen=False)
         await put(site, "reviewers: [asha, meera]")
         changes, note = await history(site, name)
     assert [f"{change.scope} {change.version}" for change in changes] == changed

@@ -14,7 +14,7 @@ from streamproc.log.stream import open_log
 from streamproc.operate import changes, policy_desk
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.policy_desk import PolicyDesk
-from tests.words import NOON_ZONE
+from tests.words import NOON_ZONE, attributed
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ async def desk(redis_url: str) -> AsyncIterator[PolicyDesk]:
 async def put(desk: PolicyDesk, daily_limit: int, version: int | None = None) -> Made:
     fields = {"daily_limit": daily_limit}
     return await desk.change(
-        "bot", fields, replaces=True, version=version, by="asha", channel="api:asha", why="because"
+        "bot", fields, attributed("asha", "because", "api:asha"), replaces=True, version=version
     )
 
 

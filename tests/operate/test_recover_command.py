@@ -35,7 +35,7 @@ from tests.operate.recovering import archive, dump, recovered, settings_of
 from tests.operate.twins import POLICIES, Twin, handled, twins
 from tests.operate.words import NOBODY_THERE
 from tests.words import ACCOUNT as TWINS_ACCOUNT
-from tests.words import delivery, observed
+from tests.words import attributed, delivery, observed
 
 ACCOUNT = "acc_Sandbox0000001"
 OTHER_ACCOUNT = "acc_Another0000001"
@@ -250,7 +250,7 @@ async def test_the_same_command_again_ends_what_was_killed_and_states_nothing_tw
     with environment.context() as patched:  # killed once it was stated, before anything was rebuilt
         patched.setattr(job, "_rebuild_all", no_more)
         assert await run(*command) == 1
-    said = statement(entry, by="asha", why="a load test", channel="cli:asha@laptop")
+    said = statement(entry, attributed("asha", "a load test", "cli:asha@laptop"))
     await job.rebuild(settings, await look(settings), disowned=[said])  # killed before the bank was asked
     assert await run(*command) == 0
     async with connection(postgres, name="test") as db:

@@ -17,7 +17,7 @@ from streamproc.operate.recover import look, rebuild
 from tests.operate.recovering import archive, dump, recovered, settings_of
 from tests.operate.twins import Twin, handled, twins
 from tests.operate.words import archive as projected
-from tests.words import ACCOUNT, delivery, observed
+from tests.words import ACCOUNT, attributed, delivery, observed
 
 NAMES = Names(0)
 POLICIES = """
@@ -163,9 +163,7 @@ async def test_what_looks_like_a_later_versions_is_dropped_where_a_person_disown
         entry = f"0:{strange.decode()}"
         with pytest.raises(JobFailed, match=f"entry {entry} of the old log: .*--disown.*--no-later-version"):
             await recovered(redis_url, postgres)
-        said = statement(
-            entry, by="asha", why="a load test", channel="cli:asha@laptop", no_later_version=True
-        )
+        said = statement(entry, attributed("asha", "a load test", "cli:asha@laptop"), no_later_version=True)
         done = await rebuild(settings, await look(settings), disowned=[said])
         assert f"partition 0: entry {entry[2:]} of the old log was disowned and is not kept" in done.left
         assert strange not in [found for found, _ in await client.xrange(NAMES.log)]

@@ -19,7 +19,7 @@ from tests.operate.twins import handled, twins
 KILLED = """
 import asyncio, os, signal, sys
 from streamproc.log import restore
-from streamproc.operate import recover, replay
+from streamproc.operate import builders, recover
 from tests.operate.recovering import settings_of
 
 where, at = sys.argv[3], int(sys.argv[4])
@@ -42,7 +42,7 @@ def die_at(owner, name, after=False):
 if where == "write":
     die_at(restore.Restorer, "flush")
 elif where == "build":
-    die_at(replay, "_run_builder", after=True)
+    die_at(builders, "_run_builder", after=True)
 elif where == "aside":
     die_at(restore.Restorer, "set_aside", after=True)
 elif where == "place":

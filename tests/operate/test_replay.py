@@ -22,8 +22,9 @@ from projections.views import NAMES, VERSIONS
 from streamproc.cli import run as cli
 from streamproc.errors import InputError, JobFailed
 from streamproc.operate import replay as module
+from streamproc.operate.builders import JobProgress, built_as_of
 from streamproc.operate.past import rows_of, targets_of
-from streamproc.operate.replay import JobProgress, built_as_of, go_back, replay
+from streamproc.operate.replay import go_back, replay
 from tests.projections.histories import (
     START_MS,
     ListedLog,

@@ -29,6 +29,7 @@ from streamproc.operate.site import Site
 from tests.operate.recovering import archive, recovered
 from tests.operate.test_recover_fork import failed_over, snapshot
 from tests.operate.words import site_of
+from tests.words import attributed
 
 START = """
 policies: {bot: {daily_limit: 1_000, per_txn_limit: 900}}
@@ -49,8 +50,8 @@ async def guarded(redis_url: str, *, partitions: int = 1, postgres: str = "") ->
 
 
 async def put(site: Site, text: str, *, by: str = "asha") -> list[Applied] | Proposal:
-    plan = policies.of_file(parse_policy_file(text, name="test.yaml"), prune=False, by=by, why="season")
-    return await make(site, plan, by=by, why="season", channel=f"cli:{by}@laptop")
+    plan = policies.of_file(parse_policy_file(text, name="test.yaml"), attributed(by, "season"), prune=False)
+    return await make(site, plan, attributed(by, "season", f"cli:{by}@laptop"))
 
 
 async def proposed(site: Site, text: str = LOOSER, *, by: str = "asha") -> Proposal:
@@ -60,7 +61,7 @@ async def proposed(site: Site, text: str = LOOSER, *, by: str = "asha") -> Propo
 
 
 async def confirmed(site: Site, name: str, by: str = "vikram") -> proposals.Confirmed:
-    return await proposals.confirm(site, name, by=by, channel=f"cli:{by}@laptop")
+    return await proposals.confirm(site, name, attributed(by, channel=f"cli:{by}@laptop"))
 
 
 async def bot(site: Site) -> dict[str, Any]:
@@ -104,15 +105,15 @@ async def test_the_whole_file_waits_and_is_in_force_once_somebody_else_confirms_
 async def test_what_only_tightens_is_in_force_at_once(redis_url: str) -> None:
     async with guarded(redis_url) as site:
         assert isinstance(await put(site, "policies: {bot: {daily_limit: 500, per_txn_limit: 100}}"), list)
-        frozen = await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        frozen = await freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=True)
         assert (frozen.changed, frozen.proposal) == ([0], None)
         assert await told(site, PolicyProposed) == []
 
 
 async def test_lifting_a_freeze_and_turning_the_switch_off_wait_too(redis_url: str) -> None:
     async with guarded(redis_url) as site:
-        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
-        lifted = await freeze(site, "agent:bot", frozen=False, by="asha", why="fixed")
+        await freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=True)
+        lifted = await freeze(site, "agent:bot", attributed("asha", "fixed"), frozen=False)
         assert lifted.proposal is not None
         assert "freeze:agent:bot" in await in_force(site)
         await confirmed(site, lifted.proposal.id)
@@ -145,10 +146,12 @@ async def test_who_proposed_it_cannot_confirm_it_however_the_name_is_written(
 
 async def test_what_was_proposed_over_http_is_not_confirmed_by_a_claimed_name(redis_url: str) -> None:
     async with guarded(redis_url) as site:
-        made = await proposals.propose(site, [], [], by="asha", why="", channel="api:asha-laptop")
+        made = await proposals.propose(site, [], [], attributed("asha", "", "api:asha-laptop"))
         with pytest.raises(SamePerson, match="over HTTP"):
             await confirmed(site, made.id)
-        assert (await proposals.confirm(site, made.id, by="vikram", channel="api:vikram-phone")).left == []
+        assert (
+            await proposals.confirm(site, made.id, attributed("vikram", channel="api:vikram-phone"))
+        ).left == []
 
 
 async def test_after_a_day_it_is_expired_and_withdrawn_it_is_over(
@@ -156,11 +159,11 @@ async def test_after_a_day_it_is_expired_and_withdrawn_it_is_over(
 ) -> None:
     async with guarded(redis_url) as site:
         gone = await proposed(site)
-        await proposals.withdraw(site, gone.id, by="meera", why="not needed")
+        await proposals.withdraw(site, gone.id, attributed("meera", "not needed"))
         with pytest.raises(Refused, match="withdrawn by meera"):
             await confirmed(site, gone.id)
         with pytest.raises(Refused, match="withdrawn by meera"):
-            await proposals.withdraw(site, gone.id, by="asha", why="")
+            await proposals.withdraw(site, gone.id, attributed("asha", ""))
         [event] = await told(site, ProposalWithdrawn)
         assert (event.by, event.why) == ("meera", "not needed")
         old = await proposed(site)
@@ -228,8 +231,8 @@ async def test_what_was_taken_back_after_a_crash_between_partitions_is_put_in_fo
     async with guarded(redis_url, partitions=3) as site:
         proposal = await proposed(site)
         await crashed_after_partition_0(site, proposal, monkeypatch)
-        lower = policies.of_patch("agent:bot", {"daily_limit": 1_000}, by="meera", why="")
-        await make(site, lower, by="meera", why="")
+        lower = policies.of_patch("agent:bot", {"daily_limit": 1_000}, attributed("meera", ""))
+        await make(site, lower, attributed("meera", ""))
         again = await confirmed(site, proposal.id)
         assert [len(one.changes) for one in again.applied] == [0, 0, 0]
         assert again.left == [
@@ -311,7 +314,7 @@ async def test_what_is_confirmed_loosens_nothing_that_was_not_told(redis_url: st
         # As an earlier version writes it, which leaves the proposal waiting.
         rev, scopes = await policies.read_scopes(site.client, site.names_of(0))
         fields = {"daily_limit": 5, "per_txn_limit": 5}
-        tighter = policies.of_patch("agent:bot", fields, by="meera", why="")(0, scopes, 1)
+        tighter = policies.of_patch("agent:bot", fields, attributed("meera", ""))(0, scopes, 1)
         assert await proposals.put_in_force(site.client, site.names_of(0), rev, tighter, actor="meera")
         with pytest.raises(Refused, match="no longer fits"):
             await confirmed(site, proposal.id)
@@ -336,14 +339,14 @@ async def test_what_was_changed_and_changed_back_is_not_undone_by_a_proposal_of_
 
 async def test_a_new_freeze_is_not_lifted_by_a_proposal_of_before_it(redis_url: str) -> None:
     async with guarded(redis_url) as site:
-        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        await freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=True)
         lifts = [
-            (await freeze(site, "agent:bot", frozen=False, by=by, why="mended")).proposal
+            (await freeze(site, "agent:bot", attributed(by, "mended"), frozen=False)).proposal
             for by in ("asha", "ravi")
         ]
         first, second = [lift.id for lift in lifts if lift is not None]
         await confirmed(site, second)
-        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        await freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=True)
         with pytest.raises(Refused, match=f"{first} is withdrawn by vikram"):
             await confirmed(site, first)
         assert "freeze:agent:bot" in await in_force(site)
@@ -356,10 +359,10 @@ async def test_a_second_freeze_of_what_is_frozen_is_not_lifted_by_what_was_propo
     redis_url: str, by: str, why: str, changed: list[int]
 ) -> None:
     async with guarded(redis_url) as site:
-        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
-        lift = (await freeze(site, "agent:bot", frozen=False, by="asha", why="mended")).proposal
+        await freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=True)
+        lift = (await freeze(site, "agent:bot", attributed("asha", "mended"), frozen=False)).proposal
         assert lift is not None
-        again = await freeze(site, "agent:bot", frozen=True, by=by, why=why)
+        again = await freeze(site, "agent:bot", attributed(by, why), frozen=True)
         assert (again.changed, again.proposal) == (changed, None)
         with pytest.raises(Refused, match=f"{lift.id} is withdrawn by {by}"):
             await confirmed(site, lift.id)
@@ -371,8 +374,8 @@ async def test_a_confirmation_that_died_before_the_first_partition_lifts_no_free
     redis_url: str, monkeypatch: pytest.MonkeyPatch, by: str, why: str
 ) -> None:
     async with guarded(redis_url) as site:
-        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
-        lift = (await freeze(site, "agent:bot", frozen=False, by="asha", why="mended")).proposal
+        await freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=True)
+        lift = (await freeze(site, "agent:bot", attributed("asha", "mended"), frozen=False)).proposal
         assert lift is not None
 
         async def dies(*_arguments: Any, **_named: Any) -> Any:
@@ -382,7 +385,7 @@ async def test_a_confirmation_that_died_before_the_first_partition_lifts_no_free
             crash.setattr(proposals, "put_in_force", dies)
             with pytest.raises(ConnectionResetError):
                 await confirmed(site, lift.id)
-        await freeze(site, "agent:bot", frozen=True, by=by, why=why)
+        await freeze(site, "agent:bot", attributed(by, why), frozen=True)
         again = await confirmed(site, lift.id)
         assert again.left == [
             f"partition 0: freeze:agent:bot was changed after vikram confirmed {lift.id}, and stays as it is now"
@@ -415,12 +418,12 @@ async def test_a_confirmation_that_came_to_a_halt_lifts_no_freeze_of_since(
             halted = True
             async with site_of(redis_url) as other:
                 await other.client.delete(Names(0).lease("policies"))  # its turn is over
-                await freeze(other, "agent:bot", frozen=True, by="asha", why="it loops")
+                await freeze(other, "agent:bot", attributed("asha", "it loops"), frozen=True)
         return await whole(client, names, *rest, **named)
 
     async with guarded(redis_url, partitions=2) as site:
-        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
-        lift = (await freeze(site, "agent:bot", frozen=False, by="asha", why="mended")).proposal
+        await freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=True)
+        lift = (await freeze(site, "agent:bot", attributed("asha", "mended"), frozen=False)).proposal
         assert lift is not None
         monkeypatch.setattr(proposals, "put_in_force", halts)
         with pytest.raises(JobFailed, match="partition 1: freeze:agent:bot was changed after vikram "):
@@ -451,7 +454,7 @@ async def test_what_one_partition_alone_needs_ends_what_waits_to_loosen_it(redis
         tight = {"daily_limit": 500, "per_txn_limit": 100}
         wanted = {**tight, "vendor_daily_limit": 7}
         rev, scopes = await policies.read_scopes(site.client, site.names_of(0))  # a change that died here
-        fields = policies.of_patch("agent:bot", tight, by="meera", why="")(0, scopes, 1)
+        fields = policies.of_patch("agent:bot", tight, attributed("meera", ""))(0, scopes, 1)
         assert await proposals.put_in_force(site.client, site.names_of(0), rev, fields, actor="meera")
         await put(site, f"policies: {{bot: {json.dumps(wanted)}}}", by="meera")
         assert await bot(site) == wanted
@@ -495,7 +498,7 @@ async def test_so_many_wait_and_no_more_and_what_is_over_makes_room(
         ended = []
         for _ in range(4):
             ended.append((await proposed(site)).id)
-            await proposals.withdraw(site, ended[-1], by="asha", why="")
+            await proposals.withdraw(site, ended[-1], attributed("asha", ""))
         waiting = [(await proposed(site)).id for _ in range(2)]
         with pytest.raises(Refused, match="2 proposals wait, the limit is 2"):
             await proposed(site)
@@ -506,7 +509,7 @@ async def test_a_rebuilt_redis_knows_what_waits_and_what_is_over(redis_url: str,
     async with guarded(redis_url) as site:
         done, gone = [await proposed(site, by=by) for by in ("asha", "meera")]
         waits = await proposed(site, "agents: {bot: {fund_accounts: [fa_00000000000001]}}", by="ravi")
-        await proposals.withdraw(site, gone.id, by="asha", why="")
+        await proposals.withdraw(site, gone.id, attributed("asha", ""))
         await confirmed(site, done.id)
         before = (await read_proposals(site.client))[1]
         await archive(redis_url, postgres)
@@ -528,7 +531,7 @@ async def test_what_was_proposed_and_confirmed_on_a_log_that_had_lost_its_tail_i
     async with guarded(redis_url) as site:
         first = await proposed(site)
         replica = await snapshot(site.client)
-        await freeze(site, "agent:other", frozen=True, by="asha", why="lost with the tail")
+        await freeze(site, "agent:other", attributed("asha", "lost with the tail"), frozen=True)
         await archive(redis_url, postgres)
         await failed_over(site.client, replica)
         await confirmed(site, first.id)
@@ -598,7 +601,7 @@ async def test_the_commands_propose_list_confirm_and_withdraw(
         assert await bot(site) == {**WAS, "daily_limit": 2_000} | {"per_txn_limit": 900}
         code, out, _ = await said("policy", "history", "bot")
         assert f"version 2 by asha ({shell()}), confirmed by vikram ({shell()}): season" in out
-        await freeze(site, "agent:bot", frozen=True, by="asha", why="it loops")
+        await freeze(site, "agent:bot", attributed("asha", "it loops"), frozen=True)
         code, out, _ = await said("unfreeze", "agent", "bot", *who, "--json")
         waits = json.loads(out)["proposal"]
         assert (code, waits["state"], waits["loosens"][0]["scope"]) == (0, "waiting", "freeze:agent:bot")

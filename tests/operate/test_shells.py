@@ -29,6 +29,7 @@ from streamproc.operate.story import tell
 from tests.engine import Engine
 from tests.operate.test_dead import malformed
 from tests.operate.words import archive, site_of
+from tests.words import attributed
 
 POLICIES = "{policies: {bot: {daily_limit: 1_000}}, changes: {loosening: two_people}}"
 WHO = ("--by", "asha", "--why", "a test")
@@ -158,7 +159,7 @@ async def test_a_proposal_that_a_freeze_ends_is_withdrawn_at_the_shell_of_the_fr
     await said("policy", "apply", str(policies), *WHO)
     await said("freeze", "agent", "bot", *WHO)
     await said("unfreeze", "agent", "bot", *WHO)
-    await freeze(site, "agent:bot", frozen=True, by="meera", why="again", channel="cli:meera@night")
+    await freeze(site, "agent:bot", attributed("meera", "again", "cli:meera@night"), frozen=True)
     [ended] = [event for event in await told(site) if type(event) is e.ProposalWithdrawn]
     assert (ended.by, ended.channel) == ("meera", "cli:meera@night")
 
@@ -167,7 +168,7 @@ async def test_explain_says_at_which_shell_a_payouts_dead_letter_was_closed(redi
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await malformed(engine)
         [row] = (await engine.client.xrange(Names(0).dead))[:1]
-        await discard(site, f"0:{row[0].decode()}", by="asha", why="a test", channel="cli:root@host")
+        await discard(site, f"0:{row[0].decode()}", attributed("asha", "a test", "cli:root@host"))
         text = "\n".join(tell(await explain(site, "pout_bad")))
     assert "asha (cli:root@host) discarded dead letter" in text
 
@@ -196,7 +197,7 @@ async def test_beside_this_version_a_former_one_reads_each_proposal_and_is_told_
     site: Site, channel: str, kind: str
 ) -> None:
     """It reads all of them before each freeze, which would fail where one is not readable."""
-    made = await proposals.propose(site, [], [], by="asha", why="", channel=channel)
+    made = await proposals.propose(site, [], [], attributed("asha", "", channel))
     stored = await site.client.hget(Names(0).proposals, made.id)
     assert msgspec.json.decode(stored, type=FormerProposal).channel == kind
     assert (await read_proposals(site.client))[1][made.id].proposed_channel == channel
@@ -211,6 +212,6 @@ async def test_what_a_former_version_left_waiting_is_confirmed_and_shows_what_is
     )  # fmt: skip
     await site.client.hset(Names(0).proposals, former.id, msgspec.json.encode(former))
     assert (await proposals.listed(site))[0]["channel"] == "cli"
-    await proposals.confirm(site, former.id, by="vikram", channel="cli:vikram@desk")
+    await proposals.confirm(site, former.id, attributed("vikram", channel="cli:vikram@desk"))
     [change] = [event for event in await told(site) if type(event) is e.PolicyChanged]
     assert (change.channel, change.confirmed_channel) == ("cli", "cli:vikram@desk")

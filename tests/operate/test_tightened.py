@@ -19,7 +19,7 @@ from streamproc.operate.slack_holds import SiteHolds
 from tests.engine import Engine
 from tests.operate.words import site_of
 from tests.slack import SECRET, block_actions, form, headers
-from tests.words import ACCOUNT, Vendors, observed
+from tests.words import ACCOUNT, Vendors, attributed, observed
 
 VENDOR = "https://vendor.example.com/"
 LOOSE = "daily_limit: 10_000_000, require_approval_above: 100_000"
@@ -49,7 +49,7 @@ async def by_slack(engine: Engine) -> None:
 
 async def by_command(engine: Engine) -> None:
     async with site_of(engine.url) as site:
-        await answer(site, "pout_1", "approve", by="asha", why="fine")
+        await answer(site, "pout_1", "approve", attributed("asha", "fine"))
     await engine.settled()
 
 

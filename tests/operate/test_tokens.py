@@ -14,7 +14,7 @@ from tests.engine import Engine
 from tests.operate.recovering import archive, dump, recovered
 from tests.operate.test_recover_fork import failed_over, snapshot
 from tests.operate.test_whatif_scenarios import again, log_of, moved
-from tests.words import ACCOUNT, observed, request, requested
+from tests.words import ACCOUNT, attributed, observed, request, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 5, window: 60}}
@@ -25,10 +25,11 @@ reviewers: [asha]
 """
 
 
-async def made(engine: Engine, name: str, **more: str) -> tokens.Made:
+async def made(engine: Engine, name: str, **more: str) -> tokens.NewToken:
     given = {"scope": "agent", "agent": "bot", "account": ACCOUNT, **more}
     site = Site(engine.url, engine.client, 1)
-    return await tokens.create(site, name, expires_s=3600, by="test", **given)  # type: ignore[arg-type]
+    spec = tokens.TokenSpec(name=name, expires_s=3600, **given)  # type: ignore[arg-type]
+    return await tokens.create(site, spec, attributed("test"))
 
 
 async def lived(engine: Engine) -> None:
@@ -51,11 +52,11 @@ async def test_a_name_is_given_once_and_only_an_agents_token_belongs_to_an_agent
                            ("n", {"agent": ""}), ("m", {"account": ""})):  # fmt: skip
             with pytest.raises(InputError):
                 await made(engine, name, **more)
-        assert await tokens.revoke(site, "a", by="test")
+        assert await tokens.revoke(site, "a", attributed("test"))
         with pytest.raises(InputError, match="revoked"):
             await made(engine, "a")
         with pytest.raises(InputError, match="no token"):
-            await tokens.revoke(site, "nobody", by="test")
+            await tokens.revoke(site, "nobody", attributed("test"))
         assert [(token.name, what) for token, what in await tokens.listed(site)] == [("a", "revoked")]
 
 
@@ -75,7 +76,7 @@ async def test_a_rebuilt_redis_knows_every_intent_and_every_token(redis_url: str
         await made(engine, "good")
         await made(engine, "gone")
         await made(engine, "laptop", scope="approver", agent="", account="", reviewer="asha")
-        await tokens.revoke(Site(engine.url, engine.client, 1), "gone", by="test")
+        await tokens.revoke(Site(engine.url, engine.client, 1), "gone", attributed("test"))
         await engine.stop()
         before, known = await dump(engine.client), await read_tokens(engine.client)
         await archive(redis_url, postgres)
@@ -124,7 +125,7 @@ async def test_what_was_made_revoked_and_asked_for_on_a_log_that_had_lost_its_ta
         await archive(redis_url, postgres)
         await failed_over(engine.client, replica)
         await made(engine, "fork")
-        await tokens.revoke(site, "old", by="test")
+        await tokens.revoke(site, "old", attributed("test"))
         asked = requested(at=engine.producer.now_us())
         await engine.producer.append(request(asked))
 

@@ -21,7 +21,7 @@ from tests.consumers.test_refuted import Bank
 from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
 from tests.operate.recovering import dump
-from tests.words import ACCOUNT, Vendors, delivery, observed
+from tests.words import ACCOUNT, Vendors, attributed, delivery, observed
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -192,7 +192,7 @@ async def redriven(twin: Twin) -> None:
     """A person gives every dead letter back; what cannot be handled becomes one again."""
     async with opened(load({"STREAMPROC_REDIS_URL": twin.engine.url})) as site:
         for letter in await dead.list_letters(site):
-            await dead.redrive(site, letter["id"], by="asha")
+            await dead.redrive(site, letter["id"], attributed("asha"))
     await twin.engine.settled()
 
 

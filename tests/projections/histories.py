@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import asyncpg
 
-from projections.loop import OnBatch, project
-from projections.notary import Terms
+from projections.loop import Duties, OnBatch, project
+from projections.notary import CheckpointTerms
 from projections.views import NAMES
 from streamproc.archive.load import chained
 from streamproc.archive.rows import ArchivedEntry
@@ -202,12 +202,12 @@ async def projecting(
     *,
     batch_max: int = 2_000,
     on_batch: OnBatch | None = None,
-    terms: Terms | None = None,
+    terms: CheckpointTerms | None = None,
 ) -> AsyncIterator["asyncio.Task[None]"]:
     """A projector of partition 0 at work; stopped at the end."""
     stopping = asyncio.Event()
     task = asyncio.create_task(
-        project(0, view, dsn, stopping=stopping, batch_max=batch_max, on_batch=on_batch, terms=terms)
+        project(0, view, dsn, Duties(batch_max=batch_max, on_batch=on_batch, terms=terms), stopping=stopping)
     )
     try:
         yield task
@@ -218,7 +218,7 @@ async def projecting(
 
 
 async def project_all(
-    dsn: str, view: ListedLog, *, batch_max: int = 2_000, terms: Terms | None = None
+    dsn: str, view: ListedLog, *, batch_max: int = 2_000, terms: CheckpointTerms | None = None
 ) -> None:
     """Project until the last entry of the log is archived."""
     async with projecting(dsn, view, batch_max=batch_max, terms=terms) as task:

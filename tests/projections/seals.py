@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from projections.notary import Terms
+from projections.notary import CheckpointTerms
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.outside import NotesFile, Outside
 
@@ -19,7 +19,7 @@ def terms(
     every_s: float = NEVER_S,
     signer: Signer = SIGNER,
     trusted: Trusted = TRUSTED,
-) -> Terms:
+) -> CheckpointTerms:
     """Checkpoints by number of entries, and at the end of a projector."""
     place = NotesFile(outside) if isinstance(outside, Path) else outside
-    return Terms(signer, trusted, place, entries, every_s)
+    return CheckpointTerms(signer, trusted, place, entries, every_s)

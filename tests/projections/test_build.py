@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from projections import build, build_worker, rebuild
 from projections.fold import decode, steps_of
 from projections.heads import Records
-from projections.rebuild import archive_ends, build_slice, drop_place, finish_build, plan_build
+from projections.rebuild import archive_ends, build_slice, drop_schema, finish_build, plan_build
 from projections.schema import prepare
 from projections.views import NAMES, VERSIONS, VIEWS
 from streamproc.domain.payouts import CHANGING, PayoutRecord
@@ -49,12 +49,12 @@ async def dsn(postgres: str) -> str:
 async def place(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     db = await asyncpg.connect(dsn)
     yield db
-    await drop_place(db, PLACE)
+    await drop_schema(db, PLACE)
     await db.close()
 
 
 async def built(dsn: str, place: asyncpg.Connection, jobs: int, segment_rows: int) -> None:
-    """Build the place as a replay does, but in this process."""
+    """Build the schema as a replay does, but in this process."""
     db = await asyncpg.connect(dsn)
     ends = await archive_ends(db)
     await db.close()

@@ -10,7 +10,7 @@ from projections.heads import Moved, open_heads
 from projections.keep import Feed, keep_views
 from projections.outage import heed_cancellation
 from projections.runner import Runner, catch_up
-from projections.schema import make_place, prepare
+from projections.schema import make_schema, prepare
 from projections.views import NAMES, VIEWS
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.read import await_views
@@ -198,7 +198,7 @@ async def test_another_place_is_caught_up_by_the_same_runner_and_comes_to_the_sa
     await project_all(dsn, log)
     place, source = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
     try:
-        await make_place(place, "elsewhere", VIEWS)
+        await make_schema(place, "elsewhere", VIEWS)
         runner = Runner(place, 0, await open_heads(place, 0))
         await catch_up(runner, source, 0, 7, batch_max=3)
         assert runner.mark.seq == 7

@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 
 from projections import loop, notary
-from projections.loop import project, run_projector
-from projections.notary import Terms, keep_checkpoints
+from projections.loop import Duties, project, run_projector
+from projections.notary import CheckpointTerms, keep_checkpoints
 from projections.schema import prepare
 from streamproc import app
 from streamproc.archive import checkpoint, store
@@ -167,7 +167,7 @@ async def test_each_partition_has_its_own_checkpoints_in_one_file(dsn: str, log:
     logs = [log, ListedLog(log_of(*([observed(f"pout_other{n}")] for n in range(12))))]
     stopping = asyncio.Event()
     running = asyncio.create_task(
-        run_projector(dsn, 2, logs.__getitem__, stopping, terms=terms(file, entries=10))
+        run_projector(dsn, 2, logs.__getitem__, stopping, Duties(terms=terms(file, entries=10)))
     )
     async with asyncio.timeout(DEADLINE_S):
         while await fetch(dsn, "SELECT partition, seq FROM heads ORDER BY partition") != [(0, 35), (1, 12)]:
@@ -275,7 +275,7 @@ async def test_a_place_that_is_away_holds_up_neither_archive_nor_signing_and_get
 
 
 async def refused(
-    dsn: str, log: ListedLog, wanted: Terms, caplog: pytest.LogCaptureFixture, words: str
+    dsn: str, log: ListedLog, wanted: CheckpointTerms, caplog: pytest.LogCaptureFixture, words: str
 ) -> None:
     """A projector of this log archives it whole, and signs nothing, with an alarm that has these words."""
     before = await sizes(dsn)
@@ -571,7 +571,7 @@ async def test_a_stop_does_not_wait_for_a_place_that_hangs(
 
     stopping = asyncio.Event()
     task = asyncio.create_task(
-        project(0, log, dsn, stopping=stopping, terms=terms(Hanging(), entries=10, every_s=NEVER_S))
+        project(0, log, dsn, Duties(terms=terms(Hanging(), entries=10, every_s=NEVER_S)), stopping=stopping)
     )
     async with asyncio.timeout(DEADLINE_S):
         while await sizes(dsn) != [10]:

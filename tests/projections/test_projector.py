@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from projections import loop
-from projections.loop import Progress, connections_needed, months_of, project, run_projector
+from projections.loop import Duties, Progress, connections_needed, months_of, project, run_projector
 from projections.outage import Outage
 from projections.payouts import COLUMNS
 from projections.schema import prepare
@@ -569,7 +569,9 @@ async def test_what_postgres_refuses_ends_the_projector_with_its_words_and_what_
 async def test_all_partitions_are_projected_and_closed_and_progress_is_told(dsn: str, log: ListedLog):
     logs = [log, ListedLog(log_of([observed("pout_other")]))]
     stopping, seen = asyncio.Event(), list[Progress]()
-    task = asyncio.create_task(run_projector(dsn, 2, logs.__getitem__, stopping, seen.append))
+    task = asyncio.create_task(
+        run_projector(dsn, 2, logs.__getitem__, stopping, Duties(on_batch=seen.append))
+    )
     await until(lambda: task.done() or len({progress.partition for progress in seen}) == 2)
     stopping.set()
     await asyncio.wait_for(task, DEADLINE_S)
@@ -589,7 +591,9 @@ async def test_nine_partitions_take_no_more_connections_than_are_counted(
     logs = [log, *others]
     sealing = terms(tmp_path / "checkpoints.txt", entries=1)
     stopping = asyncio.Event()
-    task = asyncio.create_task(run_projector(dsn, partitions, logs.__getitem__, stopping, terms=sealing))
+    task = asyncio.create_task(
+        run_projector(dsn, partitions, logs.__getitem__, stopping, Duties(terms=sealing))
+    )
     shown = "SELECT count(DISTINCT (partition, view)) FROM view_heads WHERE seq > 0"
     signed = "SELECT count(DISTINCT partition) FROM checkpoints_published"
     async with asyncio.timeout(DEADLINE_S):

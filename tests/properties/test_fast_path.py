@@ -205,7 +205,7 @@ async def test_payouts_that_share_a_form_are_recorded_as_the_chain_records_them(
 async def test_what_a_stage_behind_the_counters_rejects_is_recorded_as_the_chain_records_it(
     redis_url: str,
 ) -> None:
-    """It has taken a slot, which the straight way's rejection would not."""
+    """It has taken a slot, which the fast path's rejection would not."""
     history: list[PayoutObserved | PayoutRequested] = [
         observed(f"pout_{n}", 100, url="https://malware.example/") for n in range(2)
     ]

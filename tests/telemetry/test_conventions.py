@@ -18,12 +18,12 @@ from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
 from streamproc.errors import TryAgain
 from streamproc.ingress.problems import Receive, Scope, Send
-from streamproc.log.batch_traces import _tell_call
+from streamproc.log.batch_traces import _export_call
 from streamproc.telemetry import watch
 from streamproc.telemetry.metrics import Meters
-from streamproc.telemetry.spans import new_place
+from streamproc.telemetry.spans import Span, new_span_context
 from tests.clients.loopback import always, loopback, response
-from tests.telemetry.test_traces import Keeping, Told
+from tests.telemetry.test_traces import Keeping
 
 ROOT = Path(__file__).parents[2]
 TELL = ("streamproc/log/batch_traces.py", "streamproc/api/tracing.py", "projections/traced.py")
@@ -64,7 +64,7 @@ def test_attributes_have_names_that_the_conventions_know_and_have_not_given_up()
 # ---- requests ----
 
 
-async def told_of(tracer: Keeping, scope: Scope, status: int = 200, problem: Exception | None = None) -> Told:
+async def told_of(tracer: Keeping, scope: Scope, status: int = 200, problem: Exception | None = None) -> Span:
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         if status:
             await send({"type": "http.response.start", "status": status, "headers": []})
@@ -117,13 +117,13 @@ async def test_a_method_that_nobody_knows_is_told_as_the_conventions_say(tracer:
 # ---- calls ----
 
 
-async def call_told(tracer: Keeping, url: str, path: str) -> Told:
+async def call_told(tracer: Keeping, url: str, path: str) -> Span:
     client = OutboundClient("bank", url, timeout_s=5, limit_per_s=100, burst=9, breaker=Breaker())
     calls: list[watch.Call] = []
     async with client:
         with watch.collecting_calls(calls), suppress(TryAgain):
             await client.call("POST", path, params={"key": "a-secret"})
-    _tell_call(tracer, calls[0], new_place())
+    _export_call(tracer, calls[0], new_span_context())
     return tracer.told.pop()
 
 

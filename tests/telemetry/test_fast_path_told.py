@@ -20,8 +20,9 @@ from streamproc.log.work import Group
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import snapshot
 from streamproc.telemetry.metrics import Meters
+from streamproc.telemetry.spans import Span
 from tests.engine import ZONE, Engine
-from tests.telemetry.test_traces import Keeping, Told, archived, assert_connected
+from tests.telemetry.test_traces import Keeping, archived, assert_connected
 from tests.words import ACCOUNT, Vendors, observed
 
 POLICIES = (
@@ -40,14 +41,14 @@ class Heard:
     counts: dict[Any, float]
     stages: dict[str, float]
     lines: list[dict[str, Any]]
-    traces: dict[str, dict[int, Told]]
+    traces: dict[str, dict[int, Span]]
 
-    def process(self, payout: str) -> Told:
+    def process(self, payout: str) -> Span:
         [span] = [one for one in self.traces[payout].values() if one.name.startswith("process")]
         return span
 
     def steps(self, payout: str) -> list[str]:
-        own = self.process(payout).place.span
+        own = self.process(payout).context.span
         return [
             one.name for one in self.traces[payout].values() if one.parent == own and one.name != "archive"
         ]
@@ -175,7 +176,7 @@ async def test_what_was_granted_while_its_answer_was_lost_is_counted_by_nobody(
     assert ("streamproc_decisions_total", "APPROVED", "POLICY_OK") not in found.counts
 
 
-def about(span: Told) -> dict[str, Any]:
+def about(span: Span) -> dict[str, Any]:
     """Without the entry's id, which is another one each time."""
     return {name: value for name, value in span.attributes.items() if name != "messaging.message.id"}
 
@@ -183,8 +184,8 @@ def about(span: Told) -> dict[str, Any]:
 def rest(found: Heard, payout: str) -> Counter[str]:
     """The names of all spans but the stages."""
     own = process_span("governance", 0, str(found.process(payout).attributes["messaging.message.id"]))
-    assert found.process(payout).place.span == own
-    assert found.process(payout).place.trace == trace_of(payout).trace
+    assert found.process(payout).context.span == own
+    assert found.process(payout).context.trace == trace_of(payout).trace
     shared = {"commit sp:{partition}:log", "archive"}
     return Counter(
         one.name for one in found.traces[payout].values() if one.parent != own or one.name in shared

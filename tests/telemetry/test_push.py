@@ -16,7 +16,7 @@ from streamproc.operate.measured import measured
 from streamproc.settings import Settings
 from streamproc.telemetry import push, watch
 from streamproc.telemetry.exposure import Page
-from streamproc.telemetry.spans import new_place
+from streamproc.telemetry.spans import Span, new_span_context
 from tests.bank import free_port, listening
 from tests.deadline import DEADLINE_S
 
@@ -72,7 +72,7 @@ async def role_that_ends(data_dir: Path) -> None:
     async with measured(Settings(data_dir=data_dir), "worker"):
         tracer = watch.tracer()
         assert tracer is not None
-        tracer.tell("payout", new_place(), None, 1, 2, attributes={})
+        tracer.export(Span("payout", new_span_context(), None, 1, 2, attributes={}))
 
 
 async def test_a_collector_that_hangs_holds_up_no_end_and_nobody_says_that_it_has_everything(

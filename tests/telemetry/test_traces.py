@@ -1,6 +1,6 @@
 """What a batch tells of a payout's trace: dead letters and their redrive, batches, ids that can be computed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,25 +22,13 @@ from streamproc.operate.site import Site
 from streamproc.telemetry import watch
 from streamproc.telemetry.exposure import snapshot
 from streamproc.telemetry.metrics import Meters
-from streamproc.telemetry.spans import Kind, Place, Value
-from streamproc.telemetry.trace_context import place_of, traceparent_of
+from streamproc.telemetry.spans import Span, SpanContext
+from streamproc.telemetry.trace_context import span_context_of, traceparent_of
 from tests.bank import until
 from tests.engine import Engine
-from tests.words import observed
+from tests.words import attributed, observed
 
 POLICIES = "policies: {bot: {daily_limit: 10_000_000, rate_limit: {count: 0, window: 60s}}}"
-
-
-@dataclass
-class Told:
-    """A span as it was told."""
-
-    name: str
-    place: Place
-    parent: int | None
-    links: Sequence[Place]
-    error: str | None
-    attributes: Mapping[str, Value]
 
 
 @dataclass
@@ -48,21 +36,17 @@ class Keeping:
     """Takes spans and keeps them."""
 
     share: float = 1.0
-    told: list[Told] = field(default_factory=list)
+    told: list[Span] = field(default_factory=list)
 
     def samples(self, trace: int) -> bool:
         return trace / (1 << 128) < self.share
 
-    def tell(
-        self, name: str, place: Place, parent: int | None, begun_ns: int, ended_ns: int, *,
-        kind: Kind = "internal", attributes: Mapping[str, Value], links: Sequence[Place] = (),
-        error: str | None = None,
-    ) -> None:  # fmt: skip
-        assert begun_ns > 0
-        self.told.append(Told(name, place, parent, links, error, attributes))
+    def export(self, span: Span) -> None:
+        assert span.begun_ns > 0
+        self.told.append(span)
 
-    def of(self, payout: str) -> dict[int, Told]:
-        return {one.place.span: one for one in self.told if one.place.trace == trace_of(payout).trace}
+    def of(self, payout: str) -> dict[int, Span]:
+        return {one.context.span: one for one in self.told if one.context.trace == trace_of(payout).trace}
 
 
 @pytest.fixture
@@ -73,7 +57,7 @@ def tracer() -> Iterator[Keeping]:
     watch.turn_off()
 
 
-def assert_connected(trace: dict[int, Told]) -> None:
+def assert_connected(trace: dict[int, Span]) -> None:
     assert [one.name for one in trace.values() if one.parent is None] == ["payout"]
     assert [one for one in trace.values() if one.parent is not None and one.parent not in trace] == []
 
@@ -112,7 +96,7 @@ async def test_a_dead_letter_and_its_redrive_are_in_the_payouts_tree_and_linked(
         [letter] = await dead.list_letters(site)
         entry = letter["entry"].removeprefix("0:")
         mended = True
-        await dead.redrive(site, letter["id"], by="lena")
+        await dead.redrive(site, letter["id"], attributed("lena"))
 
         async def handled() -> bool:
             return process_span("governance", 0, entry) in tracer.of("pout_1")
@@ -167,7 +151,7 @@ async def test_what_a_batch_shared_is_linked_with_each_of_its_payouts(
         assert_connected(tracer.of(payout))
     [batch] = [one for one in tracer.told if one.name.startswith("batch")]
     assert {link.trace for link in batch.links} == {trace_of(payout).trace for payout in payouts}
-    assert all(list(one.links) == [batch.place] for one in tracer.told if one.name.startswith("process"))
+    assert all(list(one.links) == [batch.context] for one in tracer.told if one.name.startswith("process"))
 
 
 async def test_a_payout_that_is_not_sampled_is_told_of_from_its_rejection_on(
@@ -198,7 +182,7 @@ async def test_the_slowest_decision_of_a_batch_names_its_trace_as_an_exemplar(
 class Broken(Keeping):
     """Fails at whatever it is told."""
 
-    def tell(self, *_: object, **__: object) -> None:  # type: ignore[override]
+    def export(self, span: Span) -> None:  # type: ignore[override]
         raise RuntimeError("nobody named this")
 
 
@@ -245,11 +229,11 @@ async def test_nothing_is_told_or_counted_by_a_worker_whose_commit_came_second(
     ],
 )  # fmt: skip
 def test_what_is_no_trace_context_is_not_taken_for_one(text: str) -> None:
-    assert place_of(text) is None
+    assert span_context_of(text) is None
 
 
 def test_a_trace_context_survives_its_text() -> None:
-    assert place_of(traceparent_of(Place(5, 7))) == Place(5, 7)
+    assert span_context_of(traceparent_of(SpanContext(5, 7))) == SpanContext(5, 7)
 
 
 def test_the_rule_of_the_trace_id_is_the_documented_one() -> None:

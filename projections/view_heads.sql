@@ -1,4 +1,4 @@
--- A place is a schema that holds every view and how far each has come. The live place is the default schema;
+-- The schema of views holds every view and how far each has come. The live views are in the default schema;
 -- a rebuild fills another one and the two are swapped.
 
 -- name: table
