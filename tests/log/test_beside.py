@@ -133,8 +133,9 @@ async def test_who_stops_while_something_was_found_handles_that_too(
 
 
 async def test_what_is_skipped_is_acknowledged_when_nothing_comes(
-    client: Redis, redis_url: str, bank: Bank
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "SKIPPED_S", NEVER_S)
     async with consuming(redis_url, bank):
         await say(client, 3)
 
