@@ -277,6 +277,19 @@ async def test_what_is_signed_and_no_payload_is_logged_by_its_size(caplog: pytes
     ]
 
 
+async def test_who_signs_wrongly_is_counted_and_a_log_that_is_away_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await post(Recorder(), body_of(), x_razorpay_signature="0" * 64)
+    assert caplog.messages == ["webhooks refused, signature missing or wrong: 1"]
+    caplog.clear()
+    door = Recorder()
+    door.is_away = True
+    await post(door, body_of())
+    [line] = caplog.messages
+    assert line.startswith("webhook answered 503, the log is away: connection refused")
+
+
 async def test_no_log_line_shows_a_body_or_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     door = Recorder()
