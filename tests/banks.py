@@ -101,13 +101,22 @@ async def listening(app: Starlette, port: int) -> tuple[uvicorn.Server, asyncio.
         timeout_graceful_shutdown=DRAIN_MAX_S,
     )
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server._serve(), name=f"port {port}")
+    serving = asyncio.create_task(_served(server), name=f"port {port}")
     async with asyncio.timeout(START_MAX_S):
         while not server.started:
             if serving.done():
                 serving.result()
             await asyncio.sleep(LOOK_S)
     return server, serving
+
+
+async def _served(server: uvicorn.Server) -> None:
+    """Serve until it should exit. One that cannot listen does not take the others with it: uvicorn would end the
+    process."""
+    try:
+        await server._serve()
+    except SystemExit as ended:
+        raise OSError(f"no sandbox can listen on port {server.config.port}") from ended
 
 
 async def main(port: int) -> None:

@@ -8,15 +8,17 @@ from contextlib import contextmanager
 
 import pytest
 
-from streamproc.drain import CLOSE_S_MAX, requests_s
+from streamproc.drain import CLOSE_S_MAX, SAY_S, requests_s
 from tests.deadline import DEADLINE_S
 from tests.signals import heard
 
 ROLE = """
 import asyncio, logging, os, signal, sys, threading
+from streamproc import drain
 from streamproc.cli.roles import run_until_stopped
 from streamproc.settings import Settings
 
+drain._close_s, drain.SAY_S = (lambda drain_s: 2 * drain_s), {say_s}
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
 
 async def role(settings, stopping):
@@ -34,16 +36,18 @@ run_until_stopped(role, Settings(drain_s={drain_s}))
 {after}
 print("ended", flush=True)
 """
+"""Its time is nearly over at once, and over only later: else on a busy machine the end comes before the warning."""
 FOREVER, AT_ONCE = "asyncio.Event().wait()", "stopping.wait()"
-NEARLY = "STREAMPROC_DRAIN, 0.1 s, is nearly over: what is still in hand is left to others"
-LEFT = "STREAMPROC_DRAIN, 0.1 s, is over, and something here hangs: leaving it"
+NEARLY = "STREAMPROC_DRAIN, 2 s, is nearly over: what is still in hand is left to others"
+LEFT = "STREAMPROC_DRAIN, 2 s, is over, and something here hangs: leaving it"
 
 
 @contextmanager
 def running(
-    *, work: str, cancelled: str = "raise", drain_s: str = "0.1", after: str = ""
+    *, work: str, cancelled: str = "raise", drain_s: str = "2.0", say_s: float = DEADLINE_S, after: str = ""
 ) -> Iterator[subprocess.Popen[str]]:
-    code = ROLE.format(work=work, cancelled=cancelled, drain_s=drain_s, after=after)
+    """`say_s`: how long the last line may take, which on a busy machine is no sign of a reader that hangs."""
+    code = ROLE.format(work=work, cancelled=cancelled, drain_s=drain_s, say_s=say_s, after=after)
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         try:
@@ -89,7 +93,7 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
 
 def test_a_reader_of_the_last_line_that_hangs_does_not_keep_the_process() -> None:
     hold_the_log = "logging.getLogger().handlers[0].acquire(); " + f"await {FOREVER}"
-    with running(work=FOREVER, cancelled=hold_the_log) as process:
+    with running(work=FOREVER, cancelled=hold_the_log, say_s=SAY_S) as process:
         assert stopped(process) == ([NEARLY, "cancelled"], 1)
 
 

@@ -78,12 +78,12 @@ def policies(text: str) -> list[e.PolicyChanged]:
     return plan_changes({}, file, prune=False, at=NOW, by="test", why="test")
 
 
-async def apply_policies(client: Redis, text: str, *, partition: int = 0) -> None:
-    """Put a policy file in force."""
+async def apply_policies(client: Redis, text: str, *, partition: int = 0, prune: bool = False) -> None:
+    """Put a policy file in force; with `prune`, what it does not name is removed."""
     names = Names(partition)
     rev, scopes = await read_scopes(client, names)
     file = parse_policy_file(text, name="test.yaml")
-    changes = plan_changes(scopes, file, prune=False, at=NOW, by="test", why="test")
+    changes = plan_changes(scopes, file, prune=prune, at=NOW, by="test", why="test")
     if changes:
         assert await put_in_force(client, names, rev, changes, actor="test") is not None
 

@@ -56,6 +56,21 @@ async def test_who_is_refused_by_name_is_in_the_log_and_a_made_up_token_writes_n
     }
 
 
+async def test_only_a_request_with_a_token_that_nobody_knows_is_counted_as_one(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = await api.token("v", "viewer")
+    with caplog.at_level(logging.WARNING):
+        assert (await api.get(known, "pout_1")).status_code == 404
+        assert (await api.http.get("/v1/payouts/pout_1")).status_code == 401
+        assert "nobody knows" not in caplog.text
+        for unknown in ("Bearer x", "Basic dTpw"):
+            assert (
+                await api.http.get("/v1/payouts/pout_1", headers={"authorization": unknown})
+            ).status_code == 401
+    assert "requests with a token that nobody knows: 1" in caplog.text
+
+
 async def test_a_token_that_asks_too_often_is_told_when_and_can_still_read_while_others_are_not_slowed(
     redis_url: str,
 ) -> None:

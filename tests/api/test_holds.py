@@ -9,15 +9,16 @@ import msgspec
 import pytest
 
 from streamproc.api.shapes import HoldPage
-from streamproc.domain.events import AccessRefused, ReviewCounted, ReviewRefused, ReviewSubmitted
+from streamproc.domain.events import AccessRefused, ReviewCounted, ReviewRefused, ReviewSubmitted, TimerFired
 from streamproc.domain.holds import Outcome, Position, position_at
+from streamproc.domain.shown import iso
 from streamproc.operate import holds
 from streamproc.operate.gateway import SiteGateway
 from tests.api.served import Api, problem, serving
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.operate.words import archive, opened_pool
-from tests.words import NOW, Forgotten, observed
+from tests.words import ACCOUNT, NOW, Forgotten, observed
 
 POLICIES = """
 defaults: {rate_limit: {count: 0, window: 60}}
@@ -117,8 +118,21 @@ async def test_a_second_answer_is_told_who_was_first_and_when_and_so_is_the_firs
         said = await answer(api, token, "pout_1", action)
         told = problem(said)
         assert (said.status_code, told["decision"], told["decided_by"]) == (409, "APPROVED", "asha")
-        assert "already APPROVED by asha at" in told["detail"]
-        assert told["decided_at"].endswith("Z")
+        when = iso((await api.engine.record("pout_1")).decided_at)
+        assert f"already APPROVED by asha at {when[:19]}" in told["detail"]
+        assert told["decided_at"] == when
+
+
+async def test_of_a_hold_that_ended_by_itself_an_answer_is_not_told_that_whoever_approved_it_first_decided(
+    api: Api,
+) -> None:
+    asha, vikram = await api.token("asha", "approver"), await api.token("vikram", "approver")
+    await held(api.engine, "pout_1", agent="strict")
+    assert (await answer(api, asha, "pout_1")).json()["needed"] == 1
+    await api.engine.append(ACCOUNT, TimerFired(at=2**52, payout="pout_1", timer="hold_expiry"))
+    await api.engine.settled()
+    told = problem(await answer(api, vikram, "pout_1"))
+    assert (told["decision"], told["reason"], told["decided_by"]) == ("REJECTED", "HOLD_EXPIRED", None)
 
 
 async def test_the_agent_sees_who_answered_and_not_from_where(api: Api) -> None:

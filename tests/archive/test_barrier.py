@@ -71,3 +71,11 @@ async def test_postgres_away_is_a_wait_and_not_a_pass() -> None:
     ) as pool:
         with pytest.raises(TryAgain):
             await ArchiveBarrier(pool)(0, "1000-0")
+
+
+async def test_an_archive_without_its_tables_is_a_wait_and_no_failure_of_the_decision(postgres: str) -> None:
+    """As while it is set up anew or restored: after some failed attempts an approved payout would be a dead letter."""
+    async with asyncpg.create_pool(postgres, min_size=0, max_size=1) as pool:
+        with pytest.raises(TryAgain, match="Postgres is away: UndefinedTableError") as waits:
+            await ArchiveBarrier(pool)(0, "1000-0")
+    assert waits.value.after_s == barrier.AGAIN_S

@@ -269,6 +269,28 @@ def test_a_limit_whose_window_was_not_counted_before_says_so(
     ]
 
 
+def test_a_limit_is_said_to_begin_counting_only_where_payouts_before_it_are_not_counted(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """What is new has paid nothing before, an agent's day is always counted, and a limit that was there has counted."""
+    file = tmp_path / "policies.yaml"
+    for text in (
+        "policies: {bot: {weekly_limit: 9_000}}",
+        "policies: {bot: {weekly_limit: 8_000, daily_limit: 700}}\nteams: {red: {daily_limit: 5_000}}",
+    ):
+        file.write_text(text)
+        assert run(["policy", "apply", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "agent:bot added, version 1",
+        "  weekly_limit: not set -> 9000",
+        "agent:bot changed, version 2",
+        "  daily_limit: not set -> 700",
+        "  weekly_limit: 9000 -> 8000",
+        "team:red added, version 1",
+        "  daily_limit: not set -> 5000 (counts from now on, nothing of what its first window had before)",
+    ]
+
+
 def test_a_policy_file_with_a_mistake_exits_2_names_the_line_and_changes_nothing(
     system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

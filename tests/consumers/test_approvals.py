@@ -123,6 +123,15 @@ def test_all_agents_share_a_form_and_the_payouts_of_one_what_is_its_own() -> Non
     assert offers[0].common != offers[2].common
 
 
+def test_agents_of_different_rates_share_a_form_and_each_bears_its_own() -> None:
+    templates, one, other = Templates(), plain(1), plain(2, name="other")
+    other = replace(other, rate=RateAsk("other", 7, 120_000_000, False))
+    offers = [templates.offer(approval) for approval in (one, other)]
+    assert offers[0].template is offers[1].template
+    for approval, offer in zip((one, other), offers, strict=True):
+        assert written(offer.template, offer) == encoded(approval.outputs())
+
+
 def test_forms_are_made_anew_where_there_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approvals, "TEMPLATES_MAX", 1)
     templates = Templates()

@@ -15,7 +15,7 @@ from streamproc.domain.events import (
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from tests.engine import Engine
-from tests.words import ACCOUNT, NOW, Vendors, copy_of, observed, requested
+from tests.words import ACCOUNT, NOW, Vendors, apply_policies, copy_of, observed, requested
 
 POLICIES = """
 policies:
@@ -107,6 +107,33 @@ async def test_what_is_rejected_while_the_bank_has_it_queued_is_ended_by_the_dec
         await engine.deliver(observed(url="https://malware.example.net/", status="queued"))
         recorded = [type(event) for event in await engine.story("pout_1")]
     assert (recorded.count(PayoutDecided), recorded.count(CancelRequested)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("amount", "then", "cancels"),
+    [
+        (600_000, "queued_hold: cancel", True),
+        (600_000, "queued_hold: allow", False),
+        (600_000, None, True),
+        (1_000_001, "queued_hold: allow", True),
+        (1_000, "queued_hold: cancel", False),
+    ],
+    ids=["held", "held, and allowed", "held, of no policy any more", "rejected", "approved"],
+)
+async def test_what_somebody_moved_to_the_banks_queue_is_ended_once_unless_it_may_pay_itself(
+    redis_url: str, amount: int, then: str | None, cancels: bool
+) -> None:
+    """It would be paid as soon as there is money, whoever is still asked about it."""
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_1", amount))
+        policies = POLICIES.replace("{daily", f"{{{then}, daily") if then else "policies: {other: {}}"
+        await apply_policies(engine.client, policies, prune=True)
+        for _ in range(2):
+            await engine.append(ACCOUNT, observed("pout_1", amount, status="queued"))
+            await engine.settled()
+        asked = [event for event in await engine.story("pout_1") if isinstance(event, CancelRequested)]
+    assert len(asked) == cancels
 
 
 FEES = f"policies: {{bot: {{}}}}\naccounts: {{{ACCOUNT}: {{fee_fund_accounts: [fa_fees]}}}}"

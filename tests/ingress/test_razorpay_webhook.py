@@ -290,6 +290,27 @@ def test_without_a_secret_there_is_no_webhook(secrets: list[str]) -> None:
         RazorpayWebhook(Recorder(), secrets, body_bytes_max=1, fallback_account="a")
 
 
+async def test_what_is_signed_and_no_payload_is_logged_by_its_size(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody but the bank can send it, so either the bank has changed something or a secret is known to others."""
+    assert is_problem(await post(Recorder(), b'{"event":7,"note":"x"}'), 400)
+    assert caplog.messages == [
+        "webhook refused: its signature is valid, but its body of 22 bytes is not a payload"
+    ]
+
+
+async def test_who_signs_wrongly_is_counted_and_a_log_that_is_away_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await post(Recorder(), body_of(), x_razorpay_signature="0" * 64)
+    assert caplog.messages == ["webhooks refused, signature missing or wrong: 1"]
+    caplog.clear()
+    door = Recorder()
+    door.is_away = True
+    await post(door, body_of())
+    [line] = caplog.messages
+    assert line.startswith("webhook answered 503, the log is away: connection refused")
+
+
 async def test_no_log_line_shows_a_body_or_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     door = Recorder()

@@ -123,6 +123,29 @@ async def test_what_was_put_off_is_handled_after_the_batch_in_which_it_became_du
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
 
 
+async def test_what_becomes_due_while_what_was_found_waits_for_a_batch_is_handled_after_that(
+    client: Redis, redis_url: str, bank: Bank
+) -> None:
+    """And the looks go on meanwhile: a worker whose looks ended would end."""
+    later = await pay(client, "pout_later")
+    async with consuming_with_a_retry_found(client, redis_url, bank):
+        await scripts.defer(client, NAMES, "g", [Deferral(later, 0.0, False)], Backoff(0.0, 0.0, 0.0))
+        for timer in ("[]", "[[]]"):  # the second fires in a look that begins after one that could find it
+            await client.zadd(NAMES.timers, {timer: 1})
+
+            async def has_fired() -> bool:
+                return await client.zcard(NAMES.timers) == 0
+
+            await until(has_fired, what="the next look has begun")
+        bank.answers.set()
+
+        async def is_done() -> bool:
+            return await pending(client) == 0
+
+        await until(is_done, what="all is acknowledged")
+    assert sorted(bank.payouts) == ["pout_1", "pout_late", "pout_later"]
+
+
 async def test_who_stops_while_something_was_found_handles_that_too(
     client: Redis, redis_url: str, bank: Bank
 ) -> None:
@@ -133,8 +156,9 @@ async def test_who_stops_while_something_was_found_handles_that_too(
 
 
 async def test_what_is_skipped_is_acknowledged_when_nothing_comes(
-    client: Redis, redis_url: str, bank: Bank
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "SKIPPED_S", NEVER_S)
     async with consuming(redis_url, bank):
         await say(client, 3)
 

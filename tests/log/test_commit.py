@@ -175,11 +175,16 @@ async def test_a_timer_fires_once_and_only_when_it_is_due(client: Redis) -> None
     assert await outputs(client) == [b"[3]"]
 
 
-async def test_a_consumer_that_owns_entries_is_not_removed(client: Redis) -> None:
+async def test_a_consumer_that_owns_entries_is_not_removed_and_one_that_owns_none_is(client: Redis) -> None:
+    async def consumers() -> list[tuple[bytes, int]]:
+        return [(row["name"], row["pending"]) for row in await client.xinfo_consumers(NAMES.log, "g")]
+
     (entry,) = await delivered(client)
     assert not await scripts.leave(client, NAMES, "g", "a")
+    assert await consumers() == [(b"a", 1)]
     await scripts.commit(client, NAMES, "g", [Handover(entry=entry)])
     assert await scripts.leave(client, NAMES, "g", "a")
+    assert await consumers() == []
 
 
 async def test_a_full_server_refuses_a_commit_whole(client: Redis) -> None:

@@ -130,6 +130,7 @@ STEPS: dict[str, tuple[list[tuple[str, int]], tuple[int, int], int]] = {
     "committed, then fewer fees": ([("committed", 9), ("committed", 5)], (0, 109), 1),
     "committed twice": ([("committed", 9), ("committed", 9)], (0, 109), 1),
     "given back after fees": ([("committed", 9), ("released", 3)], (0, 0), 2),
+    "given back at once, with fees": ([("released", 3)], (0, 0), 1),
     "given back twice": ([("released", 0), ("released", 0)], (0, 0), 1),
     "never committed again": ([("released", 0), ("committed", 9)], (0, 0), 1),
 }
@@ -147,6 +148,9 @@ async def test_a_reservation_is_settled_once_and_a_settlement_that_changes_nothi
         )
         assert await commit(client, one) == [Committed.DONE]
     assert await budgets(client) == [left] * 2
+    assert int(await client.hget(NAMES.payout("p"), "f") or 0) == max(0, left[1] - 100), (
+        "fees with the amount"
+    )
     assert await client.get(NAMES.number) == str(1 + numbers).encode()
 
 

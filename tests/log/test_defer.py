@@ -2,6 +2,7 @@
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from streamproc.log import scripts
 from streamproc.log.names import Names
@@ -102,3 +103,30 @@ async def test_a_timer_fires_from_the_microsecond_on_in_which_it_is_due(client: 
     await client.zadd(NAMES.timers, {"[1]": now, "[2]": now + 60_000_000})
     assert await scripts.fire_due(client, NAMES) == 1
     assert await client.zrange(NAMES.timers, 0, -1) == [b"[2]"]
+
+
+async def test_one_look_at_the_timers_fires_no_more_than_a_batch_and_the_next_goes_on(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts, "BATCH_MAX", 2)
+    await client.zadd(NAMES.timers, {f"[{n}]": n for n in (3, 1, 2)})
+    assert [await scripts.fire_due(client, NAMES) for _ in range(3)] == [2, 1, 0]
+    rows = await client.xrange(NAMES.log)
+    assert [fields for _, fields in rows] == [
+        [b"e", f"[{n}]".encode(), b"m", b'{"by":"timers"}'] for n in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+async def test_a_look_without_a_limit_is_refused_and_takes_nothing(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Redis takes a negative count for all, which would hold up its one thread for as long as there are any."""
+    monkeypatch.setattr(scripts, "BATCH_MAX", limit)
+    await client.zadd(NAMES.timers, {"[1]": 1})
+    await client.zadd(NAMES.retries("g"), {await pending(client): 1})
+    with pytest.raises(ResponseError, match="not a whole number"):
+        await scripts.fire_due(client, NAMES)
+    with pytest.raises(ResponseError, match="not a whole number"):
+        await scripts.due_retries(client, NAMES, "g", "d", limit=limit)
+    assert (await client.zcard(NAMES.timers), await client.zcard(NAMES.retries("g"))) == (1, 1)

@@ -71,6 +71,28 @@ async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
 
 
+@pytest.mark.parametrize(("looks", "runs"), [(True, 2), (False, 1)])
+async def test_who_looked_at_a_payout_looks_again_if_it_has_changed_meanwhile_also_where_nothing_is_written(
+    client: Redis, looks: bool, runs: int
+) -> None:
+    """People may have been shown what holds no more. Who did not look at it need not know."""
+    ran = 0
+
+    async def look(items: Sequence[Item], _: BatchContext) -> None:
+        nonlocal ran
+        ran += 1
+        for work, _event in items:
+            work.looked_at = looks
+        await client.hincrby(NAMES.payout("pout_1"), "v", int(ran == 2))
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    for _ in range(2):  # what is seen twice changes nothing the second time
+        await handler.handle(client, await shown(client, "g"), taken=False)
+    assert ran == 1 + runs
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
+
+
 async def test_a_timeout_of_one_entry_is_its_own_failure_and_does_not_hold_up_the_others(
     client: Redis,
 ) -> None:

@@ -402,6 +402,8 @@ class Parts:
         self.held = set[bytes]()
         """Entries whose claims are renewed."""
         self.forgot = self.acknowledged = 0
+        self.told_taken = dict[bytes, bool]()
+        """Of each entry, whether its handler was told that others may have had it."""
 
     def forget(self) -> None:
         self.forgot += 1
@@ -409,7 +411,8 @@ class Parts:
     async def take_up(self, _client: Redis, entries: list[bytes]) -> list[TakenUp]:
         return [TakenUp(1, entry, (entry, {})) for entry in entries]
 
-    async def handle(self, _client: Redis, _entries: list[Raw], *, taken: bool) -> None:
+    async def handle(self, _client: Redis, entries: list[Raw], *, taken: bool) -> None:
+        self.told_taken |= {entry: taken for entry, _ in entries}
         self.under_way.set()
         await self.may_end.wait()
 
@@ -460,6 +463,25 @@ async def test_what_waits_already_is_handled_once_and_acknowledged(client: Redis
         parts.may_end.set()
         await lane.finish()
     assert (parts.done_with, parts.acknowledged) == ([b"1-1", b"2-1"], 2)
+
+
+@pytest.mark.parametrize("taken", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("soon", [(False, False), (False, True), (True, False)])
+async def test_what_others_may_have_had_is_handled_as_such_however_it_comes_to_wait_once_more(
+    client: Redis, taken: tuple[bool, bool], soon: tuple[bool, bool]
+) -> None:
+    """They may have told people already, and left traces of their attempts."""
+    parts, turns = Parts(), Turns(0)
+    lane = slow_lane.SlowLane(parts, parts, parts, turns)  # type: ignore[arg-type]
+    parts.may_end.set()
+    async with asyncio.timeout(DEADLINE_S), lane.running(client):
+        for was_taken, is_soon in zip(taken, soon, strict=True):
+            work = Work(b"1-1", [], "pout_1", taken=was_taken)
+            work.fail(Later(soon=is_soon))
+            await lane.add(client, [work])
+        turns.release()
+        await lane.finish()
+    assert parts.told_taken == {b"1-1": any(taken)}
 
 
 async def test_a_lane_that_ends_amid_an_entry_has_no_task_left(client: Redis) -> None:

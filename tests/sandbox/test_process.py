@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -166,3 +167,15 @@ def test_the_readme_names_every_setting_and_every_behaviour() -> None:
     wanted = {f"SANDBOX_{name.upper()}" for name in SandboxConfig.__struct_fields__}
     wanted |= set(BehaviourChange.__struct_fields__)
     assert not wanted - told, f"name {sorted(wanted - told)} in ops/sandbox/README.md"
+
+
+async def test_a_sandbox_that_cannot_listen_takes_none_of_those_that_share_its_process_with_it() -> None:
+    """Else whatever else listens there fails all tests that come after this one, too."""
+    async with running_sandbox() as neighbour:
+        with socket.create_server(("127.0.0.1", free_port())) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(AssertionError, match="500"):
+                await running_sandbox(port=port).__aenter__()
+        assert (await neighbour.http.get("/healthz")).status_code == 200
+    async with running_sandbox(port=port) as another:
+        assert (await another.http.get("/healthz")).status_code == 200
