@@ -308,7 +308,7 @@ async def test_who_signs_wrongly_is_counted_and_a_log_that_is_away_is_named(
     door.is_away = True
     await post(door, body_of())
     [line] = caplog.messages
-    assert line.startswith("webhook answered 503, the log is away: connection refused")
+    assert line.startswith("webhooks answered 503, since the log is away: 1, the last: connection refused")
 
 
 async def test_no_log_line_shows_a_body_or_a_secret(caplog: pytest.LogCaptureFixture) -> None:
