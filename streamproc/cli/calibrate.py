@@ -32,7 +32,7 @@ HIGHEST_SHOWN = 5
     default=SHARE_HELD,
     show_default=True,
     metavar="PER_MILLE",
-    help="How many of 1000 of these payouts the threshold may hold.",
+    help="How many of 1000 of these payouts the threshold may hold, unless that takes one above 670.",
 )
 @person.by_option("Who changes it.", required=False)
 @person.why_option(required=False)

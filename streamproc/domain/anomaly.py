@@ -39,6 +39,9 @@ PAYOUTS_MAX = 10_000
 """Most payouts of a profile, the newest: more would only keep habits that are over."""
 THRESHOLD_MIN = 500
 """Calibration gives no lower threshold: else, of an agent that always pays the same, a little more would be held."""
+THRESHOLD_MAX = 670
+"""Calibration gives no higher one: from 700 on no amount would be held in a typical hour. With this, twenty times the
+last of the amounts is held at every hour, and of the history a twentieth at most, since an hour alone adds 300."""
 PROFILES_MAX = 4_096
 """Profiles whose hours a process keeps as scores, some 2 kB each."""
 

@@ -12,6 +12,7 @@ from streamproc.domain.anomaly import (
     PAYOUTS_MIN,
     QUANTILES,
     SCALE,
+    THRESHOLD_MAX,
     THRESHOLD_MIN,
     AnomalyProfile,
     Score,
@@ -51,7 +52,8 @@ def calibrated(history: Sequence[PastPayout], *, zone: str, share_held: int = SH
     """The profile of a history of PAYOUTS_MIN to PAYOUTS_MAX payouts, with hours in `zone`.
 
     The threshold is the lowest that at most `share_held` per mille of the history exceed (rounded up to whole payouts,
-    each scored as if it had not been there), and at least THRESHOLD_MIN. The order of the history does not matter.
+    each scored as if it had not been there), from THRESHOLD_MIN to THRESHOLD_MAX. The order of the history does not
+    matter.
     """
     assert PAYOUTS_MIN <= len(history) <= PAYOUTS_MAX
     assert 0 <= share_held <= SHARE_HELD_MAX
@@ -73,8 +75,8 @@ def calibrated(history: Sequence[PastPayout], *, zone: str, share_held: int = SH
         scored(history, profile), key=lambda s: (-s.score.score, -s.payout.amount, s.payout.payout)
     )
     may_exceed = -(-len(history) * share_held // SCALE)
-    threshold = max(THRESHOLD_MIN, by_score[may_exceed].score.score)
-    above = tuple(one for one in by_score[:may_exceed] if one.score.score > threshold)
+    threshold = min(max(THRESHOLD_MIN, by_score[may_exceed].score.score), THRESHOLD_MAX)
+    above = tuple(one for one in by_score if one.score.score > threshold)
     return Calibration(replace(profile, threshold=threshold), above)
 
 
