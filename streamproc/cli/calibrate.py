@@ -44,9 +44,9 @@ def calibrate(
     """Measure what AGENT usually pays, and when.
 
     The profile (`anomaly_profile`) becomes part of the agent's policy. With `anomaly: true`, a payout whose score is
-    above the profile's threshold is HELD ANOMALY_DETECTED. It is measured from the newest payouts, at most 10,000, that
-    the rules or a reviewer approved; there must be 50. If the policies in force say `changes: {loosening: two_people}`,
-    measuring anew waits until somebody else confirms it (`policy confirm`).
+    above the profile's threshold is HELD ANOMALY_DETECTED. It is measured from the payouts that the rules or a reviewer
+    approved; there must be 50, and of more than 10,000 a sample is taken. If the policies in force say
+    `changes: {loosening: two_people}`, measuring anew waits until somebody else confirms it (`policy confirm`).
 
     \b
     Example:

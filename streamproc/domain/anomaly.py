@@ -36,7 +36,7 @@ HOURS = 24
 PAYOUTS_MIN = 50
 """Fewest payouts of a profile: with less, most hours of a week would be unseen by chance."""
 PAYOUTS_MAX = 10_000
-"""Most payouts of a profile, the newest: more would only keep habits that are over."""
+"""Most payouts of a profile, of more a sample: the newest ones of a busy agent may all be of one day."""
 THRESHOLD_MIN = 500
 """Calibration gives no lower threshold: else, of an agent that always pays the same, a little more would be held."""
 THRESHOLD_MAX = 670

@@ -115,17 +115,18 @@ async def test_only_payouts_that_were_approved_count_by_the_rules_or_by_a_person
     assert highest["score"] > told["profile"]["threshold"]
 
 
-async def test_of_many_the_newest_are_measured_and_of_none_before_since(
+async def test_of_many_a_sample_of_the_whole_time_is_measured_and_of_none_before_since(
     redis_url: str, postgres: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(*usual(60))
         await archive(redis_url, postgres)
-        monkeypatch.setattr(job, "PAYOUTS_MAX", 55)
-        newest = await command.document("calibrate", "bot", *EVER, "--dry-run")
         since = await command.document("calibrate", "bot", "--since", "2026-08-01", "--dry-run")
-    assert (newest["profile"]["payouts"], newest["profile"]["amounts"][0]) == (55, 1_005)
+        monkeypatch.setattr(job, "PAYOUTS_MAX", 50)
+        sample, again = [await command.document("calibrate", "bot", *EVER, "--dry-run") for _ in range(2)]
+    assert (sample["profile"]["payouts"], again["profile"]) == (50, sample["profile"])
+    assert sample["profile"]["since"] < "2026-08-01"  # of the sixty the newest fifty begin on 3 August
     assert (since["profile"]["payouts"], since["profile"]["since"]) == (52, "2026-08-01T14:13:20.000000Z")
 
 
