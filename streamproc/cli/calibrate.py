@@ -120,6 +120,7 @@ def _scored_json(one: "Scored") -> dict[str, Any]:
 
 
 def _print(agent: str, done: "Calibrated") -> None:
+    from streamproc.domain.calibration import too_short
     from streamproc.domain.money import rupees
     from streamproc.domain.policy_events import headline
     from streamproc.domain.proposals import Proposal
@@ -146,6 +147,8 @@ def _print(agent: str, done: "Calibrated") -> None:
         changes = dict.fromkeys(headline(change) for one in made for change in one.changes)
         for line in changes or ["nothing to change: this profile is in force already"]:
             click.echo(line)
+    if short := too_short(profile):
+        output.note(short)
     if not done.is_asked:
         output.note(f"the policy says anomaly: false, so nothing of {agent} is held by it yet")
 

@@ -1,6 +1,7 @@
 """Measures an agent's profile for rule 15 from its own approved payouts. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -24,6 +25,8 @@ from streamproc.domain.shown import iso
 SHARE_HELD = 10
 """Default share (per mille) of the history that may be above the threshold."""
 SHARE_HELD_MAX = 100
+WHOLE_WEEK = timedelta(days=7)
+"""A history that is shorter has none of some hours of the week, and the rule calls all of them rare."""
 
 
 class PastPayout(NamedTuple):
@@ -97,6 +100,16 @@ def scored(history: Sequence[PastPayout], profile: AnomalyProfile) -> Iterator[S
 def _not_exceeded_by(amounts: Sequence[int], step: int) -> int:
     """Of sorted amounts the least that so many twentieths of them do not exceed."""
     return amounts[max(0, -(-len(amounts) * step // QUANTILES) - 1)]
+
+
+def too_short(profile: AnomalyProfile) -> str:
+    """What to know of a profile whose history is less than a week; '' of any other."""
+    if datetime.fromisoformat(profile.until) - datetime.fromisoformat(profile.since) >= WHOLE_WEEK:
+        return ""
+    return (
+        "these payouts are of less than a week: at hours and days that are not among them, the agent's larger usual"
+        " amounts are held too; measure again after a week"
+    )
 
 
 def profile_wanted(agent: str, effective: Mapping[str, object] | None) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.domain.anomaly import PAYOUTS_MIN, THRESHOLD_MAX, THRESHOLD_MIN, score_of, written_profile
-from streamproc.domain.calibration import PastPayout, calibrated, profile_wanted, scored
+from streamproc.domain.calibration import PastPayout, calibrated, profile_wanted, scored, too_short
 from streamproc.domain.policy_fields import POLICY_FIELDS
 from tests.words import NOW
 
@@ -149,6 +149,12 @@ def test_the_threshold_holds_at_most_the_stated_share_and_no_lower_one_would(
     assert threshold == THRESHOLD_MIN or sum(score >= threshold for score in as_one_of_the_next) > may
     assert THRESHOLD_MIN <= threshold <= THRESHOLD_MAX
     assert POLICY_FIELDS["anomaly_profile"](written_profile(found.profile)) == found.profile
+
+
+@pytest.mark.parametrize(("days", "short"), [(0, True), (6, True), (7, False), (30, False)])
+def test_a_history_of_less_than_a_week_is_said_to_be_short(days: int, short: bool) -> None:
+    times = [NOW - n * days * DAY_US // 49 for n in range(50)]
+    assert bool(too_short(calibrated(history([5_000] * 50, times), zone=ZONE).profile)) is short
 
 
 @settings(deadline=None, max_examples=20)

@@ -165,9 +165,10 @@ async def test_where_loosening_takes_two_people_measuring_anew_waits_for_the_sec
             "its usual payouts are measured anew",
         )
         _, listed, _ = await command.said("proposals")
-        before, after = "2026-09-21T14:13:20.000000Z, threshold 500", "threshold 500 (its usual payouts are"
-        assert f"agent:bot anomaly_profile: 60 payouts up to {before} -> 61 payouts" in listed
-        assert after in listed
+        until = "2026-09-21T14:13:20.000000Z"
+        before = f"60 payouts until {until}, 95 % up to ₹10.56, threshold 500"
+        after = f"61 payouts until {until}, 95 % up to ₹10.57, threshold 500 (its usual payouts are measured anew)"
+        assert f"agent:bot anomaly_profile: {before} -> {after}" in listed
         code, _, err = await command.said("confirm", waits["proposal"]["id"], "--by", "vikram")
         assert code == 0, err
         shown = await command.document("show", "bot")
@@ -194,6 +195,17 @@ async def test_people_are_told_what_is_usual_what_would_have_been_held_and_that_
         assert line in out.splitlines()
     assert "large   2026-09-21T14:13:20.000000Z  ₹900.00  695    993        0" in out
     assert err == "note: the policy says anomaly: false, so nothing of other is held by it yet\n"
+
+
+async def test_people_are_told_that_a_history_is_shorter_than_a_week(
+    redis_url: str, postgres: str, command: Command
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(*(observed(f"p{n}", 1_000) for n in range(50)))
+        await archive(redis_url, postgres)
+        code, _, err = await command.said("calibrate", "bot", *EVER)
+    assert (code, err.startswith("note: these payouts are of less than a week: at hours")) == (0, True), err
 
 
 @pytest.mark.parametrize(
