@@ -79,7 +79,8 @@ async def held_page(
 async def approved_payouts(
     pool: asyncpg.Pool, agent: str, since: datetime, limit: int
 ) -> list[tuple[str, int, int]]:
-    """An agent's newest approved payouts, by the rules or by people, received since a time: id, paise, received (µs).
+    """An agent's approved payouts, by the rules or by people, received since a time: id, paise, received (µs). Of more
+    than `limit` a sample of that many, which is the same as long as they are.
 
     Raises TryAgain when Postgres is away.
     """

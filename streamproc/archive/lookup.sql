@@ -30,11 +30,13 @@ SELECT DISTINCT payout FROM events
 WHERE payout = ANY($2::text[]) AND partition = $1 AND position('"payout.decided"'::bytea IN e) > 0;
 
 -- name: approved_payouts
--- The newest ones of an agent, by the rules or by people. Without an index, since each payout's row is written several
--- times and so would be its index rows, for a question of every few weeks; the sort keeps no more rows than the limit.
+-- Those of an agent, by the rules or by people; of many a sample of the whole time. Its order is a hash that also takes
+-- the time of receipt, so that an agent that chooses ids (of intents) does not choose the sample. Without an index, since
+-- each payout's row is written several times and so would be its index rows, for a question of every few weeks; the sort
+-- keeps no more rows than the limit.
 SELECT payout, amount, (extract(epoch FROM received_at) * 1000000)::bigint AS received_at FROM payouts
 WHERE agent = $1 AND decision = 'APPROVED' AND received_at >= $2
-ORDER BY received_at DESC, payout COLLATE "C" LIMIT $3;
+ORDER BY md5(extract(epoch FROM received_at)::text || payout) COLLATE "C", payout COLLATE "C" LIMIT $3;
 
 -- name: entries_between
 -- seq is dense, so two look-ups count the entries from the first id up to the second.

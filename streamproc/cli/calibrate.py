@@ -32,7 +32,7 @@ HIGHEST_SHOWN = 5
     default=SHARE_HELD,
     show_default=True,
     metavar="PER_MILLE",
-    help="How many of 1000 of these payouts the threshold may hold.",
+    help="How many of 1000 of these payouts the threshold may hold, unless that takes one above 670.",
 )
 @person.by_option("Who changes it.", required=False)
 @person.why_option(required=False)
@@ -44,9 +44,9 @@ def calibrate(
     """Measure what AGENT usually pays, and when.
 
     The profile (`anomaly_profile`) becomes part of the agent's policy. With `anomaly: true`, a payout whose score is
-    above the profile's threshold is HELD ANOMALY_DETECTED. It is measured from the newest payouts, at most 10,000, that
-    the rules or a reviewer approved; there must be 50. If the policies in force say `changes: {loosening: two_people}`,
-    measuring anew waits until somebody else confirms it (`policy confirm`).
+    above the profile's threshold is HELD ANOMALY_DETECTED. It is measured from the payouts that the rules or a reviewer
+    approved; there must be 50, and of more than 10,000 a sample is taken. If the policies in force say
+    `changes: {loosening: two_people}`, measuring anew waits until somebody else confirms it (`policy confirm`).
 
     \b
     Example:
@@ -118,6 +118,7 @@ def _scored_json(one: "Scored") -> dict[str, Any]:
 
 
 def _print(agent: str, done: "Calibrated") -> None:
+    from streamproc.domain.calibration import too_short
     from streamproc.domain.money import rupees
     from streamproc.domain.policy_events import headline
     from streamproc.domain.proposals import Proposal
@@ -144,6 +145,8 @@ def _print(agent: str, done: "Calibrated") -> None:
         changes = dict.fromkeys(headline(change) for one in made for change in one.changes)
         for line in changes or ["nothing to change: this profile is in force already"]:
             click.echo(line)
+    if short := too_short(profile):
+        output.note(short)
     if not done.is_asked:
         output.note(f"the policy says anomaly: false, so nothing of {agent} is held by it yet")
 

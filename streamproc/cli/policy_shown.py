@@ -78,10 +78,14 @@ def value_text(value: object) -> str:
 
 
 def short_text(value: object) -> str:
-    """As `value_text`; of a profile, whose hundred numbers nobody compares by eye, what they come to."""
-    if not isinstance(value, dict) or not {"payouts", "until", "threshold"} <= value.keys():
+    """As `value_text`; of a profile, whose hundred numbers nobody compares by eye, what they come to: whoever confirms
+    a new one has to see whether amounts or the threshold have grown."""
+    if not isinstance(value, dict) or not {"payouts", "until", "threshold", "amounts"} <= value.keys():
         return value_text(value)
-    return f"{value['payouts']} payouts up to {value['until']}, threshold {value['threshold']}"
+    from streamproc.domain.money import rupees
+
+    usual = rupees(value["amounts"][-1])
+    return f"{value['payouts']} payouts until {value['until']}, 95 % up to {usual}, threshold {value['threshold']}"
 
 
 def loosens_lines(loosens: "Sequence[Loosening]") -> list[str]:

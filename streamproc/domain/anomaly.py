@@ -36,9 +36,12 @@ HOURS = 24
 PAYOUTS_MIN = 50
 """Fewest payouts of a profile: with less, most hours of a week would be unseen by chance."""
 PAYOUTS_MAX = 10_000
-"""Most payouts of a profile, the newest: more would only keep habits that are over."""
+"""Most payouts of a profile, of more a sample: the newest ones of a busy agent may all be of one day."""
 THRESHOLD_MIN = 500
 """Calibration gives no lower threshold: else, of an agent that always pays the same, a little more would be held."""
+THRESHOLD_MAX = 670
+"""Calibration gives no higher one: from 700 on no amount would be held in a typical hour. With this, twenty times the
+last of the amounts is held at every hour, and of the history a twentieth at most, since an hour alone adds 300."""
 PROFILES_MAX = 4_096
 """Profiles whose hours a process keeps as scores, some 2 kB each."""
 

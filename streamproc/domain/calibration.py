@@ -1,6 +1,7 @@
 """Measures an agent's profile for rule 15 from its own approved payouts. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -12,6 +13,7 @@ from streamproc.domain.anomaly import (
     PAYOUTS_MIN,
     QUANTILES,
     SCALE,
+    THRESHOLD_MAX,
     THRESHOLD_MIN,
     AnomalyProfile,
     Score,
@@ -23,6 +25,8 @@ from streamproc.domain.shown import iso
 SHARE_HELD = 10
 """Default share (per mille) of the history that may be above the threshold."""
 SHARE_HELD_MAX = 100
+WHOLE_WEEK = timedelta(days=7)
+"""A history that is shorter has none of some hours of the week, and the rule calls all of them rare."""
 
 
 class PastPayout(NamedTuple):
@@ -51,7 +55,8 @@ def calibrated(history: Sequence[PastPayout], *, zone: str, share_held: int = SH
     """The profile of a history of PAYOUTS_MIN to PAYOUTS_MAX payouts, with hours in `zone`.
 
     The threshold is the lowest that at most `share_held` per mille of the history exceed (rounded up to whole payouts,
-    each scored as if it had not been there), and at least THRESHOLD_MIN. The order of the history does not matter.
+    each scored as if it had not been there), from THRESHOLD_MIN to THRESHOLD_MAX. The order of the history does not
+    matter.
     """
     assert PAYOUTS_MIN <= len(history) <= PAYOUTS_MAX
     assert 0 <= share_held <= SHARE_HELD_MAX
@@ -73,8 +78,8 @@ def calibrated(history: Sequence[PastPayout], *, zone: str, share_held: int = SH
         scored(history, profile), key=lambda s: (-s.score.score, -s.payout.amount, s.payout.payout)
     )
     may_exceed = -(-len(history) * share_held // SCALE)
-    threshold = max(THRESHOLD_MIN, by_score[may_exceed].score.score)
-    above = tuple(one for one in by_score[:may_exceed] if one.score.score > threshold)
+    threshold = min(max(THRESHOLD_MIN, by_score[may_exceed].score.score), THRESHOLD_MAX)
+    above = tuple(one for one in by_score if one.score.score > threshold)
     return Calibration(replace(profile, threshold=threshold), above)
 
 
@@ -95,6 +100,16 @@ def scored(history: Sequence[PastPayout], profile: AnomalyProfile) -> Iterator[S
 def _not_exceeded_by(amounts: Sequence[int], step: int) -> int:
     """Of sorted amounts the least that so many twentieths of them do not exceed."""
     return amounts[max(0, -(-len(amounts) * step // QUANTILES) - 1)]
+
+
+def too_short(profile: AnomalyProfile) -> str:
+    """What to know of a profile whose history is less than a week; '' of any other."""
+    if datetime.fromisoformat(profile.until) - datetime.fromisoformat(profile.since) >= WHOLE_WEEK:
+        return ""
+    return (
+        "these payouts are of less than a week: at hours and days that are not among them, the agent's larger usual"
+        " amounts are held too; measure again after a week"
+    )
 
 
 def profile_wanted(agent: str, effective: Mapping[str, object] | None) -> str:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamproc.domain.anomaly import PAYOUTS_MIN, THRESHOLD_MIN, score_of, written_profile
-from streamproc.domain.calibration import PastPayout, calibrated, profile_wanted, scored
+from streamproc.domain.anomaly import PAYOUTS_MIN, THRESHOLD_MAX, THRESHOLD_MIN, score_of, written_profile
+from streamproc.domain.calibration import PastPayout, calibrated, profile_wanted, scored, too_short
 from streamproc.domain.policy_fields import POLICY_FIELDS
 from tests.words import NOW
 
@@ -101,6 +101,22 @@ def test_of_the_next_payouts_of_a_steady_agent_few_are_held(
     assert sum(held) <= len(held) * (0.04 if many == 60 else 0.02)
 
 
+@pytest.mark.parametrize("spread", [0, 1.5])
+def test_of_no_history_twenty_times_what_is_usual_is_let_through(spread: float) -> None:
+    """An agent with a batch at two, and as many large payouts at other hours as would lift the threshold to 700, which
+    no amount exceeds at two."""
+    chance = Random(1)
+    batch = [(max(1, int(chance.lognormvariate(10, spread))), 2 * HOUR_US) for _ in range(970)]
+    others = [(10_000_000, n % 24 * HOUR_US) for n in range(30)]
+    amounts, hours = zip(*batch, *others, strict=True)
+    past = history(list(amounts), [n % 28 * DAY_US + hour for n, hour in enumerate(hours)])
+    found = calibrated(past, zone="UTC")
+    profile, large = found.profile, 20 * found.profile.amounts[-1]
+    assert profile.threshold == THRESHOLD_MAX
+    assert all(score_of(profile, large, one.received_at).score > THRESHOLD_MAX for one in past)
+    assert len(found.above) <= len(past) / 20
+
+
 habits = st.builds(
     lambda seed, many, spread: [
         PastPayout(
@@ -126,11 +142,19 @@ def test_the_threshold_holds_at_most_the_stated_share_and_no_lower_one_would(
     scores = [score_of(found.profile, one.amount, one.received_at).score for one in past]
     may = -(-len(past) * share // 1_000)
     threshold = found.profile.threshold
-    assert sum(score > threshold for score in scores) <= len(found.above) <= may
+    assert sum(score > threshold for score in scores) <= len(found.above)
+    assert len(found.above) <= (may if threshold < THRESHOLD_MAX else len(past) / 20)
     as_one_of_the_next = [one.score.score for one in scored(past, found.profile)]
     assert sum(score > threshold for score in as_one_of_the_next) == len(found.above)
     assert threshold == THRESHOLD_MIN or sum(score >= threshold for score in as_one_of_the_next) > may
+    assert THRESHOLD_MIN <= threshold <= THRESHOLD_MAX
     assert POLICY_FIELDS["anomaly_profile"](written_profile(found.profile)) == found.profile
+
+
+@pytest.mark.parametrize(("days", "short"), [(0, True), (6, True), (7, False), (30, False)])
+def test_a_history_of_less_than_a_week_is_said_to_be_short(days: int, short: bool) -> None:
+    times = [NOW - n * days * DAY_US // 49 for n in range(50)]
+    assert bool(too_short(calibrated(history([5_000] * 50, times), zone=ZONE).profile)) is short
 
 
 @settings(deadline=None, max_examples=20)

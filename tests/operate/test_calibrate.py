@@ -115,17 +115,18 @@ async def test_only_payouts_that_were_approved_count_by_the_rules_or_by_a_person
     assert highest["score"] > told["profile"]["threshold"]
 
 
-async def test_of_many_the_newest_are_measured_and_of_none_before_since(
+async def test_of_many_a_sample_of_the_whole_time_is_measured_and_of_none_before_since(
     redis_url: str, postgres: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(*usual(60))
         await archive(redis_url, postgres)
-        monkeypatch.setattr(job, "PAYOUTS_MAX", 55)
-        newest = await command.document("calibrate", "bot", *EVER, "--dry-run")
         since = await command.document("calibrate", "bot", "--since", "2026-08-01", "--dry-run")
-    assert (newest["profile"]["payouts"], newest["profile"]["amounts"][0]) == (55, 1_005)
+        monkeypatch.setattr(job, "PAYOUTS_MAX", 50)
+        sample, again = [await command.document("calibrate", "bot", *EVER, "--dry-run") for _ in range(2)]
+    assert (sample["profile"]["payouts"], again["profile"]) == (50, sample["profile"])
+    assert sample["profile"]["since"] < "2026-08-01"  # of the sixty the newest fifty begin on 3 August
     assert (since["profile"]["payouts"], since["profile"]["since"]) == (52, "2026-08-01T14:13:20.000000Z")
 
 
@@ -164,9 +165,10 @@ async def test_where_loosening_takes_two_people_measuring_anew_waits_for_the_sec
             "its usual payouts are measured anew",
         )
         _, listed, _ = await command.said("proposals")
-        before, after = "2026-09-21T14:13:20.000000Z, threshold 500", "threshold 500 (its usual payouts are"
-        assert f"agent:bot anomaly_profile: 60 payouts up to {before} -> 61 payouts" in listed
-        assert after in listed
+        until = "2026-09-21T14:13:20.000000Z"
+        before = f"60 payouts until {until}, 95 % up to ₹10.56, threshold 500"
+        after = f"61 payouts until {until}, 95 % up to ₹10.57, threshold 500 (its usual payouts are measured anew)"
+        assert f"agent:bot anomaly_profile: {before} -> {after}" in listed
         code, _, err = await command.said("confirm", waits["proposal"]["id"], "--by", "vikram")
         assert code == 0, err
         shown = await command.document("show", "bot")
@@ -193,6 +195,17 @@ async def test_people_are_told_what_is_usual_what_would_have_been_held_and_that_
         assert line in out.splitlines()
     assert "large   2026-09-21T14:13:20.000000Z  ₹900.00  695    993        0" in out
     assert err == "note: the policy says anomaly: false, so nothing of other is held by it yet\n"
+
+
+async def test_people_are_told_that_a_history_is_shorter_than_a_week(
+    redis_url: str, postgres: str, command: Command
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(*(observed(f"p{n}", 1_000) for n in range(50)))
+        await archive(redis_url, postgres)
+        code, _, err = await command.said("calibrate", "bot", *EVER)
+    assert (code, err.startswith("note: these payouts are of less than a week: at hours")) == (0, True), err
 
 
 @pytest.mark.parametrize(
