@@ -58,7 +58,7 @@ class Answers(Generic[Q, A]):
         lookup: Callable[[Sequence[Q]], Awaitable[Mapping[Q, A]]],
     ) -> dict[Q, A]:
         """The answers. `lookup` asks the service what nobody knows, in the order of `questions`; it never raises, since
-        a failure is an answer too."""
+        a failure is an answer too. What it leaves out has no answer here either."""
         asked = list(dict.fromkeys(questions))
         known = {one: answer for one in asked if (answer := self.known(one, now_us)) is not None}
         wanted = [one for one in asked if one not in known]

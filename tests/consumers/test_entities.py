@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import consumers
 from consumers.answers import cache_key
-from consumers.entities import Entities
+from consumers.entities import Entities, EntityLookup
 from consumers.vet import Reputations
 from streamproc.domain import events as e
 from streamproc.domain.events import EntitySeen, PayoutRequested
@@ -25,7 +25,7 @@ reviewers: [asha]
 VERDICTS = {"Verified Ltd": "verified", "Lapsed Ltd": "not_issued", "Away Ltd": "unavailable"}
 
 
-def governance(register: Register | None, vendors: Vendors | None = None) -> Group:
+def governance(register: EntityLookup | None, vendors: Vendors | None = None) -> Group:
     entities = Entities(register) if register is not None else None
     return consumers.governance(Reputations(vendors or Vendors()), zone=ZONE, entities=entities)
 
@@ -158,3 +158,31 @@ async def test_a_reviewer_stands_in_for_the_register_which_is_not_asked_again(re
         record = await engine.record(event.payout)
     assert (record.decision, record.reason) == ("APPROVED", "REVIEW_APPROVED")
     assert len(register.asked) == 1
+
+
+async def test_whoever_was_not_asked_about_since_no_policy_requires_it_has_no_answer_and_is_asked_about_again(
+    redis_url: str,
+) -> None:
+    """The register's client leaves out what would have made payouts wait."""
+
+    class Busy(Register):
+        async def __call__(
+            self, required: Sequence[Question], others: Sequence[Question]
+        ) -> dict[Question, EntitySeen]:
+            return await super().__call__(required, ())
+
+    register = Busy(VERDICTS)
+    async with Engine(redis_url, groups=[governance(register)]) as engine:
+        await engine.apply(POLICIES)
+        unasked, needed, later = (
+            asks("Verified Ltd", agent="lax"),
+            asks("Verified Ltd"),
+            asks("Verified Ltd", key="2"),
+        )
+        for event in (unasked, needed, later):
+            await handled(engine, event)
+        seen = [await vetted(engine, event.payout) for event in (unasked, needed, later)]
+        decisions = [(await engine.record(event.payout)).decision for event in (unasked, needed, later)]
+    assert [one and one.verdict for one in seen] == [None, "verified", "verified"]
+    assert decisions == ["APPROVED"] * 3
+    assert [question.name for question in register.asked] == ["Verified Ltd"]
