@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 import consumers
 from consumers.answers import cache_key
 from consumers.entities import Entities, EntityLookup
@@ -87,6 +89,17 @@ async def test_an_answer_about_a_name_is_none_about_an_lei_nor_about_a_url(redis
     assert set(register.asked) == {Question("Verified Ltd"), Question("Verified Ltd", lei["lei"])}
     assert len(kept) == 2
     assert engine.names.reputation(cache_key("Verified Ltd")).encode() not in kept
+
+
+@pytest.mark.parametrize("kept", [b"", b"{", b'{"verdict":"a later version\'s"}', b'"\xff"'])
+async def test_an_answer_in_redis_that_cannot_be_read_costs_a_call_and_no_more(
+    redis_url: str, kept: bytes
+) -> None:
+    async with Engine(redis_url, groups=[governance(Register(VERDICTS))]) as engine:
+        await engine.apply(POLICIES)
+        await engine.client.set(engine.names.reputation(cache_key("entity\n\nVerified Ltd")), kept)
+        await handled(engine, asks("Verified Ltd"))
+        assert (await engine.record(asks("Verified Ltd").payout)).reason == "POLICY_OK"
 
 
 async def test_without_a_register_nothing_is_asked_nothing_recorded_and_who_requires_it_is_held(
