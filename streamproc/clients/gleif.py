@@ -28,7 +28,8 @@ LOOKUPS_S = WAIT_S + TIMEOUT_S
 UNREQUIRED_S = 1.0
 """For a question that no policy requires: payouts wait for it too, and gain nothing by it."""
 PAUSE_S = 15.0
-"""After one that took longer, none is asked for so long: a slow register would cost each batch that time."""
+"""After one that took longer, none is asked for so long: a slow register would cost each batch that time. And after
+required ones waited for turns, none waits for so long: waiting makes no turns, and each batch would wait."""
 CALLS_PER_S = 0.8
 CALLS_BURST = 12
 """With CALLS_PER_S at most 60 calls in any minute, which is what GLEIF allows one user."""
@@ -46,6 +47,7 @@ BODY_BYTES_MAX = 2 * 1024 * 1024
 """A page is some 400 kB."""
 MEDIA_TYPE = "application/vnd.api+json"
 
+NO_TURN = "gleif: no turn was free, and others had waited for one shortly before"
 NO_STATUS = "NULL"
 """GLEIF's own word for a status that nobody told it."""
 _STATUS = re.compile(r"[A-Z_]{1,32}")
@@ -87,8 +89,10 @@ class Gleif:
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
         self._paused_until = 0.0
         """By the event loop's clock."""
+        self._impatient_until = 0.0
+        """By the same clock: required questions do not wait for a turn."""
         self._pledged = 0
-        """Turns for questions that no policy requires and that are under way."""
+        """Turns for questions that are under way and do not wait for one."""
 
     @property
     def breaker(self) -> Breaker:
@@ -105,19 +109,23 @@ class Gleif:
         """What the register says to each required question, and to those others that it answered at once; an LEI must
         be well-formed. A name that is not found as it is usually registered takes a second call.
 
-        No decision depends on the others. They are asked while slots and turns are free, and given up after
-        UNREQUIRED_S; what was not asked, or given up, is not in the result. Takes LOOKUPS_S at most, and never raises
-        for the API's failures. `unavailable` is never fresh. Times count from before the call.
+        Required ones wait for their turns, unless others did so less than PAUSE_S ago. No decision depends on the
+        others. They are asked while slots and turns are free, and given up after UNREQUIRED_S; what was not asked, or
+        given up, is not in the result. Takes LOOKUPS_S at most, and never raises for the API's failures. `unavailable`
+        is never fresh. Times count from before the call.
         """
         late = f"gleif: no answer within {self._lookups_s:g} s, waiting for its turn included"
         now_us = self._now_us()
         found = {question: _unavailable(late, now_us) for question in required}
+        is_patient = asyncio.get_running_loop().time() >= self._impatient_until
 
         async def ask(question: Question) -> None:
-            async with self._slots:
-                answer = await self._ask(question, waits=True)
-            assert answer is not None  # it waits for its turns
-            found[question] = answer
+            if is_patient:
+                async with self._slots:
+                    answer = await self._ask(question, waits=True)
+            else:
+                answer = await self._ask_now(question, turns_kept=0)
+            found[question] = answer or _unavailable(NO_TURN, now_us)
 
         async def ask_if_free(question: Question) -> None:
             answer = await self._ask_if_free(question)
@@ -137,17 +145,25 @@ class Gleif:
 
     async def _ask_if_free(self, question: Question) -> EntitySeen | None:
         """The answer to a question that no policy requires; None: nobody was asked, or it took too long."""
-        loop, calls = asyncio.get_running_loop(), len(_filters(question))
-        is_free = self._turns.free - self._pledged >= TURNS_KEPT + calls and not self._slots.locked()
-        if not is_free or loop.time() < self._paused_until:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._paused_until or self._slots.locked():
             return None
-        self._pledged += calls
         try:
-            async with asyncio.timeout(UNREQUIRED_S), self._slots:
-                return await self._ask(question, waits=False)
+            async with asyncio.timeout(UNREQUIRED_S):
+                return await self._ask_now(question, turns_kept=TURNS_KEPT)
         except TimeoutError:
             self._paused_until = loop.time() + PAUSE_S
             return None
+
+    async def _ask_now(self, question: Question, *, turns_kept: int) -> EntitySeen | None:
+        """The answer, if turns are free for all calls that it may take, beyond those kept; else None."""
+        calls = len(_filters(question))
+        if self._turns.free - self._pledged < turns_kept + calls:
+            return None
+        self._pledged += calls
+        try:
+            async with self._slots:
+                return await self._ask(question, waits=False)
         finally:
             self._pledged -= calls
 
@@ -156,8 +172,10 @@ class Gleif:
         now_us = self._now_us()
         seen = EntitySeen(verdict="not_found")
         for params in _filters(question):
-            if not waits and self._turns.free < 1:
-                return None
+            if self._turns.free < 1:
+                if not waits:
+                    return None
+                self._impatient_until = asyncio.get_running_loop().time() + PAUSE_S
             try:
                 answer = await self._http.call(
                     "GET", "/lei-records", params=params, headers={"accept": MEDIA_TYPE}

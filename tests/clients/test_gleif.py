@@ -14,6 +14,7 @@ from streamproc.clients.gleif import (
     CALLS_PER_S,
     FRESH_S,
     MEDIA_TYPE,
+    NO_TURN,
     PAGE_SIZE,
     PAUSE_S,
     TURNS_KEPT,
@@ -224,6 +225,34 @@ async def test_new_contacts_of_other_agents_leave_turns_to_payouts_that_need_an_
             required = await client.lookup([Question(f"Needed{n}") for n in range(TURNS_KEPT)])
     assert len(others) == CALLS_BURST - TURNS_KEPT
     assert [seen.verdict for seen in required.values()] == ["not_found"] * TURNS_KEPT
+
+
+async def test_after_payouts_waited_for_turns_the_next_ones_are_asked_about_only_while_turns_are_free() -> (
+    None
+):
+    """A turn comes every minute. Else each batch with a new contact would wait, while no more of them are answered."""
+    async with loopback(always(200, page())) as server:
+        http, turns = impatient(server.url, timeout_s=200, per_s=1 / 60, burst=1)
+        async with http:
+            client = Gleif(http, turns, lambda: NOW_US, lookups_s=200)
+
+            async def waits_for_a_turn(name: str) -> asyncio.Task[dict[Question, EntitySeen]]:
+                looking = asyncio.create_task(client.lookup([Question(name)]))
+                while not (turns.queued or looking.done()):
+                    await asyncio.sleep(0)
+                assert turns.queued
+                return looking
+
+            await client.lookup([Question("Name1")])
+            first = await waits_for_a_turn("Name2")
+            next_one = await asyncio.wait_for(client.lookup([Question("Name3")]), 30)  # else it would hang
+            pass_at_once(60)
+            answered = await first
+            later = await waits_for_a_turn("Name4")
+            later.cancel()
+            await asyncio.gather(later, return_exceptions=True)
+    assert [seen.problem for seen in next_one.values()] == [NO_TURN]
+    assert [seen.verdict for seen in answered.values()] == ["not_found"]
 
 
 async def test_a_search_that_no_policy_requires_begins_only_if_there_are_turns_for_all_of_it() -> None:
