@@ -58,7 +58,7 @@ class Answers(Generic[Q, A]):
         lookup: Callable[[Sequence[Q]], Awaitable[Mapping[Q, A]]],
     ) -> dict[Q, A]:
         """The answers. `lookup` asks the service what nobody knows, in the order of `questions`; it never raises, since
-        a failure is an answer too."""
+        a failure is an answer too. What it leaves out has no answer here either."""
         asked = list(dict.fromkeys(questions))
         known = {one: answer for one in asked if (answer := self.known(one, now_us)) is not None}
         wanted = [one for one in asked if one not in known]
@@ -72,12 +72,20 @@ class Answers(Generic[Q, A]):
 
     async def _cached(self, wanted: Sequence[Q], cache: Cache, now_us: int) -> dict[Q, A]:
         values = await cache.get_many([cache_key(self._key(one)) for one in wanted])
-        found = {
-            one: self._decode(value) for one, value in zip(wanted, values, strict=True) if value is not None
+        read = {
+            one: self._read(value) for one, value in zip(wanted, values, strict=True) if value is not None
         }
+        found = {one: answer for one, answer in read.items() if answer is not None}
         fresh = {one: answer for one, answer in found.items() if _is_fresh(answer, now_us)}
         self._remember(fresh)
         return fresh
+
+    def _read(self, value: bytes) -> A | None:
+        """The answer that Redis has; None if it cannot be read, as one of a later version: it is asked for anew."""
+        try:
+            return self._decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
 
     async def _kept(self, given: Mapping[Q, A], cache: Cache, now_us: int) -> dict[Q, A]:
         answers = {one: _as_of(now_us, answer) for one, answer in given.items()}

@@ -16,7 +16,8 @@ class EntityLookup(Protocol):
     async def __call__(
         self, required: Sequence[Question], others: Sequence[Question]
     ) -> Mapping[Question, EntitySeen]:
-        """The answers. The `required` ones first; the `others` do not wait for a turn."""
+        """The answers to all that is `required`, which is asked first. The `others` wait for nothing, and may have
+        none."""
         ...
 
 
@@ -40,7 +41,7 @@ class Entities:
     async def of(
         self, required: Sequence[Question], others: Sequence[Question], cache: Cache, now_us: int
     ) -> Mapping[Question, EntitySeen]:
-        """The answers to all questions: those that a policy requires, and others."""
+        """The answers to all questions that a policy requires, and to others as far as they are known or at hand."""
         here = {one: answer for one in (*required, *others) if (answer := answered_here(one)) is not None}
         wanted = [one for one in (*required, *others) if one not in here]
 

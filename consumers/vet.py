@@ -59,7 +59,7 @@ def reputation_stage(reputations: Reputations, entities: Entities) -> Stage:
             if type(event) is VelocityChecked:
                 record = work.known()
                 question = entities.question_of(record)
-                entity = found[question] if question is not None else None
+                entity = found.get(question) if question is not None else None
                 _vet_one(work, event, ctx, answers.get(record.vendor_url, NO_URL), entity)
 
     return Stage(name="reputation", consumes=frozenset({VelocityChecked}), handle=vet)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
-from streamproc.clients.limiter import Limiter, Turns
+from streamproc.clients.limiter import Limiter
 from streamproc.clients.safe_browsing import host_clock_us
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searches
@@ -25,21 +25,29 @@ WAIT_S = 2.0
 """How long a call waits for its turn."""
 LOOKUPS_S = WAIT_S + TIMEOUT_S
 """For all questions of a batch together: its payouts wait for them."""
+UNREQUIRED_S = 1.0
+"""For a question that no policy requires: payouts wait for it too, and gain nothing by it."""
+PAUSE_S = 15.0
+"""After one that took longer, none is asked for so long: a slow register would cost each batch that time. And after
+required ones waited for turns, none waits for so long: waiting makes no turns, and each batch would wait."""
 CALLS_PER_S = 0.8
 CALLS_BURST = 12
 """With CALLS_PER_S at most 60 calls in any minute, which is what GLEIF allows one user."""
+TURNS_KEPT = CALLS_BURST // 2
+"""Free turns that are left to questions that a policy requires; else new contacts of other agents would use them up."""
 AT_ONCE_MAX = 6
 """Calls in flight."""
 FRESH_S = 86_400
 """How long an answer is used: GLEIF publishes its register once a day."""
 PAGE_SIZE = 50
-"""Entities in one answer. A name that more of them contain is too common to tell who is meant."""
+"""Entities in one answer, at most. A name that more of them contain is too common to tell who is meant."""
 NAME_CHARS_MAX = 500
 """Longest name that the register's format allows."""
 BODY_BYTES_MAX = 2 * 1024 * 1024
 """A page is some 400 kB."""
 MEDIA_TYPE = "application/vnd.api+json"
 
+NO_TURN = "gleif: no turn was free, and others had waited for one shortly before"
 NO_STATUS = "NULL"
 """GLEIF's own word for a status that nobody told it."""
 _STATUS = re.compile(r"[A-Z_]{1,32}")
@@ -69,7 +77,7 @@ class Gleif:
     def __init__(
         self,
         http: OutboundClient,
-        turns: Turns,
+        turns: Limiter,
         now_us: Callable[[], int] = host_clock_us,
         *,
         lookups_s: float = LOOKUPS_S,
@@ -79,6 +87,12 @@ class Gleif:
         self._now_us = now_us
         self._lookups_s = lookups_s
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
+        self._paused_until = 0.0
+        """By the event loop's clock."""
+        self._impatient_until = 0.0
+        """By the same clock: required questions do not wait for a turn."""
+        self._pledged = 0
+        """Turns for questions that are under way and do not wait for one."""
 
     @property
     def breaker(self) -> Breaker:
@@ -92,36 +106,76 @@ class Gleif:
     async def lookup(
         self, required: Sequence[Question], others: Sequence[Question] = ()
     ) -> dict[Question, EntitySeen]:
-        """What the register says to each question, the required ones first; an LEI must be well-formed. A name that is
-        not found as it is usually registered takes a second call.
+        """What the register says to each required question, and to those others that it answered at once; an LEI must
+        be well-formed. A name that is not found as it is usually registered takes a second call.
 
-        The others do not wait for a turn, since no decision depends on their answers. Takes LOOKUPS_S at most, and
-        never raises for the API's failures. `unavailable` is never fresh. Times count from before the call.
+        Required ones wait for their turns, unless others did so less than PAUSE_S ago. No decision depends on the
+        others. They are asked while slots and turns are free, and given up after UNREQUIRED_S; what was not asked, or
+        given up, is not in the result. Takes LOOKUPS_S at most, and never raises for the API's failures. `unavailable`
+        is never fresh. Times count from before the call.
         """
-        asked = list(dict.fromkeys((*required, *others)))
-        patient = set(required)
         late = f"gleif: no answer within {self._lookups_s:g} s, waiting for its turn included"
         now_us = self._now_us()
-        found = {question: _unavailable(late, now_us) for question in asked}
+        found = {question: _unavailable(late, now_us) for question in required}
+        is_patient = asyncio.get_running_loop().time() >= self._impatient_until
 
         async def ask(question: Question) -> None:
-            async with self._slots:
-                found[question] = await self._ask(question, patient=question in patient)
+            if is_patient:
+                async with self._slots:
+                    answer = await self._ask(question, waits=True)
+            else:
+                answer = await self._ask_now(question, turns_kept=0)
+            found[question] = answer or _unavailable(NO_TURN, now_us)
+
+        async def ask_if_free(question: Question) -> None:
+            answer = await self._ask_if_free(question)
+            if answer is not None:
+                found[question] = answer
 
         try:
             async with asyncio.timeout(self._lookups_s), asyncio.TaskGroup() as tasks:
-                for question in asked:
+                for question in dict.fromkeys(required):
                     tasks.create_task(ask(question))
+                for question in dict.fromkeys(others):
+                    if question not in found:
+                        tasks.create_task(ask_if_free(question))
         except TimeoutError:
-            pass  # those without an answer are unavailable
+            pass  # required ones without an answer are unavailable
         return found
 
-    async def _ask(self, question: Question, *, patient: bool) -> EntitySeen:
+    async def _ask_if_free(self, question: Question) -> EntitySeen | None:
+        """The answer to a question that no policy requires; None: nobody was asked, or it took too long."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._paused_until or self._slots.locked():
+            return None
+        try:
+            async with asyncio.timeout(UNREQUIRED_S):
+                return await self._ask_now(question, turns_kept=TURNS_KEPT)
+        except TimeoutError:
+            self._paused_until = loop.time() + PAUSE_S
+            return None
+
+    async def _ask_now(self, question: Question, *, turns_kept: int) -> EntitySeen | None:
+        """The answer, if turns are free for all calls that it may take, beyond those kept; else None."""
+        calls = len(_filters(question))
+        if self._turns.free - self._pledged < turns_kept + calls:
+            return None
+        self._pledged += calls
+        try:
+            async with self._slots:
+                return await self._ask(question, waits=False)
+        finally:
+            self._pledged -= calls
+
+    async def _ask(self, question: Question, *, waits: bool) -> EntitySeen | None:
+        """The answer; None: it had to wait for a turn, and does not."""
         now_us = self._now_us()
         seen = EntitySeen(verdict="not_found")
         for params in _filters(question):
-            if not patient and self._turns.wait_s() > 0:
-                return _unavailable("gleif: no turn was free, and no policy requires an answer", now_us)
+            if self._turns.free < 1:
+                if not waits:
+                    return None
+                self._impatient_until = asyncio.get_running_loop().time() + PAUSE_S
             try:
                 answer = await self._http.call(
                     "GET", "/lei-records", params=params, headers={"accept": MEDIA_TYPE}
@@ -155,13 +209,13 @@ def _entities(answer: Answer, question: Question) -> tuple[list[Registered], boo
     except NotJson as error:
         raise _Unusable(f"gleif's answer cannot be read, {error}") from error
     records = _inside(body, "data")
-    if not isinstance(records, list):
-        raise _Unusable("gleif's answer has no list of entities")
+    if not isinstance(records, list) or len(records) > PAGE_SIZE:
+        raise _Unusable("gleif's answer has no list of entities of the size that was asked for")
     entities = [_entity(record) for record in records]
     if question.lei and [entity.lei for entity in entities] not in ([], [question.lei]):
         raise _Unusable("gleif named an entity that was not asked for")
     total = _inside(body, "meta", "pagination", "total")
-    if type(total) is not int:
+    if type(total) is not int or total < len(entities):
         raise _Unusable("gleif's answer does not say how many entities there are")
     return entities, total > len(entities)
 

@@ -171,7 +171,7 @@ class ReputationChecked(
     fresh_until: int = 0
     findings: list[Finding] = []
     entity: EntitySeen | None = None
-    """What rule 14 looks at; None: nothing was asked. Version 3 never asked."""
+    """What rule 14 looks at; None: nothing was asked, or no answer waited for. Version 3 never asked."""
 
 
 class BudgetReserved(StageFact, frozen=True, kw_only=True, tag="payout.budget_reserved", omit_defaults=True):

@@ -147,9 +147,11 @@ def searches(name: str) -> tuple[str, ...]:
 
 
 def _without_form(name: str) -> str:
-    words, parts = legal_name(name).words, name.replace(",", " ").split()
-    begins = (" ".join(parts[:many]) for many in range(1, len(parts)))
-    return next((begin for begin in begins if _words(begin) == words), " ".join(parts))
+    """The beginning of a name that has its words: up to a blank or, where no blank is before the form, a character."""
+    (words, forms), text = legal_name(name), " ".join(name.replace(",", " ").split())
+    blanks = [place for place, char in enumerate(text) if char == " "]
+    ends = [*blanks, *range(1, len(text))] if forms else blanks
+    return next((text[:end] for end in ends if _words(text[:end]) == words), text)
 
 
 def judged(question: Question, found: Sequence[Registered], *, more: bool) -> EntitySeen:

@@ -14,6 +14,7 @@ from streamproc.domain.domains import without_login
 from streamproc.domain.facts import BankPayout
 from streamproc.domain.governance import vendor_of
 from streamproc.domain.intent import Beneficiary, masked, without_personal
+from streamproc.domain.legal_entities import is_lei
 from streamproc.domain.money import rupees
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import cut, plain
@@ -173,6 +174,8 @@ def _meaning(code: str, record: PayoutRecord) -> str:
     if code != ENTITY_UNVERIFIED:
         return meaning
     said = next((finding.evidence for finding in record.findings if finding.code == code), {})
+    if not is_lei(str(said.get("lei", ""))):  # the agent's text, which stands with the untrusted notes
+        said = {key: value for key, value in said.items() if key != "lei"}
     texts = [f"{label} {_register_text(str(said[key]))}" for key, label in _REGISTER if said.get(key)]
     return f"{meaning}: {'; '.join(text.strip() for text in texts)}" if texts else meaning
 

@@ -14,7 +14,11 @@ from streamproc.clients.gleif import (
     CALLS_PER_S,
     FRESH_S,
     MEDIA_TYPE,
+    NO_TURN,
     PAGE_SIZE,
+    PAUSE_S,
+    TURNS_KEPT,
+    UNREQUIRED_S,
     Gleif,
     open_gleif,
 )
@@ -24,6 +28,7 @@ from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question
 from tests.bank import running_sandbox
 from tests.clients.loopback import Asked, Loopback, Script, always, in_turn, loopback, response, silent_for
+from tests.hurry import pass_at_once
 
 NOW_US = 1_760_000_000_000_000
 LEI, LAPSED_LEI = "984500SANDBOX0000190", "984500SANDBOX0000287"
@@ -126,6 +131,8 @@ async def test_of_more_entities_than_a_page_has_nobody_is_meant() -> None:
         always(200, {"data": None}),
         always(200, {"data": [record()]}),
         always(200, page(record(), total="1")),
+        always(200, page(record(), total=0)),
+        always(200, page(*[record()] * (PAGE_SIZE + 1))),
         always(200, page(7)),
         always(200, page(record(), {"attributes": {"lei": LEI}})),
         always(200, page(record(lei=7))),
@@ -194,18 +201,111 @@ async def test_questions_that_have_no_answer_when_the_time_of_all_is_over_are_un
     assert {seen.fresh_until for seen in found.values()} == {NOW_US}
 
 
-async def test_what_no_policy_requires_does_not_wait_for_a_turn() -> None:
-    """One turn is free, and the next one comes soon."""
+async def test_what_no_policy_requires_is_not_asked_where_it_would_wait_for_a_turn() -> None:
+    """One turn is free, and the next one comes soon. What was not asked has no answer, not even that of a failure."""
     async with loopback(always(200, page())) as server:
         http, turns = impatient(server.url, timeout_s=60, per_s=20, burst=1)
         async with http:
             required, others = [Question("Name1"), Question("Name2")], [Question("Name3"), Question("Name4")]
             found = await Gleif(http, turns, lambda: NOW_US, lookups_s=60).lookup(required, others)
     assert [found[question].verdict for question in required] == ["not_found"] * 2
-    assert {found[question].problem for question in others} == {
-        "gleif: no turn was free, and no policy requires an answer"
-    }
+    assert not found.keys() & set(others)
     assert len(server.asked) == len(required)
+
+
+async def test_new_contacts_of_other_agents_leave_turns_to_payouts_that_need_an_answer() -> None:
+    """No turn comes while this runs."""
+    async with loopback(always(200, page(record()))) as server:
+        http, turns = impatient(server.url, timeout_s=60, per_s=0.000_1, burst=CALLS_BURST)
+        async with http:
+            client = Gleif(http, turns, lambda: NOW_US)
+            others = await client.lookup([], [Question(f"Name{n}") for n in range(3 * CALLS_BURST)])
+            for n in range(CALLS_BURST):
+                others |= await client.lookup([], [Question(f"Later{n}")])
+            required = await client.lookup([Question(f"Needed{n}") for n in range(TURNS_KEPT)])
+    assert len(others) == CALLS_BURST - TURNS_KEPT
+    assert [seen.verdict for seen in required.values()] == ["not_found"] * TURNS_KEPT
+
+
+async def test_after_payouts_waited_for_turns_the_next_ones_are_asked_about_only_while_turns_are_free() -> (
+    None
+):
+    """A turn comes every minute. Else each batch with a new contact would wait, while no more of them are answered."""
+    async with loopback(always(200, page())) as server:
+        http, turns = impatient(server.url, timeout_s=200, per_s=1 / 60, burst=1)
+        async with http:
+            client = Gleif(http, turns, lambda: NOW_US, lookups_s=200)
+
+            async def waits_for_a_turn(name: str) -> asyncio.Task[dict[Question, EntitySeen]]:
+                looking = asyncio.create_task(client.lookup([Question(name)]))
+                while not (turns.queued or looking.done()):
+                    await asyncio.sleep(0)
+                assert turns.queued
+                return looking
+
+            await client.lookup([Question("Name1")])
+            first = await waits_for_a_turn("Name2")
+            next_one = await asyncio.wait_for(client.lookup([Question("Name3")]), 30)  # else it would hang
+            pass_at_once(60)
+            answered = await first
+            later = await waits_for_a_turn("Name4")
+            later.cancel()
+            await asyncio.gather(later, return_exceptions=True)
+    assert [seen.problem for seen in next_one.values()] == [NO_TURN]
+    assert [seen.verdict for seen in answered.values()] == ["not_found"]
+
+
+async def test_a_search_that_no_policy_requires_begins_only_if_there_are_turns_for_all_of_it() -> None:
+    """A name with a legal form takes two calls if it is not found, and one of them alone would be spent for nothing."""
+    async with loopback(always(200, page())) as server:
+        http, turns = impatient(server.url, timeout_s=60, per_s=0.000_1, burst=TURNS_KEPT + 3)
+        async with http:
+            client = Gleif(http, turns, lambda: NOW_US)
+            found = await client.lookup([], [Question("Name1 Ltd"), Question("Name2 Ltd")])
+    assert list(found) == [Question("Name1 Ltd")]
+    assert len(server.asked) == 2
+
+
+async def test_a_slow_register_costs_payouts_that_do_not_need_it_one_short_wait_and_then_a_pause() -> None:
+    """It answers nothing. Payouts that need an answer go on asking."""
+    async with gleif(silent_for(UNREQUIRED_S)) as (client, server):
+        others = [await client.lookup([], [Question(f"Name{n}")]) for n in range(3)]
+        asked = len(server.asked)
+        needed = (await client.lookup([ASHA]))[ASHA]
+        pass_at_once(PAUSE_S)
+        await client.lookup([], [Question("Later")])
+    assert (others, asked) == ([{}, {}, {}], 1)
+    assert needed.verdict == "unavailable"
+    assert [call.query["filter[entity.legalName]"] for call in server.asked] == [
+        *("Name0", "Asha Paper Works Private Limited", "Later")
+    ]
+
+
+async def test_what_no_policy_requires_does_not_wait_behind_other_calls() -> None:
+    """All calls that may be in flight are, and none of them ends by itself. Afterwards it is asked, without a pause."""
+    begun: asyncio.Queue[str] = asyncio.Queue()
+
+    async def never(asked: Asked) -> bytes | None:
+        begun.put_nowait(asked.target)
+        await asyncio.Event().wait()
+        return None
+
+    async with loopback(never) as server:
+        http, turns = impatient(server.url, timeout_s=60)
+        async with http:
+            client = Gleif(http, turns, lambda: NOW_US, lookups_s=60)
+            needed = asyncio.create_task(client.lookup([Question(f"Name{n}") for n in range(AT_ONCE_MAX)]))
+            for _ in range(AT_ONCE_MAX):
+                await begun.get()
+            assert await client.lookup([], [ASHA]) == {}
+            needed.cancel()
+            await asyncio.gather(needed, return_exceptions=True)
+            later = asyncio.create_task(client.lookup([], [ASHA]))
+            asked = asyncio.create_task(begun.get())
+            done, _ = await asyncio.wait({later, asked}, return_when=asyncio.FIRST_COMPLETED)
+            later.cancel()
+            await asyncio.gather(later, return_exceptions=True)
+    assert done == {asked}
 
 
 async def test_what_no_policy_requires_is_asked_while_turns_are_free() -> None:

@@ -17,6 +17,7 @@ from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import APPROVE, REJECT, button_value
 from streamproc.domain.events import Finding
 from streamproc.domain.intent import Beneficiary, Intent
+from streamproc.domain.legal_entities import answered_here, question_of, why_unverified
 from streamproc.domain.money import rupees
 from streamproc.domain.notice import (
     HoldNotice,
@@ -29,11 +30,11 @@ from streamproc.domain.notice import (
     hold_notice,
     outcome_of,
 )
-from streamproc.domain.payouts import PayoutRecord
+from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.plain import cut, cut_bytes, plain, units
 from streamproc.domain.record import Review
 from tests.people import texts
-from tests.words import ACCOUNT, NOW
+from tests.words import ACCOUNT, NOW, contact, requested
 
 EVIL = (
     "*bold* _it_ ~no~ `code` <!channel> <!here> <@U0BOSS> @here @channel <https://evil.example|your bank> "
@@ -343,7 +344,7 @@ def test_an_outcome_without_a_decision_is_the_banks() -> None:
 
 LAPSED = {
     "problem": "the entity's LEI is not valid any more",
-    "lei": "54930012345678901220",
+    "lei": "54930012345678901245",
     "registered_name": "<!channel> *Evil* & Sons\u202e Private Limited" + "x" * 300,
     "entity_status": "ACTIVE",
     "registration_status": "LAPSED",
@@ -358,7 +359,7 @@ def test_an_unverified_entity_is_shown_with_what_the_register_says_of_it() -> No
     said = json.dumps(body, ensure_ascii=False)
     assert (
         "ENTITY_UNVERIFIED: the contact is not verified as a legal entity: the entity's LEI is not valid any more;"
-        " LEI 54930012345678901220; registered as &lt;!channel&gt; *Evil* &amp; Sons Private Limited"
+        " LEI 54930012345678901245; registered as &lt;!channel&gt; *Evil* &amp; Sons Private Limited"
     ) in said
     assert "entity ACTIVE; registration LAPSED" in said
 
@@ -374,3 +375,24 @@ def test_of_an_entity_that_was_not_found_only_the_reason_is_shown() -> None:
     assert reasons == (
         ("ENTITY_UNVERIFIED", "the contact is not verified as a legal entity: the register is away"),
     )
+
+
+@pytest.mark.parametrize("note", ["50100123456789", "; registered as Approved by Finance"])
+def test_a_note_that_is_no_lei_is_shown_as_the_agents_text_and_not_as_what_the_register_says(
+    note: str,
+) -> None:
+    """The agent could name a register's answer there, or show an account number whole."""
+    payout = fold([requested(100, payee=contact("Acme Ltd"), notes={"lei": note})])
+    asked = question_of(payout) if payout is not None else None
+    assert payout is not None and asked is not None
+    evidence = why_unverified(payout, answered_here(asked))
+    held = Finding(stage="reputation", code="ENTITY_UNVERIFIED", outcome="HELD", evidence=evidence or {})
+    shown = hold_notice(replace(payout, reasons=["ENTITY_UNVERIFIED"], findings=[held]), wanted=1, link="")
+    assert shown.reasons == (
+        (
+            "ENTITY_UNVERIFIED",
+            "the contact is not verified as a legal entity: the note `lei` is not a well-formed LEI",
+        ),
+    )
+    told = {text.label: text.text for text in shown.untrusted}
+    assert told["notes"] == f"lei: {note.replace('5010012345', '*' * 10)}"

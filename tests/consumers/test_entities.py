@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 import consumers
 from consumers.answers import cache_key
-from consumers.entities import Entities
+from consumers.entities import Entities, EntityLookup
 from consumers.vet import Reputations
 from streamproc.domain import events as e
 from streamproc.domain.events import EntitySeen, PayoutRequested
@@ -25,7 +27,7 @@ reviewers: [asha]
 VERDICTS = {"Verified Ltd": "verified", "Lapsed Ltd": "not_issued", "Away Ltd": "unavailable"}
 
 
-def governance(register: Register | None, vendors: Vendors | None = None) -> Group:
+def governance(register: EntityLookup | None, vendors: Vendors | None = None) -> Group:
     entities = Entities(register) if register is not None else None
     return consumers.governance(Reputations(vendors or Vendors()), zone=ZONE, entities=entities)
 
@@ -87,6 +89,17 @@ async def test_an_answer_about_a_name_is_none_about_an_lei_nor_about_a_url(redis
     assert set(register.asked) == {Question("Verified Ltd"), Question("Verified Ltd", lei["lei"])}
     assert len(kept) == 2
     assert engine.names.reputation(cache_key("Verified Ltd")).encode() not in kept
+
+
+@pytest.mark.parametrize("kept", [b"", b"{", b'{"verdict":"a later version\'s"}', b'"\xff"'])
+async def test_an_answer_in_redis_that_cannot_be_read_costs_a_call_and_no_more(
+    redis_url: str, kept: bytes
+) -> None:
+    async with Engine(redis_url, groups=[governance(Register(VERDICTS))]) as engine:
+        await engine.apply(POLICIES)
+        await engine.client.set(engine.names.reputation(cache_key("entity\n\nVerified Ltd")), kept)
+        await handled(engine, asks("Verified Ltd"))
+        assert (await engine.record(asks("Verified Ltd").payout)).reason == "POLICY_OK"
 
 
 async def test_without_a_register_nothing_is_asked_nothing_recorded_and_who_requires_it_is_held(
@@ -158,3 +171,31 @@ async def test_a_reviewer_stands_in_for_the_register_which_is_not_asked_again(re
         record = await engine.record(event.payout)
     assert (record.decision, record.reason) == ("APPROVED", "REVIEW_APPROVED")
     assert len(register.asked) == 1
+
+
+async def test_whoever_was_not_asked_about_since_no_policy_requires_it_has_no_answer_and_is_asked_about_again(
+    redis_url: str,
+) -> None:
+    """The register's client leaves out what would have made payouts wait."""
+
+    class Busy(Register):
+        async def __call__(
+            self, required: Sequence[Question], others: Sequence[Question]
+        ) -> dict[Question, EntitySeen]:
+            return await super().__call__(required, ())
+
+    register = Busy(VERDICTS)
+    async with Engine(redis_url, groups=[governance(register)]) as engine:
+        await engine.apply(POLICIES)
+        unasked, needed, later = (
+            asks("Verified Ltd", agent="lax"),
+            asks("Verified Ltd"),
+            asks("Verified Ltd", key="2"),
+        )
+        for event in (unasked, needed, later):
+            await handled(engine, event)
+        seen = [await vetted(engine, event.payout) for event in (unasked, needed, later)]
+        decisions = [(await engine.record(event.payout)).decision for event in (unasked, needed, later)]
+    assert [one and one.verdict for one in seen] == [None, "verified", "verified"]
+    assert decisions == ["APPROVED"] * 3
+    assert [question.name for question in register.asked] == ["Verified Ltd"]

@@ -120,8 +120,17 @@ def test_the_register_is_searched_for_the_name_as_it_is_usually_registered_then_
     assert searches(name) == texts
 
 
-def test_a_legal_form_that_cannot_be_told_from_the_name_is_searched_as_it_is_written() -> None:
-    assert searches("Foo-Ltd")[-1] == "Foo-Ltd"
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("Asha Works(P) Ltd", ("Asha Works Private Limited", "Asha Works")),
+        ("Foo-Ltd", ("Foo Limited", "Foo")),
+        ("Asha (India)", ("Asha (India)",)),
+    ],
+)
+def test_a_legal_form_needs_no_blank_before_it(name: str, texts: tuple[str, ...]) -> None:
+    """Else a name that counts as equal would not be found."""
+    assert searches(name) == texts
 
 
 def entity(

@@ -2,8 +2,14 @@
 
 import pytest
 
+from streamproc.clients.breaker import Breaker
+from streamproc.clients.gleif import Gleif
+from streamproc.clients.http import OutboundClient
+from streamproc.clients.limiter import Limiter
 from streamproc.domain.events import PayoutRequested
 from streamproc.domain.whatif import judge
+from tests.clients.loopback import always, loopback
+from tests.clients.test_gleif import page
 from tests.consumers.test_entities import VERDICTS, asks, governance, handled
 from tests.engine import Engine
 from tests.operate.test_whatif_scenarios import NO_RATE, again, log_of, moved
@@ -95,3 +101,21 @@ async def test_a_payout_that_names_no_contact_is_held_and_nothing_is_assumed(red
     found = again(log, STRICT)
     assert {change.new_rules for change in found.changes} == {("HELD", "ENTITY_UNVERIFIED")}
     assert not [what for what in found.assumed if judge.UNKNOWN_ENTITY in what]
+
+
+async def test_whoever_was_not_asked_about_since_the_register_was_busy_is_assumed_and_not_held(
+    redis_url: str,
+) -> None:
+    """Under the candidate the payout would have waited for its turn."""
+    async with loopback(always(200, page())) as server:
+        turns = Limiter(0.000_1, 1)
+        http = OutboundClient(
+            "gleif", server.url, timeout_s=60, limit_per_s=1, burst=1, breaker=Breaker(), turns=turns
+        )
+        async with http, Engine(redis_url, groups=[governance(Gleif(http, turns).lookup)]) as engine:
+            await engine.apply(LAX)
+            await handled(engine, payouts()["Lapsed Ltd"])
+            log = await log_of(engine)
+    found = again(log, STRICT)
+    assert moved(found) == {}
+    assert found.assumed[f"{judge.UNKNOWN_ENTITY}: taken as verified"].payouts == 1
