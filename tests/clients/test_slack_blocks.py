@@ -384,7 +384,8 @@ def test_a_note_that_is_no_lei_is_shown_as_the_agents_text_and_not_as_what_the_r
     """The agent could name a register's answer there, or show an account number whole."""
     payout = fold([requested(100, payee=contact("Acme Ltd"), notes={"lei": note})])
     asked = question_of(payout) if payout is not None else None
-    assert payout is not None and asked is not None
+    assert payout is not None
+    assert asked is not None
     evidence = why_unverified(payout, answered_here(asked))
     held = Finding(stage="reputation", code="ENTITY_UNVERIFIED", outcome="HELD", evidence=evidence or {})
     shown = hold_notice(replace(payout, reasons=["ENTITY_UNVERIFIED"], findings=[held]), wanted=1, link="")
