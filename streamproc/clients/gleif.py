@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
-from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.json_text import Unusable, read_answer
 from streamproc.clients.limiter import Limiter
 from streamproc.clients.safe_browsing import host_clock_us
 from streamproc.domain.events import EntitySeen
@@ -181,16 +181,12 @@ class Gleif:
                     "GET", "/lei-records", params=params, headers={"accept": MEDIA_TYPE}
                 )
                 entities, more = _entities(answer, question)
-            except (TryAgain, _Unusable) as problem:
+            except (TryAgain, Unusable) as problem:
                 return _unavailable(str(problem), now_us)
             seen = judged(question, entities, more=more)
             if seen.verdict != "not_found":
                 break
         return replace(seen, checked_at=now_us, fresh_until=now_us + FRESH_S * 1_000_000)
-
-
-class _Unusable(Exception):
-    """The API answered, but the answer says nothing about the entity."""
 
 
 def _filters(question: Question) -> list[Mapping[str, str | int]]:
@@ -200,23 +196,18 @@ def _filters(question: Question) -> list[Mapping[str, str | int]]:
 
 
 def _entities(answer: Answer, question: Question) -> tuple[list[Registered], bool]:
-    """The entities in an answer, and whether there are more. Raises _Unusable if any of it cannot be read, or is about
+    """The entities in an answer, and whether there are more. Raises Unusable if any of it cannot be read, or is about
     an LEI that was not asked for: then nothing of it is trusted."""
-    if answer.status >= 300:
-        raise _Unusable(f"gleif answered {answer.status}")
-    try:
-        body = decode_json(answer.body)
-    except NotJson as error:
-        raise _Unusable(f"gleif's answer cannot be read, {error}") from error
+    body = read_answer(answer.status, answer.body, "gleif")
     records = _inside(body, "data")
     if not isinstance(records, list) or len(records) > PAGE_SIZE:
-        raise _Unusable("gleif's answer has no list of entities of the size that was asked for")
+        raise Unusable("gleif's answer has no list of entities of the size that was asked for")
     entities = [_entity(record) for record in records]
     if question.lei and [entity.lei for entity in entities] not in ([], [question.lei]):
-        raise _Unusable("gleif named an entity that was not asked for")
+        raise Unusable("gleif named an entity that was not asked for")
     total = _inside(body, "meta", "pagination", "total")
     if type(total) is not int or total < len(entities):
-        raise _Unusable("gleif's answer does not say how many entities there are")
+        raise Unusable("gleif's answer does not say how many entities there are")
     return entities, total > len(entities)
 
 
@@ -232,7 +223,7 @@ def _entity(record: object) -> Registered:
     lei, name = (text if isinstance(text, str) else "" for text in names)
     status, registration = (_status(text) for text in statuses)
     if not is_lei(lei) or not name.strip() or len(name) > NAME_CHARS_MAX:
-        raise _Unusable("gleif's answer has an entity without a usable LEI or name")
+        raise Unusable("gleif's answer has an entity without a usable LEI or name")
     return Registered(lei, name, status, registration)
 
 
@@ -240,7 +231,7 @@ def _status(text: object) -> str:
     if text is None:
         return NO_STATUS
     if not isinstance(text, str) or not _STATUS.fullmatch(text):
-        raise _Unusable("gleif's answer has an entity whose status is no word")
+        raise Unusable("gleif's answer has an entity whose status is no word")
     return text
 
 

@@ -30,6 +30,20 @@ def decode_json(body: bytes) -> object:
     return value
 
 
+class Unusable(Exception):
+    """A service answered, but its answer says nothing about what it was asked."""
+
+
+def read_answer(status: int, body: bytes, whose: str) -> object:
+    """The JSON of a service's answer; `whose` names the service. Raises Unusable for an error and for no JSON."""
+    if status >= 300:
+        raise Unusable(f"{whose} answered {status}")
+    try:
+        return decode_json(body)
+    except NotJson as error:
+        raise Unusable(f"{whose}'s answer cannot be read, {error}") from error
+
+
 def names_are_unique(body: bytes) -> bool:
     """Whether no object in a JSON text has a field twice: some readers would take the first value, some the last."""
     unique = True

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
-from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.json_text import Unusable, read_answer
 from streamproc.domain.domains import VendorUrl, parse_vendor_url
 from streamproc.domain.governance import Reputation
 from streamproc.domain.plain import clean
@@ -102,13 +102,9 @@ class SafeBrowsing:
                 content=_request(dict.fromkeys(canonical.values())),
             )
             matches = _matches(answer, set(canonical.values()))
-        except (TryAgain, _Unusable) as problem:
+        except (TryAgain, Unusable) as problem:
             return dict.fromkeys(urls, _unavailable(str(problem), now_us))
         return {url: _reputation(matches, canonical[url], now_us) for url in urls}
-
-
-class _Unusable(Exception):
-    """The API answered, but the answer says nothing about the URLs."""
 
 
 class _Match(Struct, frozen=True):
@@ -134,20 +130,15 @@ def _request(urls: Iterable[str]) -> bytes:
 
 
 def _matches(answer: Answer, asked: set[str]) -> list[_Match]:
-    """The threats named. Raises _Unusable for an answer that cannot be read or is about a URL that was not asked for,
+    """The threats named. Raises Unusable for an answer that cannot be read or is about a URL that was not asked for,
     since then no `clean` could be trusted."""
-    if answer.status >= 300:
-        raise _Unusable(f"safe browsing answered {answer.status}")
-    try:
-        body = decode_json(answer.body)
-    except NotJson as error:
-        raise _Unusable(f"safe browsing's answer cannot be read, {error}") from error
+    body = read_answer(answer.status, answer.body, "safe browsing")
     matches = body.get("matches", []) if isinstance(body, dict) else None
     if not isinstance(matches, list):
-        raise _Unusable("safe browsing's answer has no list of matches")
+        raise Unusable("safe browsing's answer has no list of matches")
     named = [_match(match) for match in matches]
     if any(match.url not in asked for match in named):
-        raise _Unusable("safe browsing named a threat for a URL that was not asked for")
+        raise Unusable("safe browsing named a threat for a URL that was not asked for")
     return named
 
 
@@ -155,7 +146,7 @@ def _match(match: object) -> _Match:
     entry = match.get("threat") if isinstance(match, dict) else None
     url = entry.get("url") if isinstance(entry, dict) else None
     if not isinstance(match, dict) or not isinstance(url, str):
-        raise _Unusable("safe browsing named a threat without its URL")
+        raise Unusable("safe browsing named a threat without its URL")
     threat = match.get("threatType")
     if not isinstance(threat, str) or not _THREAT.fullmatch(threat):
         threat = "THREAT_TYPE_UNSPECIFIED"

@@ -1,7 +1,7 @@
 """A scripted HTTP server on 127.0.0.1: it answers with bytes, hangs, or hangs up, and remembers what it was asked."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -105,6 +105,20 @@ def in_turn(*answers: bytes | None) -> Script:
         return left.pop(0) if len(left) > 1 else left[0]
 
     return script
+
+
+NO_ANSWERS: Sequence[Script] = (
+    always(403),
+    always(429),
+    always(500),
+    always(503, b"<html>"),
+    always(302, location="https://elsewhere.example/"),
+    in_turn(None),
+    always(200, b""),
+    always(200, b"<html>"),
+    always(200, []),
+)
+"""What no JSON API's client takes for an answer."""
 
 
 async def hang(_asked: Asked) -> bytes | None:

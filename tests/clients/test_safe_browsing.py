@@ -15,7 +15,7 @@ from streamproc.clients.safe_browsing import (
     open_safe_browsing,
 )
 from streamproc.domain.governance import Reputation
-from tests.clients.loopback import Asked, Loopback, Script, always, in_turn, loopback, response, silent_for
+from tests.clients.loopback import NO_ANSWERS, Asked, Loopback, Script, always, loopback, response, silent_for
 
 NOW_US = 1_760_000_000_000_000
 GOOD, BAD = "https://vendor.example/pay", "https://malware.example/"
@@ -114,15 +114,7 @@ async def test_a_threat_of_an_odd_type_is_still_a_threat(threat: object) -> None
     "script",
     [
         always(400, {"error": {"message": "API key not valid SECRET-KEY"}}),
-        always(403),
-        always(429),
-        always(500),
-        always(503, b"<html>"),
-        always(302, location="https://elsewhere.example/"),
-        in_turn(None),
-        always(200, b""),
-        always(200, b"<html>"),
-        always(200, []),
+        *NO_ANSWERS,
         always(200, {"matches": None}),
         always(200, {"matches": [7]}),
         always(200, {"matches": [{"threatType": "MALWARE"}]}),

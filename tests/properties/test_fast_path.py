@@ -255,9 +255,9 @@ async def test_of_payouts_of_one_batch_each_is_told_its_own(redis_url: str) -> N
     assert amounts == {f"pout_{n}": 100 + n if n > 1 else 100 for n in range(6)}
 
 
-async def test_what_is_plain_takes_the_fast_path_and_the_rest_the_chain(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def fates(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fate]:
+    """What the script answers to each payout that is offered to it."""
     fates: dict[str, Fate] = {}
     real = grants.grant
 
@@ -267,6 +267,12 @@ async def test_what_is_plain_takes_the_fast_path_and_the_rest_the_chain(
         return answer
 
     monkeypatch.setattr(grants, "grant", watched)
+    return fates
+
+
+async def test_what_is_plain_takes_the_fast_path_and_the_rest_the_chain(
+    redis_url: str, fates: dict[str, Fate]
+) -> None:
     intent = requested(100, agent="free")
     shop = URLS[1]
     async with Engine(redis_url) as engine:
@@ -338,17 +344,8 @@ async def test_what_a_register_says_is_recorded_alike_whether_it_is_asked_or_rem
 
 
 async def test_a_contact_takes_the_fast_path_once_its_entity_is_remembered(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, fates: dict[str, Fate]
 ) -> None:
-    fates: dict[str, Fate] = {}
-    real = grants.grant
-
-    async def watched(*args: Any, **named: Any) -> list[Fate]:
-        answer = await real(*args, **named)
-        fates.update({one.offer.ask.payout: fate for one, fate in zip(args[3], answer, strict=True)})
-        return answer
-
-    monkeypatch.setattr(grants, "grant", watched)
     known, away, malformed = contact("Verified Ltd"), contact("Away Ltd"), {"lei": "no LEI"}
     first, second = (requested(100, agent="strict", payee=known, key=key) for key in ("1", "2"))
     asked = [requested(100, agent="strict", payee=away, key=key) for key in ("3", "4")]
