@@ -1,10 +1,9 @@
 """Answers of outside services, each used for as long as it is fresh: from this process's memory, then from Redis, then
 from the service itself."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -32,8 +31,6 @@ class Timed(Protocol):
 
 Q = TypeVar("Q", bound=Hashable)
 A = TypeVar("A", bound=Timed)
-B = TypeVar("B")
-C = TypeVar("C")
 
 
 class Answers(Generic[Q, A]):
@@ -121,14 +118,3 @@ def _as_of(now_us: int, answer: A) -> A:
 def cache_key(text: str) -> str:
     """The full hash of what was asked, so that two questions never share an answer."""
     return sha256(text.encode()).hexdigest()
-
-
-async def together(one: Coroutine[Any, Any, B], other: Coroutine[Any, Any, C]) -> tuple[B, C]:
-    """Both results, awaited at once. The failure of one ends the other, and is raised as itself: in a group, the
-    consume loop would take it for the failure of one work."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            first, second = tasks.create_task(one), tasks.create_task(other)
-    except BaseExceptionGroup as problems:
-        raise problems.exceptions[0] from problems
-    return first.result(), second.result()

@@ -1,12 +1,15 @@
-"""Run the works of one pass that wait for outside systems, a limited number at once; each can fail or time out by
-itself."""
+"""Waiting for several things outside at once: the works of one pass, of which each can fail or time out by itself, or
+two look-ups."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from streamproc.log.work import Work
+
+B = TypeVar("B")
+C = TypeVar("C")
 
 Job: TypeAlias = tuple[Work, Callable[[], Awaitable[None]]]
 
@@ -46,3 +49,14 @@ async def run_bounded(
         if (of_the_log := problems.subgroup((LogUnavailable, LogBroken))) is not None:
             raise of_the_log.exceptions[0] from problems
         raise
+
+
+async def together(one: Coroutine[Any, Any, B], other: Coroutine[Any, Any, C]) -> tuple[B, C]:
+    """Both results, awaited at once. The failure of one ends the other, and is raised as itself: in a group, the
+    consume loop would take it for the failure of one work."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            first, second = tasks.create_task(one), tasks.create_task(other)
+    except BaseExceptionGroup as problems:
+        raise problems.exceptions[0] from problems
+    return first.result(), second.result()

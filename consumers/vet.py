@@ -8,7 +8,8 @@ in one request, beside the questions to the register, so slow lookups cost the b
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from consumers.answers import Answers, together
+from consumers.answers import Answers
+from consumers.concurrency import together
 from consumers.entities import Entities
 from consumers.verdicts import case_of, found_by, record_decision
 from streamproc.domain.events import EntitySeen, Finding, ReputationChecked, VelocityChecked

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from consumers.answers import AHEAD_US_MAX, together
+from consumers.answers import AHEAD_US_MAX
+from consumers.concurrency import together
 from consumers.vet import Reputations
 from streamproc.domain.budget import US
 from streamproc.domain.governance import Reputation
