@@ -47,7 +47,11 @@ class Gateway(Protocol):
     know and is away."""
 
     async def record(self, payout: str) -> PayoutRecord | None:
-        """A payout, even if no worker has handled it yet."""
+        """A payout by our id, even if no worker has handled it yet."""
+        ...
+
+    async def shown(self, payout: str) -> PayoutRecord | None:
+        """The same, or an intent by the bank's id."""
         ...
 
     async def history(self, payout: str) -> tuple[Sequence[tuple[str, Event]], list[str]]:
@@ -86,7 +90,7 @@ def payout_operations(producer: Appender, gateway: Gateway) -> list[Operation]:
 async def visible(call: Call, gateway: Gateway) -> PayoutRecord:
     """The path's payout, if this token may see it; another agent's is 404, as if it did not exist."""
     async with asyncio.timeout(LOOK_S_MAX):
-        record = await gateway.record(call.text("payout"))
+        record = await gateway.shown(call.text("payout"))
     if record is None or not sees(call.token, account=record.account, agent=record.agent):
         raise Refusal(404, "there is no such payout")
     return record

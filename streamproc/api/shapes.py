@@ -166,7 +166,12 @@ ORDER: Final[dict[str, Any]] = {
             "maximum": AMOUNT_MAX_PAISE,
             "description": "in paise: 100 is one rupee",
         },
-        "currency": {"const": "INR"},
+        "currency": {
+            "type": "string",
+            "pattern": "^[A-Z]{3}$",
+            "default": "INR",
+            "description": "one that the policy allows; the bank pays INR only",
+        },
         "mode": {"enum": list(MODES)},
         "purpose": {**_TEXT, "description": "one that the account has at the bank, as `vendor bill`"},
         "narration": {

@@ -43,6 +43,13 @@ class Paise(click.ParamType[int]):
     metavar="FA|FILE",
     help="A fund account (fa_…), or a JSON file: the bank's `fund_account`.",
 )
+@click.option(
+    "--currency",
+    default="INR",
+    show_default=True,
+    metavar="CODE",
+    help="One that the policy allows; the bank pays INR only.",
+)
 @click.option("--mode", default="IMPS", show_default=True, help="IMPS, NEFT, RTGS or UPI.")
 @click.option(
     "--purpose",
@@ -114,9 +121,10 @@ def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bo
 
 
 def _order(
-    to: str, amount: int, mode: str, purpose: str, vendor_url: str, narration: str, notes: tuple[str, ...]
+    to: str, *, vendor_url: str, narration: str, notes: tuple[str, ...], **fields: Any
 ) -> dict[str, Any]:
-    order: dict[str, Any] = {"amount": amount, "currency": "INR", "mode": mode, "purpose": purpose}
+    """The request's body; `fields` are those that always have a value."""
+    order = fields
     order |= {name: text for name, text in (("vendor_url", vendor_url), ("narration", narration)) if text}
     pairs = [note.partition("=") for note in notes]
     if any(not name or not equals for name, equals, _ in pairs):

@@ -45,6 +45,9 @@ MODES: Final[Mapping[str, Mode]] = {
 more narrowly if it does."""
 
 _FUND_ACCOUNT_ID = re.compile(r"fa_[A-Za-z0-9]{1,40}")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+"""Any: the bank pays rupees only, but to refuse another currency is the policy's (rule 4), so that the log shows who
+asked for it."""
 _NARRATION = re.compile(rf"[A-Za-z0-9 ]{{0,{NARRATION_CHARS_MAX}}}")
 _CONTACT_NAME = re.compile(r"[A-Za-z0-9 ’'().,&/:_\-]{3,50}")
 _CONTACT_TYPE = re.compile(r"[A-Za-z0-9 _\-]{1,40}")
@@ -124,7 +127,7 @@ def read_request(body: Mapping[str, Any]) -> Wanted | list[Problem]:
         *("amount", "currency", "mode", "purpose", "narration", "notes", "vendor_url"),
         *("fund_account_id", "fund_account"),
     )
-    currency = top.text("currency", re.compile("INR"), "INR", default="INR")
+    currency = top.text("currency", _CURRENCY, "three capital letters, as INR", default="INR")
     mode = _mode(top)
     amount = _amount(top, mode)
     fund_account_id, payee = _payee(top, mode)

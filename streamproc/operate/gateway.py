@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from streamproc.archive.read import payout_known
+from streamproc.archive.read import payout_at_bank, payout_known
 from streamproc.domain.deliveries import request_key
 from streamproc.domain.events import Event, PayoutRequested
 from streamproc.domain.intent import is_intent
@@ -89,6 +89,17 @@ class SiteGateway:
             if found is None and site.postgres_problem:
                 raise TryAgain(site.postgres_problem)
             return found
+
+    async def shown(self, payout: str) -> PayoutRecord | None:
+        """A payout by our id or, once the views show it, an intent by the bank's. Raises TryAgain as `record` does."""
+        found = await self.record(payout)
+        if found is not None or is_intent(payout) or self._pool is None:
+            return found
+        async with self.site() as site:
+            name = await site.ask_postgres(payout_at_bank, payout)
+            if name is None and site.postgres_problem:
+                raise TryAgain(site.postgres_problem)
+        return None if name is None else await self.record(name)
 
     async def history(self, payout: str) -> tuple[Sequence[tuple[str, Event]], list[str]]:
         """A payout's first events with their ids, and what may be missing."""

@@ -6,6 +6,7 @@ from streamproc.domain import events as e
 from streamproc.domain.attribution import named
 from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
+from streamproc.domain.notice import amount_text
 from streamproc.domain.payouts import PayoutRecord, is_terminal
 from streamproc.domain.plain import plain
 from streamproc.domain.shown import evidence_texts, iso, iso_or_none
@@ -34,7 +35,7 @@ def tell(story: Story) -> list[str]:
 def _headline(record: PayoutRecord) -> Iterator[str]:
     undecided = "never decided" if is_terminal(record) else "not decided yet"
     outcome = f"{record.decision} {record.reason}" if record.decision else undecided
-    yield f"{record.payout}  {rupees(record.amount)} {record.currency}  {outcome}"
+    yield f"{record.payout}  {amount_text(record.amount, record.currency)}  {outcome}"
     yield f"  agent {record.agent or '-'} ({record.identity}), policy version {record.policy_version or '-'}"
     yield f"  vendor {record.vendor_url or '-'}"
     yield f"  state {record.state}, the bank says {record.bank_status or 'nothing yet'}"
@@ -74,7 +75,7 @@ def _paragraph(event: e.Event, said: set[tuple[str, str]]) -> Iterable[str]:
 
 def _requested(event: e.PayoutRequested) -> Iterator[str]:
     intent = event.intent
-    yield f"agent {event.agent} asks for {rupees(event.amount)} {event.currency} (token {event.token})"
+    yield f"agent {event.agent} asks for {amount_text(event.amount, event.currency)} (token {event.token})"
     payee = intent.beneficiary
     to = intent.fund_account_id
     if payee is not None:
@@ -89,7 +90,7 @@ def _observed(event: e.PayoutObserved) -> Iterator[str]:
     facts = event.facts
     via = f"{event.source} {event.bank_event}".strip()
     what = "it" if facts.id == event.payout else facts.id
-    yield f"the bank shows {what} {facts.status} (by {via}): {rupees(facts.amount)} {facts.currency}"
+    yield f"the bank shows {what} {facts.status} (by {via}): {amount_text(facts.amount, facts.currency)}"
     notes = ", ".join(f"{name}={value}" for name, value in facts.notes.items())
     if notes:
         yield f"notes: {notes}"

@@ -45,6 +45,20 @@ async def test_a_request_is_taken_under_its_own_id_and_decided(api: Api) -> None
     assert later["bank_payout"] is None
 
 
+async def test_another_currency_is_refused_by_the_policy_and_so_is_in_the_log(api: Api) -> None:
+    token = await api.token("t")
+    payout = (await api.ask(token, {**ORDER, "currency": "USD"})).json()["payout"]
+    await api.engine.settled()
+    later = (await api.get(token, payout)).json()
+    assert (later["decision"], later["reason"], later["currency"]) == (
+        "REJECTED",
+        "CURRENCY_NOT_ALLOWED",
+        "USD",
+    )
+    [asked] = await requests_in(api.engine)
+    assert asked.currency == "USD"
+
+
 async def test_the_same_key_and_body_is_the_same_payout_for_good_and_another_body_is_refused(
     api: Api,
 ) -> None:

@@ -68,6 +68,13 @@ async def test_a_worker_that_dies_between_the_banks_act_and_its_own_record_creat
         await system.settled()
         [made] = await of_reference(system, payout)
         assert record.bank_payout == made["id"]
+        mine = {"authorization": f"Bearer {secret}"}
+        for path in ("", "/events"):
+            ours, banks = [
+                (await system.api.get(f"/v1/payouts/{name}{path}", headers=mine)).json()
+                for name in (payout, made["id"])
+            ]
+            assert banks == ours, "an intent is found by the bank's id too"
         assert len(await system.bank.record(command="payout.create", effect="true")) == 1
         found = kinds(await system.story(payout))
         assert (found["payout.requested"], found["payout.decided"], found["payout.settled"]) == (1, 1, 1)
@@ -109,7 +116,7 @@ async def test_pay_waits_for_the_decision_a_person_approves_and_the_money_goes(
         assert (record.bank_payout, made["amount"]) == (made["id"], 800_000)
         code, out, _ = await system.cli("explain", held["payout"])
         assert code == 0
-        assert "agent careful asks for ₹8,000.00 INR" in out
+        assert "agent careful asks for ₹8,000.00 (token" in out
         assert "000011112222" not in out
         code, out, _ = await system.cli("policy", "whatif", "--in-force", "--since", "1d")
         assert code == 0, out

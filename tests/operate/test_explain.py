@@ -67,6 +67,14 @@ async def test_a_payout_that_is_over_is_not_called_undecided_yet(redis_url: str,
         assert (await story_of(redis_url, "pout_0"))[1].splitlines()[0].endswith(said)
 
 
+async def test_dollars_are_not_shown_as_rupees(redis_url: str):
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(observed("pout_0", 100_000, currency="USD"))
+        first = (await story_of(redis_url, "pout_0"))[1].splitlines()[0]
+        assert first == "pout_0  1,000.00 USD  REJECTED CURRENCY_NOT_ALLOWED"
+
+
 @pytest.mark.parametrize("postgres_there", [True, False])
 async def test_an_intent_is_found_by_what_the_bank_calls_it(
     redis_url: str, postgres: str, postgres_there: bool
