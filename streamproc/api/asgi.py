@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from streamproc.api.answers import JSON, json_answer, problem
 from streamproc.api.auth import Doorkeeper
-from streamproc.api.health import Check, Ready
+from streamproc.api.health import ALIVE, Check, Ready
 from streamproc.api.openapi import document
 from streamproc.api.operations import Call, Method, Operation, Says
 from streamproc.api.route_names import ROUTE, template_of
@@ -126,7 +126,7 @@ def _health(ready: Ready) -> list[Operation]:
     probe: asyncio.Task[list[Check]] | None = None
 
     async def alive(_call: Call) -> Response:
-        return Response(b'{"status":"alive"}', media_type=JSON)
+        return Response(ALIVE, media_type=JSON)
 
     async def readyz(_call: Call) -> Response:
         nonlocal probe

@@ -1,9 +1,12 @@
-"""What `/readyz` reports: one check for each dependency."""
+"""What `/readyz` reports, one check for each dependency; and `/healthz`."""
 
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec import Struct
+
+ALIVE: Final = b'{"status":"alive"}'
+"""What `/healthz` answers, of whatever process: it still answers, and nothing else was asked."""
 
 
 class Check(Struct, frozen=True):

@@ -15,6 +15,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 
 from streamproc.api.asgi import SecurityHeaders
+from streamproc.api.health import ALIVE
 from streamproc.api.listening import serve_until, server_of
 from streamproc.clients.json_text import names_are_unique
 from streamproc.domain.tokens import SECRET
@@ -76,7 +77,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["path"] == "/healthz" and scope["method"] in ("GET", "HEAD"):
-            await send_body(send, 200, b'{"status":"alive"}', b"application/json")
+            await send_body(send, 200, ALIVE, b"application/json")
         elif scope["path"] != PATH:
             await send_problem(send, 404, f"MCP is spoken at {PATH}")
         elif not SECRET.fullmatch(bearer(scope)):

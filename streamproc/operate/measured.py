@@ -12,11 +12,12 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 import consumers
+from streamproc.api.health import ALIVE
 from streamproc.api.listening import server_of
 from streamproc.api.metrics import PATH, Metrics, Timed
 from streamproc.api.tracing import Traced
 from streamproc.archive.pool import opened_pool
-from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_problem
+from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_body, send_problem
 from streamproc.log.stream import Clock
 from streamproc.operate.builders import JobProgress, OnProgress
 from streamproc.operate.gateway import SiteGateway
@@ -147,7 +148,8 @@ def instrumented(app: Asgi, meters: Meters | None) -> Asgi:
 
 @asynccontextmanager
 async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncIterator[None]:
-    """/metrics of this process alone, on a port of its own: for a role that has no `serve` beside it."""
+    """/metrics of this process alone, on a port of its own: for a role that has no `serve` beside it. And /healthz, by
+    which an orchestrator sees that the process still does something."""
 
     async def page() -> Page:
         return [answering({name: True}), *named(snapshot(meters.registry), name)]
@@ -160,6 +162,8 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == PATH:
             await metrics(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/healthz" and scope["method"] in ("GET", "HEAD"):
+            await send_body(send, 200, ALIVE, b"application/json")
         elif scope["type"] == "http":
             await send_problem(send, 404, "there is nothing at this path")
 

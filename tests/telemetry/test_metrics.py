@@ -182,3 +182,5 @@ async def test_a_role_that_runs_alone_shows_its_own_page_on_its_own_port(
         assert 'streamproc_up{process="worker-1"} 1.0' in answer.text
         assert (await client.get(f"{url}/metrics")).status_code == 401
         assert (await client.get(f"{url}/elsewhere")).status_code == 404
+        alive = await client.get(f"{url}/healthz")
+        assert (alive.status_code, alive.json()) == (200, {"status": "alive"}), "it needs no token"
