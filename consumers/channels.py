@@ -6,12 +6,12 @@ the other one gets it.
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
-from urllib.parse import quote
 
 from msgspec import Struct
 
 from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX, Push
 from streamproc.domain.alerts import Alarm
+from streamproc.domain.console import link_to
 from streamproc.domain.events import NotificationSent, PayoutObserved
 from streamproc.domain.notice import (
     HoldNotice,
@@ -81,8 +81,8 @@ class Channels(Struct, frozen=True, kw_only=True):
         return self.slack is not None or self.ntfy is not None
 
     def link(self, payout: str) -> str:
-        """The URL in our API where people see a payout; empty without `public_url` or a payout."""
-        return f"{self.public_url}/v1/payouts/{quote(payout, safe='')}" if self.public_url and payout else ""
+        """The URL at which people see a payout; empty without `public_url` or a payout."""
+        return link_to(self.public_url, payout)
 
 
 Send: TypeAlias = Callable[[], Awaitable[str]]

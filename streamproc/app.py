@@ -23,6 +23,7 @@ from projections.notary import CheckpointTerms
 from streamproc.api.asgi import create_app
 from streamproc.api.audit import audit_operations
 from streamproc.api.auth import Doorkeeper
+from streamproc.api.console import console_operations
 from streamproc.api.holds import hold_operations
 from streamproc.api.listening import serve_until, server_of
 from streamproc.api.metrics import metrics_operation
@@ -263,6 +264,7 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
                 *operations_of(
                     intents, gateway, zone=settings.timezone, account=settings.razorpay_account_id
                 ),
+                *console_operations(),
                 slack_operation(slack),
                 metrics_operation(machine_page(settings, gateway, pool)),
             ],

@@ -369,6 +369,7 @@ def _say_banner(running: Settings, *, sandbox: bool) -> None:
     program = _as_typed(Path(sys.executable).with_name("streamproc"))
     api = f"http://{_authority(running.host, running.port)}"
     lines = ["", f"  streamproc is up at {api}", f"    webhooks   {api}/webhooks/razorpay"]
+    lines += [f"    console    {api}/console/ (what waits for people; sign in with a token)"]
     if sandbox:
         lines.append(f"    bank       http://127.0.0.1:{running.sandbox_port} (sandbox: no real money)")
     else:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from streamproc.api.route_names import template_of
 from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.own_api import CALL_S_MAX, CONNECTIONS_MAX, ApiAnswer, OwnApi
+from streamproc.domain.console import link_to
 from streamproc.domain.plain import cut, plain
 from streamproc.errors import InputError, TryAgain
 from streamproc.mcp import words
@@ -104,7 +105,7 @@ class Calls:
         if tool.asks:
             shown = await self._decided(shown, given.get(WAIT, WAIT_S), caller, tool)
             shown = {**shown, KEY: given[KEY]}
-        link = words.link_to(self._public_url, shown["payout"])
+        link = link_to(self._public_url, shown["payout"]) or None
         message = words.of_payout(shown, link)
         shown = {**shown, "message": message, "link": link}
         return Answer(message, shown)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -19,11 +18,6 @@ ERRORS_MAX: Final = 40
 """Most wrong fields that are named; a request has some twenty."""
 FAILURE_UNITS_MAX: Final = 200
 """Characters of the bank's own reason for making no payout."""
-
-
-def link_to(public_url: str, payout: str) -> str | None:
-    """The link to a payout, as in messages to people; None if STREAMPROC_PUBLIC_URL is not set."""
-    return f"{public_url}/v1/payouts/{quote(payout, safe='')}" if public_url else None
 
 
 def of_payout(shown: Mapping[str, Any], link: str | None) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from streamproc.api.asgi import create_app
 from streamproc.api.auth import Doorkeeper
+from streamproc.api.console import console_operations
 from streamproc.api.health import Check
 from streamproc.app import operations_of
 from streamproc.ingress.refusals import Refusals
@@ -92,7 +93,7 @@ async def _served(
 ) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(
         producer, ["whsec"], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc", ready=ready,
-        operations=operations_of(producer, gateway, account=account),
+        operations=[*operations_of(producer, gateway, account=account), *console_operations()],
         doorkeeper=Doorkeeper(gateway, producer.now_us, refusals, per_min=per_min),
     )  # fmt: skip
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]

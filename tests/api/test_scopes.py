@@ -61,7 +61,10 @@ EXPECTED = {
     "listAudit": Line(403, 403, 503, 503, 503),  # there is no Postgres here
 }
 """By operationId. What a foreign agent may ask for is its own: 202 and 200 there show nothing of another's."""
-OPEN = {"isAlive": 200, "isReady": 200, "showOpenapi": 200, "deliverWebhook": 401, "deliverClick": 401}
+OPEN = {
+    "isAlive": 200, "isReady": 200, "showOpenapi": 200, "deliverWebhook": 401, "deliverClick": 401,
+    "findConsole": 308, "showConsoleHtml": 200, "showConsoleJs": 200, "showConsoleCss": 200,
+}  # fmt: skip
 """What needs no token, and what it says to anybody; webhooks have their signatures instead."""
 WRITES_OF_AGENTS = {"requestPayout"}
 

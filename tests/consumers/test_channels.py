@@ -117,7 +117,7 @@ async def test_without_a_channel_nobody_can_be_told() -> None:
 
 def test_a_link_is_there_where_our_address_and_the_payout_are_known_and_is_quoted() -> None:
     channels = Channels(public_url="https://pay.example")
-    assert channels.link("spi/1?") == "https://pay.example/v1/payouts/spi%2F1%3F"
+    assert channels.link("spi/1?") == "https://pay.example/console/#spi%2F1%3F"
     assert (channels.link(""), Channels().link("pout_1")) == ("", "")
 
 
@@ -168,7 +168,7 @@ async def test_a_push_has_all_that_a_person_needs_to_decide_and_both_commands() 
         "streamproc hold approve pout_1 --by NAME --reason TEXT",
         "streamproc hold reject pout_1 --by NAME --reason TEXT",
     ]
-    assert (push.tags, push.click) == (("hourglass",), "https://pay.example/v1/payouts/pout_1")
+    assert (push.tags, push.click) == (("hourglass",), "https://pay.example/console/#pout_1")
 
 
 async def test_a_push_says_that_there_is_no_vendor_and_counts_no_approvals_where_one_is_enough() -> None:
@@ -195,7 +195,7 @@ async def test_an_alert_rings_and_it_does_so_louder_where_money_has_moved(
     (push,) = people.topic.pushes
     assert (push.tags, push.priority, push.overtakes) == ((tag,), priority, True)
     assert push.title == f"Alert: {code}, agent bot, account acc"
-    assert push.click == "https://pay.example/v1/payouts/pout_1"
+    assert push.click == "https://pay.example/console/#pout_1"
     assert push.message.splitlines()[1:] == ["payout: pout_1", "amount: ₹2,500.00", "agent: bot"]
 
 

@@ -86,7 +86,7 @@ async def test_a_hold_is_a_slack_message_with_buttons_that_name_this_payout_only
         "bot (claimed)",
         "vendor.example.com",
         "APPROVAL_REQUIRED",
-        "payouts/pout_1|Details>",
+        "console/#pout_1|Details>",
     ):
         assert fact in shown
     assert f"<!date^{record.hold_expires_at // 1_000_000}^" in shown
@@ -179,7 +179,7 @@ async def test_where_slack_does_not_take_it_ntfy_gets_the_hold_with_command_and_
         story = await engine.story("pout_1")
     assert push["topic"] == TOPIC
     assert push["title"] == "Approve ₹2,000.00 for bot?"
-    assert push["click"] == "https://pay.example.com/v1/payouts/pout_1"
+    assert push["click"] == "https://pay.example.com/console/#pout_1"
     assert "streamproc hold approve pout_1 --by NAME --reason TEXT" in push["message"]
     assert push["priority"] == 4
     assert (sent(story), failed(story)) == ([("hold", "ntfy")], [])

@@ -126,7 +126,7 @@ async def test_over_stdio_an_agent_asks_is_refused_waits_for_a_person_and_sees_n
         )
         waits = held.structured_content
         assert (waits["decision"], waits["link"]) == (
-            "HELD", f"https://pay.example.com/v1/payouts/{waits['payout']}",
+            "HELD", f"https://pay.example.com/console/#{waits['payout']}",
         )  # fmt: skip
         assert "waits for a person" in told(held)
         assert await of_reference(system, waits["payout"]) == []

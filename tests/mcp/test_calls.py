@@ -214,7 +214,7 @@ async def test_a_held_payout_says_that_a_person_decides_and_where() -> None:
     async with desk(always(202, held), public_url="https://pay.example.com") as it:
         answer = await it.call("request_payout", KEYED)
     assert answer.shown is not None
-    assert answer.shown["link"] == "https://pay.example.com/v1/payouts/spi_1"
+    assert answer.shown["link"] == "https://pay.example.com/console/#spi_1"
     for words in ("APPROVAL_REQUIRED", "waits for a person", "https://pay.example.com", "under another key"):
         assert words in answer.text
 
