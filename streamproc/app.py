@@ -38,7 +38,7 @@ from streamproc.archive.read import payout_known
 from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.checkpoint_post import open_checkpoint_post
-from streamproc.clients.gleif import open_gleif
+from streamproc.clients.gleif import CALLS_BURST, CALLS_PER_S, PACE, open_gleif
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.drain import requests_s
@@ -52,6 +52,7 @@ from streamproc.log.connection import connected
 from streamproc.log.digests import Digests
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
+from streamproc.log.pace import Pace
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.roster import rosters_of
 from streamproc.log.slow_lane import AT_ONCE_MAX, Turns
@@ -197,7 +198,9 @@ async def _group(
 def _entities(settings: Settings, stack: AsyncExitStack, breakers: dict[str, Breaker]) -> Entities:
     if not settings.gleif_url:
         return Entities()
-    register = open_gleif(settings.gleif_url)
+    pace = Pace(settings.redis_url, name=PACE, per_s=CALLS_PER_S, burst=CALLS_BURST)
+    stack.push_async_callback(pace.aclose)
+    register = open_gleif(settings.gleif_url, take=pace.take)
     stack.push_async_callback(register.aclose)
     breakers["gleif"] = register.breaker
     return Entities(register.lookup)

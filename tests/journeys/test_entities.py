@@ -24,7 +24,7 @@ VERIFIED, LAPSED, UNKNOWN = "Asha Paper Works Pvt. Ltd.", "Lapsed Traders (P) Lt
 
 
 @asynccontextmanager
-async def vetting_system(redis_url: str, dsn: str) -> AsyncIterator[System]:
+async def vetting_system(redis_url: str, dsn: str, *, workers: int = 1) -> AsyncIterator[System]:
     """The system with the sandbox's register and Slack, whose port must be known before the roles start."""
     port = free_port()
     settings = {
@@ -35,7 +35,7 @@ async def vetting_system(redis_url: str, dsn: str) -> AsyncIterator[System]:
         "slack_base_url": f"http://127.0.0.1:{port}/slack/api",
     }
     sandbox = {"port": port, "slack_token": TOKEN, "slack_signing_secret": SIGNING_SECRET}
-    async with running_system(redis_url, dsn, sandbox=sandbox, **settings) as system:
+    async with running_system(redis_url, dsn, workers=workers, sandbox=sandbox, **settings) as system:
         yield system
 
 

@@ -92,6 +92,21 @@ async def test_a_wait_that_cannot_be_is_a_clock_that_went_back(redis_url: str) -
     await pace.aclose()
 
 
+async def test_a_turn_that_comes_too_late_or_leaves_too_few_is_not_taken(redis_url: str) -> None:
+    """A turn in 25 s after a burst of 3. Waits are told and not waited for."""
+    paces = [Pace(redis_url, name="test", per_s=0.04, burst=3) for _ in range(2)]
+    assert not (await paces[0].take(within_s=0, beside=3)).taken
+    assert await paces[0].take(within_s=0, beside=1) == (True, 0)
+    assert await paces[1].take(within_s=0, beside=1) == (True, 0)
+    taken, wait_s = await paces[0].take(within_s=0, beside=1)
+    assert (taken, 0 < wait_s <= 25) == (False, True)
+    assert await paces[1].take(within_s=0) == (True, 0)
+    taken, wait_s = await paces[0].take(within_s=5)
+    assert (taken, 0 < wait_s <= 20) == (False, True)
+    for pace in paces:
+        await pace.aclose()
+
+
 async def test_an_urgent_call_goes_before_what_waits_here_and_waits_for_one_turn_of_the_others() -> None:
     turns: asyncio.Queue[float] = asyncio.Queue()
     limiter, served = SharedLimiter(turns.get, per_s=8), list[str]()

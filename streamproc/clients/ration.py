@@ -1,0 +1,79 @@
+"""Turns for calls that had rather not be made than late: a turn that nobody wants by the time it comes is not taken."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Protocol
+
+from streamproc.errors import LogUnavailable, TryAgain
+
+
+class NoneFree(TryAgain):
+    """No turn was taken: none comes in time."""
+
+
+class Take(Protocol):
+    """Takes the next turn if it comes within `within_s` seconds, with `beside` more that are free by then."""
+
+    def __call__(self, *, within_s: float, beside: int = 0) -> Awaitable[tuple[bool, float]]:
+        """Whether it was taken, and the seconds until it comes or, if not, until one could be taken on these terms.
+        Raises LogUnavailable."""
+        ...
+
+
+class OwnTurns:
+    """The turns of this process alone: `burst` at once, and then `per_s` a second. By the event loop's clock."""
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._between_s, self._burst = 1 / per_s, burst
+        self._next = float("-inf")
+
+    async def take(self, *, within_s: float, beside: int = 0) -> tuple[bool, float]:
+        """See `Take`."""
+        now = asyncio.get_running_loop().time()
+        turn = max(self._next, now - (self._burst - 1) * self._between_s)
+        wait_s = max(0.0, turn + beside * self._between_s - now)
+        if wait_s > within_s:
+            return False, wait_s - within_s
+        self._next = turn + self._between_s
+        return True, wait_s
+
+
+class Ration:
+    """Turns by `take`. After it refused one that does not wait, none like it is asked for until it could be given: of
+    a flood of calls that will not be made, one asks."""
+
+    def __init__(self, take: Take) -> None:
+        self._take = take
+        self._refused_beside = 0
+        self._refused_until = float("-inf")
+        """By the event loop's clock."""
+
+    async def take(self, *, within_s: float = 0.0, beside: int = 0) -> float:
+        """Take a turn; the seconds until it comes. Raises NoneFree, and TryAgain if turns cannot be counted now:
+        uncounted calls could exceed the rate."""
+        loop = asyncio.get_running_loop()
+        waits = within_s > 0
+        if not waits and beside >= self._refused_beside and loop.time() < self._refused_until:
+            raise NoneFree("no turn for a call comes in time")
+        try:
+            taken, wait_s = await self._take(within_s=within_s, beside=beside)
+        except LogUnavailable as problem:
+            raise TryAgain(f"no turn for a call can be counted: {problem}") from problem
+        if taken:
+            return wait_s
+        if not waits:
+            self._refused_beside, self._refused_until = beside, loop.time() + wait_s
+        raise NoneFree("no turn for a call comes in time")
+
+
+class Counted:
+    """For a client whose calls have their turns before they are made."""
+
+    queued = 0
+
+    def wait_s(self, *, urgent: bool = False) -> float:
+        """Nothing."""
+        return 0.0
+
+    async def take(self, *, urgent: bool = False) -> None:
+        """Nothing is waited for."""
