@@ -28,13 +28,10 @@ LOOKUPS_S = WAIT_S + TIMEOUT_S
 UNREQUIRED_S = 1.0
 """For a question that no policy requires: payouts wait for it too, and gain nothing by it."""
 PAUSE_S = 15.0
-"""After one that took longer, none is asked for so long: a slow register would cost each batch that time. And after
-required ones waited for turns, none waits for so long: waiting makes no turns, and each batch would wait."""
+"""After one that took longer, none is asked for so long: a slow register would cost each batch that time."""
 CALLS_PER_S = 0.8
 CALLS_BURST = 12
 """With CALLS_PER_S at most 60 calls in any minute, which is what GLEIF allows one user."""
-PACE = "gleif"
-"""Name of the pace in Redis, which all processes keep together."""
 TURNS_KEPT = CALLS_BURST // 2
 """Free turns that are left to questions that a policy requires; else new contacts of other agents would use them up."""
 AT_ONCE_MAX = 6
@@ -96,8 +93,6 @@ class Gleif:
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
         self._paused_until = 0.0
         """By the event loop's clock."""
-        self._impatient_until = 0.0
-        """By the same clock: required questions do not wait for a turn."""
         self._pledged = 0
         """Turns for second calls of questions that are under way."""
 
@@ -116,15 +111,14 @@ class Gleif:
         """What the register says to each required question, and to those others that it answered at once; an LEI must
         be well-formed. A name that is not found as it is usually registered takes a second call.
 
-        Required ones wait for their turns, unless others did so less than PAUSE_S ago. No decision depends on the
+        Required ones wait for their turns, unless others did so shortly before (`Ration`). No decision depends on the
         others. They are asked while slots and turns are free, and given up after UNREQUIRED_S; what was not asked, or
         given up, is not in the result. Takes LOOKUPS_S at most, and never raises for the API's failures. `unavailable`
         is never fresh. Times count from before the call.
         """
         late = f"gleif: no answer within {self._lookups_s:g} s, waiting for its turn included"
-        now_us, begun = self._now_us(), asyncio.get_running_loop().time()
+        now_us, turns_by = self._now_us(), self._ration.patience(self._wait_s)
         found = {question: _unavailable(late, now_us) for question in required}
-        turns_by = begun + self._wait_s if begun >= self._impatient_until else begun
 
         async def ask(question: Question) -> None:
             async with self._slots:
@@ -161,17 +155,18 @@ class Gleif:
         return answer
 
     async def _ask(self, question: Question, *, turns_by: float = 0.0, kept: int = 0) -> EntitySeen | None:
-        """The answer; None: there was no turn. Turns are waited for until `turns_by`, by the event loop's clock. By
-        then the first call is made only if turns are free for all calls that it may take, beyond those that are
+        """The answer; None: there was no turn. Turns are waited for until `turns_by`, by the event loop's clock. Where
+        none is, the first call is made only if turns are free for all calls that it may take, beyond those that are
         kept."""
         now_us = self._now_us()
         seen = EntitySeen(verdict="not_found")
         calls = _filters(question)
         self._pledged += len(calls) - 1
-        beside = kept + self._pledged
+        beside = 0 if turns_by else kept + self._pledged
         try:
             for params in calls:
-                await self._turn(turns_by, beside)
+                if not self._http.breaker.wait_s:  # else the call is not made, and needs no turn
+                    await self._ration.turn(turns_by, beside=beside)
                 answer = await self._http.call(
                     "GET", "/lei-records", params=params, headers={"accept": MEDIA_TYPE}
                 )
@@ -187,23 +182,6 @@ class Gleif:
         finally:
             self._pledged -= len(calls) - 1
         return replace(seen, checked_at=now_us, fresh_until=now_us + FRESH_S * 1_000_000)
-
-    async def _turn(self, turns_by: float, beside: int) -> None:
-        """Take a turn, and wait for it until `turns_by`; by then it must be free, with so many beside it. Raises as
-        `Ration.take` does."""
-        if self._http.breaker.wait_s > 0:
-            return  # the call will not be made
-        loop = asyncio.get_running_loop()
-        within_s = max(0.0, turns_by - loop.time())
-        try:
-            wait_s = await self._ration.take(within_s=within_s, beside=0 if within_s else beside)
-        except NoneFree:
-            if within_s:
-                self._impatient_until = loop.time() + PAUSE_S
-            raise
-        if wait_s > 0:
-            self._impatient_until = loop.time() + PAUSE_S
-            await asyncio.sleep(wait_s)
 
 
 def _filters(question: Question) -> list[Mapping[str, str | int]]:

@@ -1,10 +1,16 @@
-"""Turns for calls that had rather not be made than late: a turn that nobody wants by the time it comes is not taken."""
+"""Turns for calls that had rather not be made than late: a turn that nobody wants by the time it comes is not taken.
+
+Payouts wait for such calls, and so do those of the same batch that need none. So calls wait for turns only once in a
+while: waiting makes no turns, and a flood of new questions would make every batch wait.
+"""
 
 import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
 from streamproc.errors import LogUnavailable, TryAgain
+
+NONE_FREE = "no turn for a call came in time"
 
 
 class NoneFree(TryAgain):
@@ -38,32 +44,47 @@ class OwnTurns:
         return True, wait_s
 
 
+PAUSE_S = 15.0
+"""After calls waited for turns, none does for so long."""
+
+
 class Ration:
     """Turns by `take`. After it refused one that does not wait, none like it is asked for until it could be given: of
     a flood of calls that will not be made, one asks."""
 
     def __init__(self, take: Take) -> None:
         self._take = take
+        self._impatient_until = 0.0
+        """By the event loop's clock, as the others."""
         self._refused_beside = 0
         self._refused_until = float("-inf")
-        """By the event loop's clock."""
 
-    async def take(self, *, within_s: float = 0.0, beside: int = 0) -> float:
-        """Take a turn; the seconds until it comes. Raises NoneFree, and TryAgain if turns cannot be counted now:
-        uncounted calls could exceed the rate."""
+    def patience(self, wait_s: float) -> float:
+        """Until when calls that begin now may wait for turns, by the event loop's clock: `wait_s` from now; 0 if others
+        waited less than PAUSE_S ago."""
+        now = asyncio.get_running_loop().time()
+        return now + wait_s if now >= self._impatient_until else 0.0
+
+    async def turn(self, by: float = 0.0, *, beside: int = 0) -> None:
+        """Take a turn and wait for it, until `by`; after that it must be free at once. So many more must be free
+        beside it. Raises NoneFree, and TryAgain if turns cannot be counted now: uncounted calls could exceed the
+        rate."""
         loop = asyncio.get_running_loop()
-        waits = within_s > 0
-        if not waits and beside >= self._refused_beside and loop.time() < self._refused_until:
-            raise NoneFree("no turn for a call comes in time")
+        within_s = max(0.0, by - loop.time())
+        if not within_s and beside >= self._refused_beside and loop.time() < self._refused_until:
+            raise NoneFree(NONE_FREE)
         try:
             taken, wait_s = await self._take(within_s=within_s, beside=beside)
         except LogUnavailable as problem:
             raise TryAgain(f"no turn for a call can be counted: {problem}") from problem
-        if taken:
-            return wait_s
-        if not waits:
-            self._refused_beside, self._refused_until = beside, loop.time() + wait_s
-        raise NoneFree("no turn for a call comes in time")
+        if within_s and (wait_s or not taken):
+            self._impatient_until = loop.time() + PAUSE_S
+        if not taken:
+            if not within_s:
+                self._refused_beside, self._refused_until = beside, loop.time() + wait_s
+            raise NoneFree(NONE_FREE)
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
 
 
 class Counted:

@@ -203,10 +203,18 @@ def test_a_contact_is_asked_for_by_the_lei_of_the_notes_else_by_its_name() -> No
 
 def test_a_payout_that_names_no_contact_asks_nothing() -> None:
     assert question_of(record(name=".,()-")) is None
-    for event in (observed(), requested()):
-        found = fold([event])
-        assert found is not None
-        assert question_of(found) is None
+    nobody = fold([observed(fund_account="")])
+    assert nobody is not None
+    assert question_of(nobody) is None
+
+
+def test_of_a_payout_that_names_a_fund_account_it_is_asked_who_has_that() -> None:
+    lei = {"lei": " 984500sandbox0000190"}
+    at_bank, intent = fold([observed()]), fold([requested(notes=lei)])
+    assert at_bank is not None
+    assert intent is not None
+    assert question_of(at_bank) == Question("", "", "fa_1")
+    assert question_of(intent) == Question("", "984500SANDBOX0000190", "fa_1")
 
 
 @pytest.mark.parametrize("lei", [LEI[:19], LEI[:18] + "91", "x" * 250, "\x1b[2J"])

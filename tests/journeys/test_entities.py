@@ -142,3 +142,43 @@ async def agrees_with_its_past(system: System, tmp_path: Path) -> None:
     assert code == 0, err
     found = json.loads(out)
     assert (found["judged"]["payouts"], found["changed"]["payouts"]) == (6, 4)
+
+
+async def test_of_a_payout_that_names_a_fund_account_only_the_bank_is_asked_who_has_it(
+    redis_url: str, postgres: str
+) -> None:
+    """Made at the bank, or an intent. People are told the name. The agent is not: it could learn whom others pay."""
+    async with vetting_system(redis_url, postgres) as system:
+        await system.apply(POLICIES)
+        secret = await token(system, "strict")
+        notes = {"agent_id": "strict"}
+        known = await system.bank.pay(250_000, vendor={"name": VERIFIED}, notes=notes)
+        await system.reaches(known["id"], "processed")
+        vendor = {"name": LAPSED, "account_number": "50100012345679"}
+        lapsed = await system.bank.pay(250_000, vendor=vendor, notes=notes)
+        evidence = await held_because(system, lapsed["id"])
+        assert (evidence["problem"], evidence["contact"]) == ("the entity is not active", LAPSED)
+        await told_in_slack(
+            system, f"the bank names the contact {LAPSED}; LEI 984500SANDBOX0000287; registered as"
+        )
+        _, told, _ = await system.cli("explain", known["id"])
+        assert f"legal entity: verified (the bank names the contact {VERIFIED}, {ASHA_LEI}, " in told
+
+        order = {"amount": 250_000, "mode": "IMPS", "purpose": "vendor bill"}
+        headers = {"authorization": f"Bearer {secret}"}
+        for made, state in ((known, "processed"), (lapsed, "held")):
+            answer = await system.api.post(
+                "/v1/payouts",
+                json=order | {"fund_account_id": made["fund_account_id"]},
+                headers=headers | {"idempotency-key": token_hex(8)},
+            )
+            payout = answer.json()["payout"]
+            await system.reaches(payout, state)
+            for path in (f"/v1/payouts/{payout}", f"/v1/payouts/{payout}/events"):
+                shown = await system.api.get(path, headers=headers)
+                assert shown.status_code == 200, shown.text
+                assert "Asha" not in shown.text
+                assert "Lapsed" not in shown.text
+        await system.settled()
+        await assert_one_story(system)
+        await assert_records_agree(system)
