@@ -74,6 +74,8 @@ _WHY: Mapping[EntityVerdict, str] = {
     "malformed_lei": "the note `lei` is not a well-formed LEI",
     "unavailable": "the register could not be asked",
 }
+_NOT_LOOKED_UP = frozenset[EntityVerdict]({"malformed_lei", "unavailable"})
+"""Where there is nothing to compare the contact's name with."""
 NO_CONTACT = "the payout names no contact"
 NO_REGISTER = "no register of legal entities is set"
 
@@ -220,7 +222,9 @@ def why_unverified(record: PayoutRecord, seen: EntitySeen | None) -> Evidence | 
         return None
     why = _WHY[seen.verdict]
     evidence: Evidence = {"problem": f"{why}: {seen.problem}" if seen.problem else why}
+    question = question_of(record) if seen.verdict not in _NOT_LOOKED_UP else None
     told = {
+        "named": clean(question.name, CONTACT_CHARS_MAX) if question is not None else "",
         "contact": seen.contact,
         "lei": seen.lei,
         "registered_name": seen.name,

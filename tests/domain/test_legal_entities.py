@@ -253,15 +253,27 @@ def test_only_a_policy_that_requires_it_holds_whom_the_register_does_not_know() 
         assert held(None, fields=fields) is None
 
 
-def test_the_evidence_is_what_the_register_showed() -> None:
+def test_the_evidence_is_what_the_register_showed_beside_the_name_that_was_compared() -> None:
     assert held(LAPSED) == {
         "problem": "the entity's LEI is not valid any more",
+        "named": NAME,
         "lei": LEI,
         "registered_name": NAME,
         "entity_status": "ACTIVE",
         "registration_status": "LAPSED",
     }
-    assert held(EntitySeen(verdict="not_found")) == {"problem": "the register has no such entity"}
+    nobody = EntitySeen(verdict="not_found")
+    assert held(nobody) == {"problem": "the register has no such entity", "named": NAME}
+    hidden = record(name="Asha\u202e Paper\x1b")
+    assert held(nobody, of=hidden) == {
+        "problem": "the register has no such entity",
+        "named": "Asha\ufffd Paper\ufffd",
+    }
+    told_by_bank = replace(nobody, contact="Nobody Ltd")
+    assert held(told_by_bank, of=fold([observed()])) == {
+        "problem": "the register has no such entity",
+        "contact": "Nobody Ltd",
+    }
 
 
 def test_a_register_that_could_not_be_asked_says_nothing_against_the_entity() -> None:

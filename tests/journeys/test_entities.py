@@ -88,14 +88,21 @@ async def test_who_is_verified_is_paid_and_whoever_is_not_waits_for_a_person(
             *("the entity is not active", "INACTIVE", "LAPSED"),
         )
         unknown = await held_because(system, await ask(system, secret, UNKNOWN))
-        assert unknown == {"problem": "the register has no such entity"}
-        other = await held_because(system, await ask(system, secret, "Another Name Ltd", {"lei": ASHA_LEI}))
+        assert unknown == {"problem": "the register has no such entity", "named": UNKNOWN}
+        renamed = await ask(system, secret, "Another Name Ltd", {"lei": ASHA_LEI})
+        other = await held_because(system, renamed)
         assert other["problem"] == "the entity of this LEI has another name"
-        assert other["registered_name"] == "Asha Paper Works Private Limited"
+        assert (other["named"], other["registered_name"]) == (
+            *("Another Name Ltd", "Asha Paper Works Private Limited"),
+        )
+        _, told, _ = await system.cli("explain", renamed)
+        assert "named Another Name Ltd" in told
+        assert "registered_name Asha Paper Works Private Limited" in told
         await told_in_slack(
             system,
             "ENTITY_UNVERIFIED: the contact is not verified as a legal entity: the entity of this LEI has another name;"
-            f" LEI {ASHA_LEI}; registered as Asha Paper Works Private Limited; entity ACTIVE; registration ISSUED",
+            f" the payout names Another Name Ltd; LEI {ASHA_LEI}; registered as Asha Paper Works Private Limited;"
+            " entity ACTIVE; registration ISSUED",
         )
 
         await system.bank.control("gleif", down="500")
