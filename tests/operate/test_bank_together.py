@@ -9,8 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import OutboundClient
-from streamproc.clients.limiter import SharedLimiter
+from streamproc.clients.http import OutboundClient, OutcomeUnknown
+from streamproc.clients.limiter import NoTurn, SharedLimiter
 from streamproc.clients.oauth import REFRESH_BEFORE_S, TokenKeeper, vault_name
 from streamproc.errors import ConfigError, LogUnavailable, TryAgain
 from streamproc.log.inspect import clock_us
@@ -19,6 +19,7 @@ from streamproc.log.pace import Pace
 from streamproc.log.vault import Vault
 from streamproc.operate.bank import opened_bank
 from streamproc.settings import Settings, load, require
+from streamproc.telemetry.watch import outcome_of
 from tests.bank import Sandbox, running_sandbox
 from tests.deadline import DEADLINE_S
 
@@ -121,6 +122,13 @@ async def test_an_urgent_call_goes_before_what_waits_here_and_waits_for_one_turn
         for _ in range(5):
             turns.put_nowait(0.0)
     assert served == ["cancel", "a", "reject", "b", "c"]
+
+
+@pytest.mark.parametrize(("problem", "outcome"), [(NoTurn, "put_off"), (OutcomeUnknown, "unknown")])
+def test_a_call_that_got_no_turn_was_not_carried_out_and_is_not_counted_as_a_lost_answer(
+    problem: type[TryAgain], outcome: str
+) -> None:
+    assert outcome_of(problem) == outcome
 
 
 async def test_without_redis_no_call_is_made_uncounted(bank: Sandbox) -> None:
