@@ -50,10 +50,9 @@ class Entities:
     def question_of(self, record: PayoutRecord, *, required: bool) -> Question | None:
         """What must be known of a payout's contact before it is decided; None: nothing. `required`: by its policy; else
         the bank is not asked for a contact."""
-        question = question_of(record) if self._lookup is not None else None
-        if question is None or not question.fund_account:
-            return question
-        return question if required and self._contacts is not None else None
+        if self._lookup is None:
+            return None
+        return question_of(record, by_bank=required and self._contacts is not None)
 
     def known(self, question: Question | None, now_us: int) -> EntitySeen | None:
         """The answer as far as nobody has to be asked; None: it has to be looked up, if there is a question."""

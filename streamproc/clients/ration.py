@@ -46,6 +46,8 @@ class OwnTurns:
 
 PAUSE_S = 15.0
 """After calls waited for turns, none does for so long."""
+LOOK_AGAIN_S = 0.05
+"""Least time between two looks for turns by a call that waits until several are free."""
 
 
 class Ration:
@@ -66,25 +68,33 @@ class Ration:
         return now + wait_s if now >= self._impatient_until else 0.0
 
     async def turn(self, by: float = 0.0, *, beside: int = 0) -> None:
-        """Take a turn and wait for it, until `by`; after that it must be free at once. So many more must be free
-        beside it. Raises NoneFree, and TryAgain if turns cannot be counted now: uncounted calls could exceed the
-        rate."""
+        """Take a turn and wait for it, until `by`; after that it must be free at once. Where so many more must be free
+        `beside` it, it is taken once they are, and until then is anybody's. Raises NoneFree, and TryAgain if turns
+        cannot be counted now: uncounted calls could exceed the rate."""
         loop = asyncio.get_running_loop()
-        within_s = max(0.0, by - loop.time())
-        if not within_s and beside >= self._refused_beside and loop.time() < self._refused_until:
+        waits = by > loop.time()
+        if not waits and beside >= self._refused_beside and loop.time() < self._refused_until:
             raise NoneFree(NONE_FREE)
-        try:
-            taken, wait_s = await self._take(within_s=within_s, beside=beside)
-        except LogUnavailable as problem:
-            raise TryAgain(f"no turn for a call can be counted: {problem}") from problem
-        if within_s and (wait_s or not taken):
-            self._impatient_until = loop.time() + PAUSE_S
-        if not taken:
-            if not within_s:
-                self._refused_beside, self._refused_until = beside, loop.time() + wait_s
-            raise NoneFree(NONE_FREE)
+        while True:
+            within_s = 0.0 if beside else max(0.0, by - loop.time())
+            taken, wait_s = await self._asked(within_s, beside)
+            if waits and (wait_s or not taken):
+                self._impatient_until = loop.time() + PAUSE_S
+            if taken:
+                break
+            wait_s = max(wait_s, LOOK_AGAIN_S)
+            if not (waits and beside) or loop.time() + wait_s > by:
+                self._refused_beside, self._refused_until = beside, loop.time() + within_s + wait_s
+                raise NoneFree(NONE_FREE)
+            await asyncio.sleep(wait_s)
         if wait_s > 0:
             await asyncio.sleep(wait_s)
+
+    async def _asked(self, within_s: float, beside: int) -> tuple[bool, float]:
+        try:
+            return await self._take(within_s=within_s, beside=beside)
+        except LogUnavailable as problem:
+            raise TryAgain(f"no turn for a call can be counted: {problem}") from problem
 
 
 class Counted:

@@ -116,10 +116,12 @@ class LegalName(NamedTuple):
     forms: tuple[str, ...]
 
 
-def question_of(record: PayoutRecord) -> Question | None:
-    """What to ask about a payout whose contact is named, or could be by the bank; None of any other. Only an intent
-    with its payee inline names a contact; the notes of a payout that was made at the bank are not kept."""
+def question_of(record: PayoutRecord, *, by_bank: bool = True) -> Question | None:
+    """What to ask about a payout whose contact is named or, `by_bank`, could be by the bank; None of any other. Only an
+    intent with its payee inline names a contact; the notes of a payout that was made at the bank are not kept."""
     intent = record.intent
+    if not by_bank and (intent is None or intent.beneficiary is None):
+        return None
     lei = "" if intent is None else intent.notes.get(NOTE_LEI, "")
     lei = clean(lei.strip().upper(), LEI_CHARS_MAX)
     if intent is None or intent.beneficiary is None:

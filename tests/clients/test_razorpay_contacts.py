@@ -108,6 +108,31 @@ async def test_half_of_the_turns_are_left_to_calls_that_move_money() -> None:
     assert [(await turns.take(within_s=0))[0] for _ in range(5)] == [True] * 4 + [False]
 
 
+async def test_while_calls_that_move_money_take_each_turn_that_comes_nobody_is_asked() -> None:
+    """A turn comes every eighth of a second, and none is ever left."""
+
+    async def busy(*, within_s: float, beside: int = 0) -> tuple[bool, float]:
+        wait_s = (1 + beside) / 8
+        return (True, wait_s) if wait_s <= within_s else (False, wait_s - within_s)
+
+    async with contacts(shown(), per_s=8, take=busy) as (client, server):
+        found = await client.lookup(["fa_1", "fa_2"])
+    assert server.asked == []
+    assert ["turn" in seen.problem for seen in found.values()] == [True, True]
+
+
+async def test_a_batch_waits_until_as_many_turns_are_free_as_are_left_to_others() -> None:
+    refused: list[float] = []
+
+    async def soon(*, within_s: float, beside: int = 0) -> tuple[bool, float]:
+        refused.append(within_s)
+        return (True, 0) if len(refused) > 3 else (False, 0.01)
+
+    async with contacts(shown(), per_s=8, take=soon) as (client, _):
+        assert (await client.lookup(["fa_1"]))["fa_1"].name == CONTACT["name"]
+    assert len(refused) == 5
+
+
 async def test_a_bank_that_does_not_answer_costs_a_batch_a_limited_time_and_then_the_breaker_opens() -> None:
     async with contacts(silent_for(TIMEOUT_S)) as (client, server):
         for n in range(FAILURES_MAX + 2):
