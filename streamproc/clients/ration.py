@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
-from streamproc.errors import LogUnavailable, TryAgain
+from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 
 NONE_FREE = "no turn for a call came in time"
 
@@ -22,7 +22,7 @@ class Take(Protocol):
 
     def __call__(self, *, within_s: float, beside: int = 0) -> Awaitable[tuple[bool, float]]:
         """Whether it was taken, and the seconds until it comes or, if not, until one could be taken on these terms.
-        Raises LogUnavailable."""
+        Raises LogUnavailable and LogBroken."""
         ...
 
 
@@ -93,7 +93,7 @@ class Ration:
     async def _asked(self, within_s: float, beside: int) -> tuple[bool, float]:
         try:
             return await self._take(within_s=within_s, beside=beside)
-        except LogUnavailable as problem:
+        except (LogUnavailable, LogBroken) as problem:
             raise TryAgain(f"no turn for a call can be counted: {problem}") from problem
 
 

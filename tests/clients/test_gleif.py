@@ -26,7 +26,7 @@ from streamproc.clients.http import OutboundClient
 from streamproc.clients.ration import Counted, OwnTurns, Take
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question
-from streamproc.errors import LogUnavailable
+from streamproc.errors import LogBroken, LogUnavailable
 from tests.bank import running_sandbox
 from tests.clients.loopback import (
     NO_ANSWERS,
@@ -278,9 +278,12 @@ async def test_a_turn_that_comes_too_late_is_left_to_others_and_nobody_waits_for
     assert [seen.verdict for seen in next_one.values()] == ["not_found"]
 
 
-async def test_where_turns_cannot_be_counted_nobody_is_asked() -> None:
+@pytest.mark.parametrize("problem", [LogUnavailable, LogBroken])
+async def test_where_turns_cannot_be_counted_nobody_is_asked(problem: type[Exception]) -> None:
+    """Redis is away, or has something else under that key."""
+
     async def lost(*, within_s: float, beside: int = 0) -> tuple[bool, float]:
-        raise LogUnavailable("away")
+        raise problem("away")
 
     async with loopback(always(200, page(record()))) as server:
         http, _ = impatient(server.url, timeout_s=60)
