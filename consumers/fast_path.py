@@ -79,10 +79,11 @@ class _Batch:
         if record is None or not self._is_plain(work) or not is_open(record):
             return None
         reputation = self._reputations.known(record.vendor_url, ctx.now_us)
-        question = self._entities.question_of(record)
-        entity = self._entities.known(question, ctx.now_us)
         party = ctx.party(record)
         agent, seen = party.agent, work.beneficiary
+        is_required = agent is not None and agent.policy.require_entity
+        question = self._entities.question_of(record, required=is_required)
+        entity = self._entities.known(question, ctx.now_us)
         if seen is not None:
             record = replace(record, beneficiary=seen)
         # By position: names cost 0.5 µs.

@@ -50,8 +50,10 @@ def reputation_stage(reputations: Reputations, entities: Entities) -> Stage:
     async def vet(items: Sequence[Item], ctx: BatchContext) -> None:
         urls = {work.known().vendor_url for work, _ in items}
         vetting = reputations.of(urls, ctx.cache, ctx.now_us)
-        required, others = _questions(items, ctx, entities)
-        if required or others:
+        asked = _questions(items, ctx, entities)
+        if asked:
+            required = [question for question, is_required in asked.values() if is_required]
+            others = [question for question, is_required in asked.values() if not is_required]
             asking = entities.of(required, others, ctx.cache, ctx.now_us)
             answers, found = await together(vetting, asking)
         else:
@@ -59,8 +61,7 @@ def reputation_stage(reputations: Reputations, entities: Entities) -> Stage:
         for work, event in items:
             if type(event) is VelocityChecked:
                 record = work.known()
-                question = entities.question_of(record)
-                entity = found.get(question) if question is not None else None
+                entity = found.get(asked[record.payout][0]) if record.payout in asked else None
                 _vet_one(work, event, ctx, answers.get(record.vendor_url, NO_URL), entity)
 
     return Stage(name="reputation", consumes=frozenset({VelocityChecked}), handle=vet)
@@ -68,17 +69,17 @@ def reputation_stage(reputations: Reputations, entities: Entities) -> Stage:
 
 def _questions(
     items: Sequence[Item], ctx: BatchContext, entities: Entities
-) -> tuple[list[Question], list[Question]]:
-    """What the register is asked: of payouts whose policy requires an answer, and of the others."""
-    required, others = list[Question](), list[Question]()
+) -> dict[str, tuple[Question, bool]]:
+    """What the register is asked about payouts, and whether the policy requires an answer."""
+    asked = dict[str, tuple[Question, bool]]()
     for work, _ in items:
         record = work.known()
-        question = entities.question_of(record)
+        agent = ctx.party(record).agent
+        is_required = agent is not None and agent.policy.require_entity
+        question = entities.question_of(record, required=is_required)
         if question is not None:
-            agent = ctx.party(record).agent
-            is_required = agent is not None and agent.policy.require_entity
-            (required if is_required else others).append(question)
-    return required, others
+            asked[record.payout] = question, is_required
+    return asked
 
 
 def _vet_one(

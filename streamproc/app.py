@@ -14,7 +14,6 @@ import consumers
 from consumers.channels import Channels
 from consumers.create import Debit
 from consumers.enact import Barrier, execution
-from consumers.entities import Entities
 from consumers.recall import Archived
 from consumers.vet import Reputations
 from projections.janitor import Janitor, Round
@@ -39,7 +38,6 @@ from streamproc.archive.read import payout_known
 from streamproc.archive.signing_key import KEY_FILE, read_or_make, trusted_keys
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.checkpoint_post import open_checkpoint_post
-from streamproc.clients.gleif import open_gleif
 from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.drain import requests_s
@@ -71,6 +69,7 @@ from streamproc.operate.people import notification_over, opened_channels, people
 from streamproc.operate.policy_desk import PolicyDesk
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
+from streamproc.operate.register import opened_entities
 from streamproc.operate.slack_holds import opened_slack_review
 from streamproc.processes import bound
 from streamproc.settings import PREFIX, Settings
@@ -184,7 +183,7 @@ async def _group(
             zone=settings.timezone,
             archived=archived,
             retention_s=settings.retention_s,
-            entities=_entities(settings, stack, breakers),
+            entities=opened_entities(settings, stack, breakers),
         )
     if name == consumers.NOTIFICATION:
         return notification_over(settings.redis_url, channels, Digests(settings.redis_url))
@@ -193,15 +192,6 @@ async def _group(
     debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
     archived = await _archived(settings, stack) if settings.postgres_dsn else None
     return execution(bank, await _barrier(settings, stack), debit, archived)
-
-
-def _entities(settings: Settings, stack: AsyncExitStack, breakers: dict[str, Breaker]) -> Entities:
-    if not settings.gleif_url:
-        return Entities()
-    register = open_gleif(settings.gleif_url)
-    stack.push_async_callback(register.aclose)
-    breakers["gleif"] = register.breaker
-    return Entities(register.lookup)
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:

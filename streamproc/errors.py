@@ -10,6 +10,7 @@ LogBroken       the log is not what it must be (missing group, other partition c
 """
 
 import errno
+from typing import ClassVar
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Errors of the system that mean that a file cannot be written; no connection has them."""
@@ -34,6 +35,9 @@ class Unprocessable(StreamprocError):
 
 class TryAgain(StreamprocError):
     """A dependency is away. `after_s` is the least wait in seconds; no attempt is used up."""
+
+    may_be_done: ClassVar[bool] = False
+    """Whether what was asked for may have been carried out all the same."""
 
     def __init__(self, message: str, *, after_s: float = 1.0) -> None:
         super().__init__(message)

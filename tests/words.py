@@ -12,7 +12,7 @@ from streamproc.domain import events as e
 from streamproc.domain.attribution import Attribution
 from streamproc.domain.governance import Reputation
 from streamproc.domain.intent import Beneficiary, Intent, intent_id
-from streamproc.domain.legal_entities import Question
+from streamproc.domain.legal_entities import ContactSeen, Question
 from streamproc.domain.policy import parse_policy_file, plan_changes
 from streamproc.log.names import Names
 from streamproc.log.policies import put_in_force, read_scopes
@@ -140,6 +140,24 @@ class Register:
         return e.EntitySeen(
             verdict=verdict, lei=question.lei, checked_at=NOW, fresh_until=NOW + 86_400_000_000
         )
+
+
+class Payees:
+    """The bank, of which it is asked who has a fund account: a name, or a problem. It keeps what was asked."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
+        self.asked: list[str] = []
+
+    async def __call__(self, fund_accounts: Sequence[str]) -> dict[str, ContactSeen]:
+        """The contact of each fund account."""
+        self.asked += fund_accounts
+        return {one: self._of(one) for one in fund_accounts}
+
+    def _of(self, fund_account: str) -> ContactSeen:
+        if fund_account not in self.names:
+            return ContactSeen(problem="timeout", checked_at=NOW, fresh_until=NOW)
+        return ContactSeen(name=self.names[fund_account], checked_at=NOW, fresh_until=NOW + 3_600_000_000)
 
 
 def contact(name: str) -> Beneficiary:

@@ -84,6 +84,7 @@ def _document(agent: str, done: "Calibrated") -> dict[str, Any]:
 
     from streamproc.domain.anomaly import written_profile
     from streamproc.domain.proposals import Proposal
+    from streamproc.domain.shown import iso
     from streamproc.operate.changes import Preview
     from streamproc.operate.proposals import proposal_json
 
@@ -92,6 +93,7 @@ def _document(agent: str, done: "Calibrated") -> dict[str, Any]:
         "agent": agent,
         "profile": written_profile(done.measured.profile),
         "would_hold": len(above),
+        "views": {"until": iso(done.reach.until), "behind_s": done.reach.behind_s},
         "highest": [_scored_json(one) for one in above[:HIGHEST_SHOWN]],
         "anomaly": done.is_asked,
     }
@@ -128,6 +130,7 @@ def _print(agent: str, done: "Calibrated") -> None:
     profile, above, made = done.measured.profile, done.measured.above, done.made
     was = f" (was {done.was.threshold})" if done.was is not None else ""
     click.echo(f"agent {agent}: {profile.payouts:,} approved payouts from {profile.since} to {profile.until}")
+    click.echo(f"  {_reach_text(done.reach.until, done.reach.behind_s)}")
     click.echo(f"  half up to {rupees(profile.amounts[10])}, 95 % up to {rupees(profile.amounts[-1])}")
     click.echo(f"  {_busiest(profile.weekday_hours, profile.weekend_hours)} ({profile.timezone})")
     click.echo(f"  threshold {profile.threshold}{was}: {len(above):,} of them would have been held")
@@ -149,6 +152,15 @@ def _print(agent: str, done: "Calibrated") -> None:
         output.note(short)
     if not done.is_asked:
         output.note(f"the policy says anomaly: false, so nothing of {agent} is held by it yet")
+
+
+def _reach_text(until: int, behind_s: float) -> str:
+    from streamproc.domain.shown import iso
+
+    if not behind_s:
+        return f"the views, from which they are, show the whole log up to {iso(until)}"
+    behind = output.age(int(behind_s * 1_000))
+    return f"the views, from which they are, show the log up to {iso(until)} and are {behind} behind it"
 
 
 def _busiest(weekday: tuple[int, ...], weekend: tuple[int, ...]) -> str:

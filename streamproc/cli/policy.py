@@ -11,10 +11,10 @@ from streamproc.cli.context import ask_site, operator_settings
 from streamproc.cli.policy_shown import (
     applied_lines,
     change_lines,
+    in_force_text,
     loosens_lines,
     partitions_json,
     profiles_wanted,
-    value_text,
 )
 from streamproc.cli.policy_source import read_policy_file, read_text
 from streamproc.cli.whatif import whatif
@@ -146,11 +146,14 @@ def show(agent: str | None, as_json: bool) -> None:
       streamproc policy show
       streamproc policy show procurement-bot
     """
+    from streamproc.log.inspect import clock_us
     from streamproc.operate import policies
 
-    scopes = ask_site(
-        lambda site: policies.in_force(site) if agent is None else policies.policy_of(site, agent)
-    )
+    async def body(site: "Site") -> "tuple[dict[str, ScopeState], int]":
+        scopes = await (policies.in_force(site) if agent is None else policies.policy_of(site, agent))
+        return scopes, await clock_us(site.client)
+
+    scopes, now_us = ask_site(body)
     if as_json:
         rows = [policies.state_json(scope, state) for scope, state in sorted(scopes.items())]
         frozen = scopes.get(f"freeze:agent:{agent}")
@@ -160,17 +163,17 @@ def show(agent: str | None, as_json: bool) -> None:
     if not scopes:
         click.echo("no policies: every payout is REJECTED NO_POLICY; see `streamproc policy apply --help`")
     for scope, state in sorted(scopes.items()):
-        for line in _state_lines(scope, state, effective=scope == f"agent:{agent}"):
+        for line in _state_lines(scope, state, now_us, effective=scope == f"agent:{agent}"):
             click.echo(line)
 
 
-def _state_lines(scope: str, state: "ScopeState", *, effective: bool) -> list[str]:
+def _state_lines(scope: str, state: "ScopeState", now_us: int, *, effective: bool) -> list[str]:
     own = state.own or {}
     fields = (state.effective or {}) if effective else own
     lines = [f"{scope}, version {state.version}"]
     for name in sorted(fields):
         inherited = "" if name in own or not effective else "  (by default)"
-        lines.append(f"  {name}: {value_text(fields[name])}{inherited}")
+        lines.append(f"  {name}: {in_force_text(fields[name], now_us)}{inherited}")
     return lines
 
 

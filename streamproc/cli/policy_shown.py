@@ -88,6 +88,17 @@ def short_text(value: object) -> str:
     return f"{value['payouts']} payouts until {value['until']}, 95 % up to {usual}, threshold {value['threshold']}"
 
 
+def in_force_text(value: object, now_us: int) -> str:
+    """As `short_text`; of a profile with its age."""
+    text = short_text(value)
+    if text == value_text(value):
+        return text
+    assert isinstance(value, dict)
+    from streamproc.domain.calibration import profile_age
+
+    return f"{text} ({profile_age(value['until'], now_us).days} days old; all its numbers: --json)"
+
+
 def loosens_lines(loosens: "Sequence[Loosening]") -> list[str]:
     """What a change loosens, for people."""
     return [

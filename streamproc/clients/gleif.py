@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import Unusable, read_answer
-from streamproc.clients.limiter import Limiter
+from streamproc.clients.ration import Counted, NoneFree, OwnTurns, Ration, Take
 from streamproc.clients.safe_browsing import host_clock_us
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searches
@@ -22,14 +22,13 @@ from streamproc.errors import TryAgain
 TIMEOUT_S = 2.0
 """For one call, once its turn has come."""
 WAIT_S = 2.0
-"""How long a call waits for its turn."""
+"""How long the calls of a batch wait for their turns."""
 LOOKUPS_S = WAIT_S + TIMEOUT_S
 """For all questions of a batch together: its payouts wait for them."""
 UNREQUIRED_S = 1.0
 """For a question that no policy requires: payouts wait for it too, and gain nothing by it."""
 PAUSE_S = 15.0
-"""After one that took longer, none is asked for so long: a slow register would cost each batch that time. And after
-required ones waited for turns, none waits for so long: waiting makes no turns, and each batch would wait."""
+"""After one that took longer, none is asked for so long: a slow register would cost each batch that time."""
 CALLS_PER_S = 0.8
 CALLS_BURST = 12
 """With CALLS_PER_S at most 60 calls in any minute, which is what GLEIF allows one user."""
@@ -47,52 +46,55 @@ BODY_BYTES_MAX = 2 * 1024 * 1024
 """A page is some 400 kB."""
 MEDIA_TYPE = "application/vnd.api+json"
 
-NO_TURN = "gleif: no turn was free, and others had waited for one shortly before"
+NO_TURN = "gleif: no turn for a call came in time; all workers together may make 60 a minute"
 NO_STATUS = "NULL"
 """GLEIF's own word for a status that nobody told it."""
 _STATUS = re.compile(r"[A-Z_]{1,32}")
 
 
-def open_gleif(base_url: str, *, now_us: Callable[[], int] = host_clock_us) -> "Gleif":
-    """A client with this API's limits; `base_url` ends with the version, `…/api/v1`. Close it with `aclose`."""
-    turns = Limiter(CALLS_PER_S, CALLS_BURST)
+def open_gleif(
+    base_url: str, *, take: Take | None = None, now_us: Callable[[], int] = host_clock_us
+) -> "Gleif":
+    """A client with this API's limits; `base_url` ends with the version, `…/api/v1`. Close it with `aclose`.
+
+    `take` gives the turns of all processes together; without it this client alone keeps CALLS_PER_S.
+    """
     http = OutboundClient(
         "gleif",
         base_url.rstrip("/"),
         timeout_s=TIMEOUT_S,
-        wait_s_max=WAIT_S,
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
         breaker=Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
-        turns=turns,
+        turns=Counted(),
     )
-    return Gleif(http, turns, now_us)
+    return Gleif(http, take or OwnTurns(CALLS_PER_S, CALLS_BURST).take, now_us)
 
 
 class Gleif:
-    """Looks up contacts. `turns` are those of `http`; `now_us` is the clock for the answers' times; `lookups_s` limits
-    one `lookup`."""
+    """Looks up contacts. Each call of `http` is made in a turn from `take`; `now_us` is the clock for the answers'
+    times; `wait_s` limits the wait for turns, and `lookups_s` one `lookup`."""
 
     def __init__(
         self,
         http: OutboundClient,
-        turns: Limiter,
+        take: Take,
         now_us: Callable[[], int] = host_clock_us,
         *,
+        wait_s: float = WAIT_S,
         lookups_s: float = LOOKUPS_S,
     ) -> None:
         self._http = http
-        self._turns = turns
+        self._ration = Ration(take)
         self._now_us = now_us
+        self._wait_s = wait_s
         self._lookups_s = lookups_s
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
         self._paused_until = 0.0
         """By the event loop's clock."""
-        self._impatient_until = 0.0
-        """By the same clock: required questions do not wait for a turn."""
         self._pledged = 0
-        """Turns for questions that are under way and do not wait for one."""
+        """Turns for second calls of questions that are under way."""
 
     @property
     def breaker(self) -> Breaker:
@@ -109,22 +111,18 @@ class Gleif:
         """What the register says to each required question, and to those others that it answered at once; an LEI must
         be well-formed. A name that is not found as it is usually registered takes a second call.
 
-        Required ones wait for their turns, unless others did so less than PAUSE_S ago. No decision depends on the
+        Required ones wait for their turns, unless others did so shortly before (`Ration`). No decision depends on the
         others. They are asked while slots and turns are free, and given up after UNREQUIRED_S; what was not asked, or
         given up, is not in the result. Takes LOOKUPS_S at most, and never raises for the API's failures. `unavailable`
         is never fresh. Times count from before the call.
         """
         late = f"gleif: no answer within {self._lookups_s:g} s, waiting for its turn included"
-        now_us = self._now_us()
+        now_us, turns_by = self._now_us(), self._ration.patience(self._wait_s)
         found = {question: _unavailable(late, now_us) for question in required}
-        is_patient = asyncio.get_running_loop().time() >= self._impatient_until
 
         async def ask(question: Question) -> None:
-            if is_patient:
-                async with self._slots:
-                    answer = await self._ask(question, waits=True)
-            else:
-                answer = await self._ask_now(question, turns_kept=0)
+            async with self._slots:
+                answer = await self._ask(question, turns_by=turns_by)
             found[question] = answer or _unavailable(NO_TURN, now_us)
 
         async def ask_if_free(question: Question) -> None:
@@ -149,43 +147,40 @@ class Gleif:
         if loop.time() < self._paused_until or self._slots.locked():
             return None
         try:
-            async with asyncio.timeout(UNREQUIRED_S):
-                return await self._ask_now(question, turns_kept=TURNS_KEPT)
+            async with asyncio.timeout(UNREQUIRED_S), self._slots:
+                answer = await self._ask(question, kept=TURNS_KEPT)
         except TimeoutError:
             self._paused_until = loop.time() + PAUSE_S
             return None
+        return answer
 
-    async def _ask_now(self, question: Question, *, turns_kept: int) -> EntitySeen | None:
-        """The answer, if turns are free for all calls that it may take, beyond those kept; else None."""
-        calls = len(_filters(question))
-        if self._turns.free - self._pledged < turns_kept + calls:
-            return None
-        self._pledged += calls
-        try:
-            async with self._slots:
-                return await self._ask(question, waits=False)
-        finally:
-            self._pledged -= calls
-
-    async def _ask(self, question: Question, *, waits: bool) -> EntitySeen | None:
-        """The answer; None: it had to wait for a turn, and does not."""
+    async def _ask(self, question: Question, *, turns_by: float = 0.0, kept: int = 0) -> EntitySeen | None:
+        """The answer; None: there was no turn. Turns are waited for until `turns_by`, by the event loop's clock. Where
+        none is, the first call is made only if turns are free for all calls that it may take, beyond those that are
+        kept."""
         now_us = self._now_us()
         seen = EntitySeen(verdict="not_found")
-        for params in _filters(question):
-            if self._turns.free < 1:
-                if not waits:
-                    return None
-                self._impatient_until = asyncio.get_running_loop().time() + PAUSE_S
-            try:
+        calls = _filters(question)
+        self._pledged += len(calls) - 1
+        beside = 0 if turns_by else kept + self._pledged
+        try:
+            for params in calls:
+                if not self._http.breaker.wait_s:  # else the call is not made, and needs no turn
+                    await self._ration.turn(turns_by, beside=beside)
                 answer = await self._http.call(
                     "GET", "/lei-records", params=params, headers={"accept": MEDIA_TYPE}
                 )
                 entities, more = _entities(answer, question)
-            except (TryAgain, Unusable) as problem:
-                return _unavailable(str(problem), now_us)
-            seen = judged(question, entities, more=more)
-            if seen.verdict != "not_found":
-                break
+                seen = judged(question, entities, more=more)
+                if seen.verdict != "not_found":
+                    break
+                beside = 0
+        except NoneFree:
+            return None
+        except (TryAgain, Unusable) as problem:
+            return _unavailable(str(problem), now_us)
+        finally:
+            self._pledged -= len(calls) - 1
         return replace(seen, checked_at=now_us, fresh_until=now_us + FRESH_S * 1_000_000)
 
 

@@ -43,6 +43,8 @@ RETRY_AFTER_S_MAX = 900.0
 class OutcomeUnknown(TryAgain):
     """The request may have been carried out and its answer was lost: look what happened before repeating it."""
 
+    may_be_done = True
+
 
 class Answer(Struct, frozen=True):
     """An outside system's answer: a 2xx or 4xx status and the body's bytes.

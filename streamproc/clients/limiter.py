@@ -108,12 +108,6 @@ class Limiter:
         """Calls that wait for a token."""
         return len(self._lanes)
 
-    @property
-    def free(self) -> float:
-        """Turns that may be taken now, a part of the next one included; 0 while calls wait."""
-        self._refill()
-        return 0.0 if self.queued else self._tokens
-
     def wait_s(self, *, urgent: bool = False) -> float:
         """About how long a call that came now would wait, in seconds."""
         self._refill()

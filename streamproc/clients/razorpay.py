@@ -88,7 +88,7 @@ def open_razorpay(
     """
     http = OutboundClient(
         "razorpay",
-        _without_version(base_url),
+        without_version(base_url),
         timeout_s=TIMEOUT_S,
         limit_per_s=CALLS_PER_S,
         burst=CALLS_BURST,
@@ -333,6 +333,7 @@ def _read_error(body: bytes) -> tuple[str, str]:
     return clean(code, PROBLEM_CHARS_MAX), clean(problem, PROBLEM_CHARS_MAX)
 
 
-def _without_version(base_url: str) -> str:
+def without_version(base_url: str) -> str:
+    """The bank's URL, whether or not it was written with the version, which our paths have."""
     parts = urlsplit(base_url)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1")))

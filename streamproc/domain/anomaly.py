@@ -11,6 +11,7 @@ score needs the payout and the policy and nothing else, now and when the log is 
 score = (7 x amount + 3 x time) / 10, rounded down.
 """
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from datetime import datetime
@@ -50,6 +51,8 @@ _PER_DAY = (2, 5)
 _ONCE_MORE = _PER_DAY[0] * 4
 """What one more payout on a weekday in each hour would add to an hour with its neighbours (1 + 2 + 1)."""
 _US = 1_000_000
+_MOMENT = re.compile(r"[0-9TWZtz:.,+ -]{1,40}")
+"""Python takes any character between date and time, and any number of digits of a second; people are shown it."""
 
 
 class AnomalyProfile(Struct, frozen=True, kw_only=True):
@@ -216,7 +219,7 @@ def _numbers(value: object, name: str, many: int, least: int, most: int) -> tupl
 
 def _moment(value: object, name: str) -> datetime:
     try:
-        at = datetime.fromisoformat(value) if isinstance(value, str) else None
+        at = datetime.fromisoformat(value) if isinstance(value, str) and _MOMENT.fullmatch(value) else None
     except ValueError:
         at = None
     if at is None or at.tzinfo is None:

@@ -1,7 +1,7 @@
 """Measures an agent's profile for rule 15 from its own approved payouts. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -27,6 +27,9 @@ SHARE_HELD = 10
 SHARE_HELD_MAX = 100
 WHOLE_WEEK = timedelta(days=7)
 """A history that is shorter has none of some hours of the week, and the rule calls all of them rare."""
+PROFILE_AGE_MAX = timedelta(days=90)
+"""A profile whose newest payout is older than this is called outdated: prices, vendors and the agent's work change."""
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PastPayout(NamedTuple):
@@ -110,6 +113,20 @@ def too_short(profile: AnomalyProfile) -> str:
         "these payouts are of less than a week: at hours and days that are not among them, the agent's larger usual"
         " amounts are held too; measure again after a week"
     )
+
+
+def profile_age(until: str, now_us: int) -> timedelta:
+    """How old a profile is: the time since its newest payout, not below 0."""
+    age = _BEGIN + timedelta(microseconds=now_us) - datetime.fromisoformat(until)
+    return max(age, timedelta())
+
+
+def is_outdated(effective: Mapping[str, object] | None, now_us: int) -> bool:
+    """Whether an agent's policy asks rule 15 of a profile that is older than PROFILE_AGE_MAX."""
+    if effective is None or not effective.get("anomaly"):
+        return False
+    profile = effective.get("anomaly_profile")
+    return isinstance(profile, Mapping) and profile_age(str(profile["until"]), now_us) > PROFILE_AGE_MAX
 
 
 def profile_wanted(agent: str, effective: Mapping[str, object] | None) -> str:

@@ -164,7 +164,7 @@ class ReputationChecked(
 ):
     """Rules 11 to 14. `checked_at` is when Safe Browsing answered (µs), `fresh_until` by its cacheDuration."""
 
-    v: int = version(4)
+    v: int = version(5)
     verdict: Literal["clean", "threat", "unavailable", "no_url"]
     threats: list[str] = []
     checked_at: int = 0

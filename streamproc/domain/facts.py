@@ -112,9 +112,11 @@ class EntitySeen(Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True
     registration: str = ""
     """That of its LEI: `ISSUED`, `LAPSED`, ..."""
     problem: str = ""
-    """Why the register could not be asked."""
+    """Why the register could not be asked, or the bank for the contact."""
     checked_at: int = 0
     fresh_until: int = 0
+    contact: str = ""
+    """The name of the fund account's contact, as the bank told it; empty where the payout itself names its contact."""
 
 
 class WindowUse(Struct, frozen=True, kw_only=True, gc=False):

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from streamproc.domain.facts import EntitySeen, EntityVerdict, Evidence
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import clean
@@ -20,6 +22,8 @@ LEI_CHARS_MAX = 40
 """Characters of that note that are kept: twice those of an LEI (ISO 17442)."""
 NAME_CHARS_MAX = 160
 """Characters kept of a registered name: three times a contact's."""
+CONTACT_CHARS_MAX = 120
+"""Characters of a contact's name as the bank tells it. A longer one is not used: comparing takes the square of it."""
 NAMES_MAX = 4_096
 """Names whose words a process keeps, some 300 bytes each."""
 
@@ -70,15 +74,28 @@ _WHY: Mapping[EntityVerdict, str] = {
     "malformed_lei": "the note `lei` is not a well-formed LEI",
     "unavailable": "the register could not be asked",
 }
+_NOT_LOOKED_UP = frozenset[EntityVerdict]({"malformed_lei", "unavailable"})
+"""Where there is nothing to compare the contact's name with."""
 NO_CONTACT = "the payout names no contact"
 NO_REGISTER = "no register of legal entities is set"
 
 
 class Question(NamedTuple):
-    """What is asked about a payout's contact: by `lei`, if the payout gives one, else by `name`."""
+    """What is asked about a payout's contact: by `lei`, if the payout gives one, else by `name`. Where there is a
+    `fund_account` instead of a name, the bank has to be asked for the name of its contact first."""
 
     name: str
     lei: str = ""
+    fund_account: str = ""
+
+
+class ContactSeen(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the bank said of a fund account's contact: its name or, where that is empty, the problem. Times in µs."""
+
+    name: str = ""
+    problem: str = ""
+    checked_at: int = 0
+    fresh_until: int = 0
 
 
 class Registered(NamedTuple):
@@ -99,15 +116,18 @@ class LegalName(NamedTuple):
     forms: tuple[str, ...]
 
 
-def question_of(record: PayoutRecord) -> Question | None:
-    """What to ask about a payout; None if it names no contact. Only an intent with its payee inline names one."""
+def question_of(record: PayoutRecord, *, by_bank: bool = True) -> Question | None:
+    """What to ask about a payout whose contact is named or, `by_bank`, could be by the bank; None of any other. Only an
+    intent with its payee inline names a contact; the notes of a payout that was made at the bank are not kept."""
     intent = record.intent
+    if not by_bank and (intent is None or intent.beneficiary is None):
+        return None
+    lei = "" if intent is None else intent.notes.get(NOTE_LEI, "")
+    lei = clean(lei.strip().upper(), LEI_CHARS_MAX)
     if intent is None or intent.beneficiary is None:
-        return None
+        return Question("", lei, record.fund_account) if record.fund_account else None
     name = intent.beneficiary.contact_name
-    if not legal_name(name).words:
-        return None
-    return Question(name, clean(intent.notes.get(NOTE_LEI, "").strip().upper(), LEI_CHARS_MAX))
+    return Question(name, lei) if legal_name(name).words else None
 
 
 def is_lei(text: str) -> bool:
@@ -198,12 +218,16 @@ def answered_here(question: Question) -> EntitySeen | None:
 def why_unverified(record: PayoutRecord, seen: EntitySeen | None) -> Evidence | None:
     """The evidence that a payout's contact is not verified; None if it is. `seen` None: nothing was asked."""
     if seen is None:
-        return {"problem": NO_CONTACT if question_of(record) is None else NO_REGISTER}
+        question = question_of(record)
+        return {"problem": NO_REGISTER if question is not None and question.name else NO_CONTACT}
     if seen.verdict == "verified":
         return None
     why = _WHY[seen.verdict]
     evidence: Evidence = {"problem": f"{why}: {seen.problem}" if seen.problem else why}
+    question = question_of(record) if seen.verdict not in _NOT_LOOKED_UP else None
     told = {
+        "named": clean(question.name, CONTACT_CHARS_MAX) if question is not None else "",
+        "contact": seen.contact,
         "lei": seen.lei,
         "registered_name": seen.name,
         "entity_status": seen.status,

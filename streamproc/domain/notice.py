@@ -61,6 +61,8 @@ MEANINGS: Mapping[str, str] = {
 ENTITY_UNVERIFIED = "ENTITY_UNVERIFIED"
 _REGISTER = (
     ("problem", ""),
+    ("named", "the payout names"),
+    ("contact", "the bank names the contact"),
     ("lei", "LEI"),
     ("registered_name", "registered as"),
     ("entity_status", "entity"),

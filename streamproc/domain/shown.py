@@ -132,12 +132,15 @@ def for_its_agent(shown: Mapping[str, Any]) -> dict[str, Any]:
         kept["findings"] = [
             {**finding, "evidence": _own(finding.get("evidence", {}))} for finding in shown["findings"]
         ]
-    if shown.get("beneficiary") is not None:
-        kept["beneficiary"] = _own(shown["beneficiary"])
+    for part in ("beneficiary", "entity"):
+        if shown.get(part) is not None:
+            kept[part] = _own(shown[part])
     return kept
 
 
 def _own(told: Mapping[str, Any]) -> dict[str, Any]:
+    if told.get("contact"):  # the bank told us who has the fund account, and the register of whom it tells
+        return {name: told[name] for name in ("verdict", "problem") if name in told}
     return {name: value for name, value in told.items() if name not in OF_OTHERS}
 
 

@@ -45,6 +45,7 @@ UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("payout.reputation_checked", 1): _as_it_was,
     ("payout.reputation_checked", 2): _as_it_was,
     ("payout.reputation_checked", 3): _as_it_was,
+    ("payout.reputation_checked", 4): _as_it_was,
     ("payout.budget_reserved", 1): _as_it_was,
     ("payout.budget_reserved", 2): _as_it_was,
     ("payout.budget_reserved", 3): _as_it_was,

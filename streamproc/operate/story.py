@@ -131,7 +131,8 @@ def _vetted(event: e.ReputationChecked) -> Iterator[str]:
     entity = event.entity
     if entity is not None:
         checked = iso_or_none(entity.checked_at)
-        texts = (entity.lei, entity.name, entity.status, entity.registration, entity.problem)
+        contact = f"the bank names the contact {entity.contact}" if entity.contact else ""
+        texts = (contact, entity.lei, entity.name, entity.status, entity.registration, entity.problem)
         said = ", ".join(plain(text) for text in texts if text)
         told = f" ({said})" if said else ""
         yield f"legal entity: {entity.verdict}{told}" + (f", asked {checked}" if checked else "")

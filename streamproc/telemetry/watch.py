@@ -138,7 +138,7 @@ class Called:
 def outcome_of(kind: type[BaseException]) -> str:
     """`put_off` if it is tried again, `unknown` if the answer was lost, `cancelled` at a stop, else `failed`."""
     if issubclass(kind, TryAgain):
-        return "put_off" if kind is TryAgain else "unknown"
+        return "unknown" if kind.may_be_done else "put_off"
     return "failed" if issubclass(kind, Exception) else "cancelled"
 
 

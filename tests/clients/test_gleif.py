@@ -23,9 +23,10 @@ from streamproc.clients.gleif import (
     open_gleif,
 )
 from streamproc.clients.http import OutboundClient
-from streamproc.clients.limiter import Limiter
+from streamproc.clients.ration import Counted, OwnTurns, Take
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question
+from streamproc.errors import LogBroken, LogUnavailable
 from tests.bank import running_sandbox
 from tests.clients.loopback import (
     NO_ANSWERS,
@@ -82,12 +83,12 @@ async def gleif(script: Script) -> AsyncIterator[tuple[Gleif, Loopback]]:
 
 def impatient(
     url: str, *, timeout_s: float, per_s: float = 50, burst: int = 50
-) -> tuple[OutboundClient, Limiter]:
+) -> tuple[OutboundClient, Take]:
     """A client with other limits, and its turns."""
-    turns = Limiter(per_s, burst)
+    turns = OwnTurns(per_s, burst)
     return OutboundClient(
-        "gleif", url, timeout_s=timeout_s, limit_per_s=per_s, burst=burst, breaker=Breaker(), turns=turns
-    ), turns
+        "gleif", url, timeout_s=timeout_s, limit_per_s=per_s, burst=burst, breaker=Breaker(), turns=Counted()
+    ), turns.take
 
 
 async def answer(script: Script, question: Question = ASHA) -> EntitySeen:
@@ -233,16 +234,23 @@ async def test_after_payouts_waited_for_turns_the_next_ones_are_asked_about_only
     None
 ):
     """A turn comes every minute. Else each batch with a new contact would wait, while no more of them are answered."""
+    waiting: asyncio.Queue[float] = asyncio.Queue()
+    turns = OwnTurns(per_s=1 / 60, burst=1)
+
+    async def take(*, within_s: float, beside: int = 0) -> tuple[bool, float]:
+        taken, wait_s = await turns.take(within_s=within_s, beside=beside)
+        if taken and wait_s:
+            waiting.put_nowait(wait_s)
+        return taken, wait_s
+
     async with loopback(always(200, page())) as server:
-        http, turns = impatient(server.url, timeout_s=200, per_s=1 / 60, burst=1)
+        http, _ = impatient(server.url, timeout_s=200)
         async with http:
-            client = Gleif(http, turns, lambda: NOW_US, lookups_s=200)
+            client = Gleif(http, take, lambda: NOW_US, wait_s=200, lookups_s=200)
 
             async def waits_for_a_turn(name: str) -> asyncio.Task[dict[Question, EntitySeen]]:
                 looking = asyncio.create_task(client.lookup([Question(name)]))
-                while not (turns.queued or looking.done()):
-                    await asyncio.sleep(0)
-                assert turns.queued
+                await waiting.get()
                 return looking
 
             await client.lookup([Question("Name1")])
@@ -255,6 +263,46 @@ async def test_after_payouts_waited_for_turns_the_next_ones_are_asked_about_only
             await asyncio.gather(later, return_exceptions=True)
     assert [seen.problem for seen in next_one.values()] == [NO_TURN]
     assert [seen.verdict for seen in answered.values()] == ["not_found"]
+
+
+async def test_a_turn_that_comes_too_late_is_left_to_others_and_nobody_waits_for_it() -> None:
+    """A turn comes every minute, and payouts may wait for half of one. All answers come at once."""
+    async with loopback(always(200, page())) as server:
+        http, take = impatient(server.url, timeout_s=60, per_s=1 / 60, burst=1)
+        async with http:
+            client = Gleif(http, take, lambda: NOW_US, wait_s=30, lookups_s=60)
+            found = await client.lookup([Question(f"Name{n}") for n in range(3)])
+            pass_at_once(60)
+            next_one = await client.lookup([Question("Later")])
+    assert [seen.problem for seen in found.values()] == ["", NO_TURN, NO_TURN]
+    assert [seen.verdict for seen in next_one.values()] == ["not_found"]
+
+
+@pytest.mark.parametrize("problem", [LogUnavailable, LogBroken])
+async def test_where_turns_cannot_be_counted_nobody_is_asked(problem: type[Exception]) -> None:
+    """Redis is away, or has something else under that key."""
+
+    async def lost(*, within_s: float, beside: int = 0) -> tuple[bool, float]:
+        raise problem("away")
+
+    async with loopback(always(200, page(record()))) as server:
+        http, _ = impatient(server.url, timeout_s=60)
+        async with http:
+            found = await Gleif(http, lost, lambda: NOW_US).lookup([ASHA], [ASHA_BY_LEI])
+    assert found[ASHA].verdict == "unavailable"
+    assert "counted" in found[ASHA].problem
+    assert server.asked == []
+
+
+async def test_a_call_that_the_breaker_refuses_takes_no_turn() -> None:
+    turns = OwnTurns(per_s=0.000_1, burst=FAILURES_MAX + 1)
+    async with loopback(always(503)) as server:
+        http, _ = impatient(server.url, timeout_s=60)
+        async with http:
+            client = Gleif(http, turns.take, lambda: NOW_US)
+            for n in range(FAILURES_MAX + 3):
+                await client.lookup([Question(f"Name{n}")])
+    assert await turns.take(within_s=0) == (True, 0)
 
 
 async def test_a_search_that_no_policy_requires_begins_only_if_there_are_turns_for_all_of_it() -> None:

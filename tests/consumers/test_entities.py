@@ -15,7 +15,7 @@ from streamproc.domain.legal_entities import Question
 from streamproc.domain.wire import encode_events
 from streamproc.log.work import Group
 from tests.engine import ZONE, Engine
-from tests.words import ACCOUNT, Register, Vendors, contact, observed, requested
+from tests.words import ACCOUNT, Payees, Register, Vendors, contact, observed, requested
 
 POLICIES = """
 defaults: {rate_limit: {count: 0}}
@@ -27,8 +27,10 @@ reviewers: [asha]
 VERDICTS = {"Verified Ltd": "verified", "Lapsed Ltd": "not_issued", "Away Ltd": "unavailable"}
 
 
-def governance(register: EntityLookup | None, vendors: Vendors | None = None) -> Group:
-    entities = Entities(register) if register is not None else None
+def governance(
+    register: EntityLookup | None, vendors: Vendors | None = None, payees: Payees | None = None
+) -> Group:
+    entities = Entities(register, payees) if register is not None else None
     return consumers.governance(Reputations(vendors or Vendors()), zone=ZONE, entities=entities)
 
 
@@ -123,6 +125,59 @@ async def test_without_a_register_nothing_is_asked_nothing_recorded_and_who_requ
     assert unnamed.findings[0].evidence == {"problem": "the payout names no contact"}
     assert decisions == ["APPROVED", "APPROVED"]
     assert not any(b'"entity"' in e for e in written)
+
+
+async def test_where_the_policy_requires_it_the_bank_is_asked_who_has_the_fund_account_and_elsewhere_not(
+    redis_url: str,
+) -> None:
+    """Payouts that were made at the bank, and intents to a fund account that the bank has."""
+    payees = Payees({"fa_good": "Verified Ltd", "fa_bad": "Lapsed Ltd"})
+    register = Register(VERDICTS)
+    async with Engine(redis_url, groups=[governance(register, payees=payees)]) as engine:
+        await engine.apply(POLICIES)
+        good = requested(100, agent="strict", key="good", fund_account="fa_good")
+        await handled(engine, good, requested(100, agent="lax", key="lax", fund_account="fa_lax"))
+        for payout, agent, fund_account in (
+            ("pout_good", "strict", "fa_good"),
+            ("pout_bad", "strict", "fa_bad"),
+            ("pout_away", "strict", "fa_away"),
+            ("pout_lax", "lax", "fa_lax"),
+        ):
+            await engine.deliver(observed(payout, 100, agent=agent, fund_account=fund_account))
+        reasons = {
+            payout: (await engine.record(payout)).reason
+            for payout in (good.payout, "pout_good", "pout_bad", "pout_away", "pout_lax")
+        }
+        bad, away = [(await engine.record(p)).findings[0].evidence for p in ("pout_bad", "pout_away")]
+        seen = await vetted(engine, "pout_good")
+        unasked = await vetted(engine, "pout_lax")
+    assert list(reasons.values()) == [
+        *("POLICY_OK", "POLICY_OK", "ENTITY_UNVERIFIED", "ENTITY_UNVERIFIED", "POLICY_OK")
+    ]
+    assert bad == {"problem": "the entity's LEI is not valid any more", "contact": "Lapsed Ltd"}
+    said = "the bank did not say who has the fund account, timeout"
+    assert away == {"problem": f"the register could not be asked: {said}"}
+    assert seen is not None
+    assert (seen.verdict, seen.contact) == ("verified", "Verified Ltd")
+    assert unasked is None
+    assert payees.asked == ["fa_good", "fa_bad", "fa_away"]
+    assert [question.name for question in register.asked] == ["Verified Ltd", "Lapsed Ltd"]
+
+
+async def test_who_has_a_fund_account_is_kept_in_redis_and_a_failure_is_not(redis_url: str) -> None:
+    payees, restarted = Payees({"fa_good": "Verified Ltd"}), Payees({"fa_away": "Verified Ltd"})
+    register = Register(VERDICTS)
+    async with Engine(redis_url, groups=[governance(register, payees=payees)]) as engine:
+        await engine.apply(POLICIES)
+        for payout, fund_account in (("pout_1", "fa_good"), ("pout_2", "fa_away"), ("pout_3", "fa_away")):
+            await engine.deliver(observed(payout, 100, agent="strict", fund_account=fund_account))
+    assert payees.asked == ["fa_good", "fa_away", "fa_away"]
+    async with Engine(redis_url, groups=[governance(register, payees=restarted)]) as engine:
+        for payout, fund_account in (("pout_4", "fa_good"), ("pout_5", "fa_away")):
+            await engine.deliver(observed(payout, 100, agent="strict", fund_account=fund_account))
+        reasons = [(await engine.record(payout)).reason for payout in ("pout_4", "pout_5")]
+    assert restarted.asked == ["fa_away"]
+    assert reasons == ["POLICY_OK", "POLICY_OK"]
 
 
 async def test_payouts_that_need_an_answer_are_asked_for_first(redis_url: str) -> None:

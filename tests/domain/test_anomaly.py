@@ -213,6 +213,8 @@ def test_null_is_no_profile() -> None:
         ({"timezone": "Mars/Olympus"}, "must be a time zone like Asia/Kolkata"),
         ({"since": "2026-09-21T00:00:00Z"}, "since is after until"),
         ({"until": "2026-09-21T00:00:00"}, "until must be a time in ISO 8601 with its zone"),
+        ({"until": "2026-09-21\x1b00:00:00Z"}, "until must be a time in ISO 8601 with its zone"),
+        ({"until": "2026-09-21T00:00:00." + "1" * 10_000 + "Z"}, "until must be a time in ISO 8601"),
         ({"until": 5}, "until must be a time in ISO 8601 with its zone, not 5"),
         ({"treshold": 5}, "'treshold' is not known; did you mean 'threshold'?"),
     ],

@@ -203,10 +203,18 @@ def test_a_contact_is_asked_for_by_the_lei_of_the_notes_else_by_its_name() -> No
 
 def test_a_payout_that_names_no_contact_asks_nothing() -> None:
     assert question_of(record(name=".,()-")) is None
-    for event in (observed(), requested()):
-        found = fold([event])
-        assert found is not None
-        assert question_of(found) is None
+    nobody = fold([observed(fund_account="")])
+    assert nobody is not None
+    assert question_of(nobody) is None
+
+
+def test_of_a_payout_that_names_a_fund_account_it_is_asked_who_has_that() -> None:
+    lei = {"lei": " 984500sandbox0000190"}
+    at_bank, intent = fold([observed()]), fold([requested(notes=lei)])
+    assert at_bank is not None
+    assert intent is not None
+    assert question_of(at_bank) == Question("", "", "fa_1")
+    assert question_of(intent) == Question("", "984500SANDBOX0000190", "fa_1")
 
 
 @pytest.mark.parametrize("lei", [LEI[:19], LEI[:18] + "91", "x" * 250, "\x1b[2J"])
@@ -245,15 +253,27 @@ def test_only_a_policy_that_requires_it_holds_whom_the_register_does_not_know() 
         assert held(None, fields=fields) is None
 
 
-def test_the_evidence_is_what_the_register_showed() -> None:
+def test_the_evidence_is_what_the_register_showed_beside_the_name_that_was_compared() -> None:
     assert held(LAPSED) == {
         "problem": "the entity's LEI is not valid any more",
+        "named": NAME,
         "lei": LEI,
         "registered_name": NAME,
         "entity_status": "ACTIVE",
         "registration_status": "LAPSED",
     }
-    assert held(EntitySeen(verdict="not_found")) == {"problem": "the register has no such entity"}
+    nobody = EntitySeen(verdict="not_found")
+    assert held(nobody) == {"problem": "the register has no such entity", "named": NAME}
+    hidden = record(name="Asha\u202e Paper\x1b")
+    assert held(nobody, of=hidden) == {
+        "problem": "the register has no such entity",
+        "named": "Asha\ufffd Paper\ufffd",
+    }
+    told_by_bank = replace(nobody, contact="Nobody Ltd")
+    assert held(told_by_bank, of=fold([observed()])) == {
+        "problem": "the register has no such entity",
+        "contact": "Nobody Ltd",
+    }
 
 
 def test_a_register_that_could_not_be_asked_says_nothing_against_the_entity() -> None:

@@ -24,7 +24,7 @@ VERIFIED, LAPSED, UNKNOWN = "Asha Paper Works Pvt. Ltd.", "Lapsed Traders (P) Lt
 
 
 @asynccontextmanager
-async def vetting_system(redis_url: str, dsn: str) -> AsyncIterator[System]:
+async def vetting_system(redis_url: str, dsn: str, *, workers: int = 1) -> AsyncIterator[System]:
     """The system with the sandbox's register and Slack, whose port must be known before the roles start."""
     port = free_port()
     settings = {
@@ -35,7 +35,7 @@ async def vetting_system(redis_url: str, dsn: str) -> AsyncIterator[System]:
         "slack_base_url": f"http://127.0.0.1:{port}/slack/api",
     }
     sandbox = {"port": port, "slack_token": TOKEN, "slack_signing_secret": SIGNING_SECRET}
-    async with running_system(redis_url, dsn, sandbox=sandbox, **settings) as system:
+    async with running_system(redis_url, dsn, workers=workers, sandbox=sandbox, **settings) as system:
         yield system
 
 
@@ -88,14 +88,21 @@ async def test_who_is_verified_is_paid_and_whoever_is_not_waits_for_a_person(
             *("the entity is not active", "INACTIVE", "LAPSED"),
         )
         unknown = await held_because(system, await ask(system, secret, UNKNOWN))
-        assert unknown == {"problem": "the register has no such entity"}
-        other = await held_because(system, await ask(system, secret, "Another Name Ltd", {"lei": ASHA_LEI}))
+        assert unknown == {"problem": "the register has no such entity", "named": UNKNOWN}
+        renamed = await ask(system, secret, "Another Name Ltd", {"lei": ASHA_LEI})
+        other = await held_because(system, renamed)
         assert other["problem"] == "the entity of this LEI has another name"
-        assert other["registered_name"] == "Asha Paper Works Private Limited"
+        assert (other["named"], other["registered_name"]) == (
+            *("Another Name Ltd", "Asha Paper Works Private Limited"),
+        )
+        _, told, _ = await system.cli("explain", renamed)
+        assert "named Another Name Ltd" in told
+        assert "registered_name Asha Paper Works Private Limited" in told
         await told_in_slack(
             system,
             "ENTITY_UNVERIFIED: the contact is not verified as a legal entity: the entity of this LEI has another name;"
-            f" LEI {ASHA_LEI}; registered as Asha Paper Works Private Limited; entity ACTIVE; registration ISSUED",
+            f" the payout names Another Name Ltd; LEI {ASHA_LEI}; registered as Asha Paper Works Private Limited;"
+            " entity ACTIVE; registration ISSUED",
         )
 
         await system.bank.control("gleif", down="500")
@@ -142,3 +149,43 @@ async def agrees_with_its_past(system: System, tmp_path: Path) -> None:
     assert code == 0, err
     found = json.loads(out)
     assert (found["judged"]["payouts"], found["changed"]["payouts"]) == (6, 4)
+
+
+async def test_of_a_payout_that_names_a_fund_account_only_the_bank_is_asked_who_has_it(
+    redis_url: str, postgres: str
+) -> None:
+    """Made at the bank, or an intent. People are told the name. The agent is not: it could learn whom others pay."""
+    async with vetting_system(redis_url, postgres) as system:
+        await system.apply(POLICIES)
+        secret = await token(system, "strict")
+        notes = {"agent_id": "strict"}
+        known = await system.bank.pay(250_000, vendor={"name": VERIFIED}, notes=notes)
+        await system.reaches(known["id"], "processed")
+        vendor = {"name": LAPSED, "account_number": "50100012345679"}
+        lapsed = await system.bank.pay(250_000, vendor=vendor, notes=notes)
+        evidence = await held_because(system, lapsed["id"])
+        assert (evidence["problem"], evidence["contact"]) == ("the entity is not active", LAPSED)
+        await told_in_slack(
+            system, f"the bank names the contact {LAPSED}; LEI 984500SANDBOX0000287; registered as"
+        )
+        _, told, _ = await system.cli("explain", known["id"])
+        assert f"legal entity: verified (the bank names the contact {VERIFIED}, {ASHA_LEI}, " in told
+
+        order = {"amount": 250_000, "mode": "IMPS", "purpose": "vendor bill"}
+        headers = {"authorization": f"Bearer {secret}"}
+        for made, state in ((known, "processed"), (lapsed, "held")):
+            answer = await system.api.post(
+                "/v1/payouts",
+                json=order | {"fund_account_id": made["fund_account_id"]},
+                headers=headers | {"idempotency-key": token_hex(8)},
+            )
+            payout = answer.json()["payout"]
+            await system.reaches(payout, state)
+            for path in (f"/v1/payouts/{payout}", f"/v1/payouts/{payout}/events"):
+                shown = await system.api.get(path, headers=headers)
+                assert shown.status_code == 200, shown.text
+                assert "Asha" not in shown.text
+                assert "Lapsed" not in shown.text
+        await system.settled()
+        await assert_one_story(system)
+        await assert_records_agree(system)

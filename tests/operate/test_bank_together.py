@@ -9,8 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import OutboundClient
-from streamproc.clients.limiter import SharedLimiter
+from streamproc.clients.http import OutboundClient, OutcomeUnknown
+from streamproc.clients.limiter import NoTurn, SharedLimiter
 from streamproc.clients.oauth import REFRESH_BEFORE_S, TokenKeeper, vault_name
 from streamproc.errors import ConfigError, LogUnavailable, TryAgain
 from streamproc.log.inspect import clock_us
@@ -19,6 +19,7 @@ from streamproc.log.pace import Pace
 from streamproc.log.vault import Vault
 from streamproc.operate.bank import opened_bank
 from streamproc.settings import Settings, load, require
+from streamproc.telemetry.watch import outcome_of
 from tests.bank import Sandbox, running_sandbox
 from tests.deadline import DEADLINE_S
 
@@ -92,6 +93,21 @@ async def test_a_wait_that_cannot_be_is_a_clock_that_went_back(redis_url: str) -
     await pace.aclose()
 
 
+async def test_a_turn_that_comes_too_late_or_leaves_too_few_is_not_taken(redis_url: str) -> None:
+    """A turn in 25 s after a burst of 3. Waits are told and not waited for."""
+    paces = [Pace(redis_url, name="test", per_s=0.04, burst=3) for _ in range(2)]
+    assert not (await paces[0].take(within_s=0, beside=3)).taken
+    assert await paces[0].take(within_s=0, beside=1) == (True, 0)
+    assert await paces[1].take(within_s=0, beside=1) == (True, 0)
+    taken, wait_s = await paces[0].take(within_s=0, beside=1)
+    assert (taken, 0 < wait_s <= 25) == (False, True)
+    assert await paces[1].take(within_s=0) == (True, 0)
+    taken, wait_s = await paces[0].take(within_s=5)
+    assert (taken, 0 < wait_s <= 20) == (False, True)
+    for pace in paces:
+        await pace.aclose()
+
+
 async def test_an_urgent_call_goes_before_what_waits_here_and_waits_for_one_turn_of_the_others() -> None:
     turns: asyncio.Queue[float] = asyncio.Queue()
     limiter, served = SharedLimiter(turns.get, per_s=8), list[str]()
@@ -106,6 +122,13 @@ async def test_an_urgent_call_goes_before_what_waits_here_and_waits_for_one_turn
         for _ in range(5):
             turns.put_nowait(0.0)
     assert served == ["cancel", "a", "reject", "b", "c"]
+
+
+@pytest.mark.parametrize(("problem", "outcome"), [(NoTurn, "put_off"), (OutcomeUnknown, "unknown")])
+def test_a_call_that_got_no_turn_was_not_carried_out_and_is_not_counted_as_a_lost_answer(
+    problem: type[TryAgain], outcome: str
+) -> None:
+    assert outcome_of(problem) == outcome
 
 
 async def test_without_redis_no_call_is_made_uncounted(bank: Sandbox) -> None:

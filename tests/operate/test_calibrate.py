@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 
 from streamproc.cli import run as cli
+from streamproc.domain.calibration import PROFILE_AGE_MAX
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import PayoutObserved, PolicyChanged
+from streamproc.domain.shown import iso
+from streamproc.log import inspect
+from streamproc.log.inspect import clock_us, newest_entries
 from streamproc.operate import calibrate as job
+from streamproc.operate import doctor_policies
 from streamproc.operate.doctor_policies import examine_policies
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, archive, settings
@@ -235,8 +241,88 @@ async def test_without_the_archive_nothing_is_measured(
     assert (code, "the agent's payouts are in Postgres: " in err) == (1, True), err
 
 
+async def test_what_the_views_do_not_show_yet_is_not_measured_and_the_command_says_from_when_on(
+    redis_url: str, postgres: str, command: Command
+) -> None:
+    """The projector stands still while the agent goes on."""
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(*usual(49))
+        await archive(redis_url, postgres)
+        shown = await newest(engine)
+        await engine.deliver(*usual(9, before="few"))
+        code, _, err = await command.said("calibrate", "bot", *EVER)
+        assert (code, f"up to {shown}, which is how far the views are, and a profile needs 50" in err) == (
+            1,
+            True,
+        )
+        await archive(redis_url, postgres)
+        shown = await newest(engine)
+        await until_later(engine, shown)
+        await engine.deliver(*usual(9, before="later"))
+        behind = await command.document("calibrate", "bot", *EVER, "--dry-run")
+        _, told, _ = await command.said("calibrate", "bot", *EVER, "--dry-run")
+        await archive(redis_url, postgres)
+        whole = await command.document("calibrate", "bot", *EVER, "--dry-run")
+        _, all_told, _ = await command.said("calibrate", "bot", *EVER, "--dry-run")
+        last = await newest(engine)
+    assert (behind["profile"]["payouts"], behind["views"]["until"]) == (58, shown)
+    assert behind["views"]["behind_s"] > 0
+    assert f"  the views, from which they are, show the log up to {shown} and are " in told
+    assert (whole["profile"]["payouts"], whole["views"]["behind_s"]) == (67, 0)
+    assert whole["views"]["until"] >= last
+    assert "  the views, from which they are, show the whole log up to " in all_told
+
+
+async def newest(engine: Engine) -> str:
+    """When the log's newest entry was written."""
+    [entry] = await newest_entries(engine.client, engine.names, 1)
+    return iso(id_key(entry.id)[0] * 1_000)
+
+
+async def until_later(engine: Engine, moment: str) -> None:
+    """Return when Redis's clock has another millisecond."""
+    while iso(await clock_us(engine.client) // 1_000 * 1_000) <= moment:
+        pass
+
+
+async def test_how_old_a_profile_is_shows_in_policy_show_and_doctor_names_those_that_are_outdated(
+    redis_url: str, postgres: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its newest payout is of NOW."""
+    days = [0]
+
+    async def later(_: Any) -> int:
+        return NOW + days[0] * DAY_US
+
+    monkeypatch.setattr(doctor_policies, "clock_us", later)
+    monkeypatch.setattr(inspect, "clock_us", later)
+    async with Engine(redis_url) as engine:
+        await engine.apply(POLICIES)
+        await engine.deliver(*usual(60))
+        await archive(redis_url, postgres)
+        await command.document("calibrate", "bot", *EVER)
+        days[0] = PROFILE_AGE_MAX.days
+        assert await examine_policies(settings(redis_url)) == []
+        _, shown, _ = await command.said("show", "bot")
+        days[0] += 1
+        [check] = await examine_policies(settings(redis_url))
+        await engine.apply(POLICIES.replace("anomaly: true", "anomaly: false"))
+        off = await examine_policies(settings(redis_url))
+    profile = "60 payouts until 2026-09-21T14:13:20.000000Z, 95 % up to ₹10.56, threshold 500"
+    assert f"  anomaly_profile: {profile} (90 days old; all its numbers: --json)" in shown.splitlines()
+    assert (check.status, check.detail) == ("note", "the profile's newest payout is older than 90 days: bot")
+    assert check.todo == "measure anew: streamproc policy calibrate bot"
+    assert off == []
+
+
+async def at_now(_: Any) -> int:
+    """The clock, when the newest payouts come."""
+    return NOW
+
+
 async def test_an_agent_that_asks_and_was_never_measured_is_named_by_apply_and_by_doctor(
-    redis_url: str, postgres: str, command: Command, tmp_path: Any
+    redis_url: str, postgres: str, command: Command, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = (
         "agent bot: anomaly is on, but holds nothing before its payouts are measured:"
@@ -257,6 +343,7 @@ async def test_an_agent_that_asks_and_was_never_measured_is_named_by_apply_and_b
         await engine.deliver(*usual(60))
         await archive(redis_url, postgres)
         await command.document("calibrate", "bot", *EVER)
+        monkeypatch.setattr(doctor_policies, "clock_us", at_now)
         assert await examine_policies(settings(redis_url, postgres)) == []
         file.write_text(POLICIES.replace("100000", "90000"))
         assert (await command.document("apply", str(file)))["notes"] == []

@@ -5,7 +5,7 @@ import pytest
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.gleif import Gleif
 from streamproc.clients.http import OutboundClient
-from streamproc.clients.limiter import Limiter
+from streamproc.clients.ration import Counted, OwnTurns
 from streamproc.domain.events import PayoutRequested
 from streamproc.domain.whatif import judge
 from tests.clients.loopback import always, loopback
@@ -13,7 +13,7 @@ from tests.clients.test_gleif import page
 from tests.consumers.test_entities import VERDICTS, asks, governance, handled
 from tests.engine import Engine
 from tests.operate.test_whatif_scenarios import NO_RATE, again, log_of, moved
-from tests.words import Register, observed
+from tests.words import Payees, Register, observed
 
 LAX = f"policies: {{bot: {{{NO_RATE}}}}}"
 STRICT = f"policies: {{bot: {{require_entity: true, {NO_RATE}}}}}"
@@ -96,11 +96,34 @@ async def test_of_a_payout_that_was_rejected_before_the_register_was_asked_it_is
 async def test_a_payout_that_names_no_contact_is_held_and_nothing_is_assumed(redis_url: str) -> None:
     async with Engine(redis_url, groups=[governance(None)]) as engine:
         await engine.apply(LAX)
-        await engine.deliver(observed("pout_1", 100))
+        await engine.deliver(observed("pout_1", 100, fund_account=""))
         log = await log_of(engine)
     found = again(log, STRICT)
     assert {change.new_rules for change in found.changes} == {("HELD", "ENTITY_UNVERIFIED")}
     assert not [what for what in found.assumed if judge.UNKNOWN_ENTITY in what]
+
+
+async def test_of_a_payout_whose_contact_the_bank_would_have_been_asked_for_it_is_assumed(
+    redis_url: str,
+) -> None:
+    async with Engine(redis_url, groups=[governance(Register(VERDICTS), payees=Payees({}))]) as engine:
+        await engine.apply(LAX)
+        await engine.deliver(observed("pout_1", 100))
+        log = await log_of(engine)
+    careful = again(log, STRICT, unknown_entity="unavailable")
+    assert {change.new_rules for change in careful.changes} == {("HELD", "ENTITY_UNVERIFIED")}
+    assert careful.assumed[f"{judge.UNKNOWN_ENTITY}: taken as unavailable"].payouts == 1
+
+
+async def test_whom_the_bank_named_and_the_register_verified_stays_verified(redis_url: str) -> None:
+    payees = Payees({"fa_1": "Verified Ltd", "fa_2": "Lapsed Ltd"})
+    async with Engine(redis_url, groups=[governance(Register(VERDICTS), payees=payees)]) as engine:
+        await engine.apply(STRICT)
+        await engine.deliver(observed("pout_1", 100), observed("pout_2", 100, fund_account="fa_2"))
+        log = await log_of(engine)
+    assert again(log, None).changed.payouts == 0
+    assert moved(again(log, LARGER)) == {}
+    assert moved(again(log, LAX)) == {"pout_2": "HELD -> APPROVED POLICY_OK"}
 
 
 async def test_whoever_was_not_asked_about_since_the_register_was_busy_is_assumed_and_not_held(
@@ -108,11 +131,11 @@ async def test_whoever_was_not_asked_about_since_the_register_was_busy_is_assume
 ) -> None:
     """Under the candidate the payout would have waited for its turn."""
     async with loopback(always(200, page())) as server:
-        turns = Limiter(0.000_1, 1)
+        take = OwnTurns(0.000_1, 1).take
         http = OutboundClient(
-            "gleif", server.url, timeout_s=60, limit_per_s=1, burst=1, breaker=Breaker(), turns=turns
+            "gleif", server.url, timeout_s=60, limit_per_s=1, burst=1, breaker=Breaker(), turns=Counted()
         )
-        async with http, Engine(redis_url, groups=[governance(Gleif(http, turns).lookup)]) as engine:
+        async with http, Engine(redis_url, groups=[governance(Gleif(http, take).lookup)]) as engine:
             await engine.apply(LAX)
             await handled(engine, payouts()["Lapsed Ltd"])
             log = await log_of(engine)

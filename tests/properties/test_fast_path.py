@@ -23,7 +23,7 @@ from streamproc.log.templates import Fate
 from streamproc.log.work import Group
 from tests.engine import ZONE, Engine
 from tests.profiles import policy_fields
-from tests.words import ACCOUNT, NOW, Register, Vendors, contact, delivery, observed, requested
+from tests.words import ACCOUNT, NOW, Payees, Register, Vendors, contact, delivery, observed, requested
 
 POLICIES = f"""
 defaults: {{rate_limit: {{count: 3, window: 60}}, blocked_domains: [bad.example]}}
@@ -84,7 +84,8 @@ def governance() -> Group:
         Reputations(Vendors({"malware": "threat", "unknown": "unavailable"})),
         zone=ZONE,
         entities=Entities(
-            Register({"Verified Ltd": "verified", "Lapsed Ltd": "not_issued", "Away Ltd": "unavailable"})
+            Register({"Verified Ltd": "verified", "Lapsed Ltd": "not_issued", "Away Ltd": "unavailable"}),
+            Payees({"fa_1": "Verified Ltd", "fa_2": "Lapsed Ltd"}),
         ),
     )
 
