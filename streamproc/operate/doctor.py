@@ -139,15 +139,21 @@ async def _redis(settings: Settings) -> list[Check]:
 
 async def _memory(client: Any) -> list[Check]:
     if problem := await full(client):
-        todo = "raise it by CONFIG SET, at once, and in redis.conf; `streamproc log stats` says what is kept"
+        todo = (
+            "raise it by CONFIG SET, at once, and in redis.conf (under `up`: STREAMPROC_REDIS_MAXMEMORY);"
+            " `streamproc log stats` says what is kept"
+        )
         return [Check("redis memory", "bad", problem, todo)]
     if not await without_limit(client):
         return [Check("redis memory", "ok", "maxmemory is set")]
     detail = (
         "maxmemory is 0: Redis grows until the machine is full and the kernel kills it, and StreamprocRedisFull"
-        " cannot warn of it (the Valkey of `up` has none)"
+        " cannot warn of it"
     )
-    todo = "set maxmemory in redis.conf, with room on the machine for a rewrite of the AOF: writes are refused at it"
+    todo = (
+        "set maxmemory in redis.conf (under `up`: STREAMPROC_REDIS_MAXMEMORY), with room on the machine for a rewrite"
+        " of the AOF: writes are refused at it"
+    )
     return [Check("redis memory", "note", detail, todo)]
 
 
