@@ -20,9 +20,11 @@ from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.health import (
     DEFERRED_LATE_S,
+    GROUP_LATE_S,
     deferred,
     full,
     group_rows,
+    made_groups,
     replica_count,
     server_settings,
     without_limit,
@@ -44,8 +46,6 @@ CHECK_WAIT_S = 15.0
 """Limit for one dependency; each call inside has a shorter limit of its own."""
 CLOCK_OFFSET_S_MAX = 2.0
 """Beyond this, times that people compare (hosts' logs, Redis's events) mislead them."""
-GROUP_LATE_S = 60.0
-"""How long an entry may wait in a group before it is bad, as for the alert StreamprocGroupLate."""
 RECONCILE_LATE_S = 3600.0
 """A comparison of seven days takes minutes; one that is cut off is tried again within the hour."""
 HARMLESS_URL = "https://example.com/"
@@ -185,7 +185,8 @@ async def _groups(client: Any, partition: int) -> list[Check]:
         return [Check(name, "bad", "its stream is gone", WHEN_LOST)]
     rows = await group_rows(client, partition, consumers.GROUPS)
     missing = [row["group"] for row in rows if row.get("missing")]
-    gone = [group for group in missing if group not in consumers.FROM_THE_END]
+    made = await made_groups(client, partition)
+    gone = [group for group in missing if group in made or group not in consumers.FROM_THE_END]
     if missing and not gone:
         todo = "start `streamproc worker`: it makes them, and they begin at the end of the log"
         return [Check(name, "note", f"not made yet: {', '.join(missing)}", todo)]
