@@ -75,6 +75,18 @@ async def waiting_ms(client: Redis, upto: Mapping[int, str]) -> dict[int, int]:
     }
 
 
+async def clock_behind_ms(client: Redis, partitions: int) -> int:
+    """How far (ms) Redis's clock is behind the newest entry of any log, since it went back; 0 if it is not."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for partition in range(partitions):
+                pipe.execute_command("XREVRANGE", Names(partition).log, "+", "-", "COUNT", 1)
+            pipe.time()
+            *newest, (seconds, micros) = await pipe.execute()
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    return max([0, *(id_key(text_of(found[0][0]))[0] - now_ms for found in newest if found)])
+
+
 async def replica_count(client: Redis) -> int:
     """Replicas connected to the server; of a cluster, to the primary that has the fewest."""
     with named_errors():

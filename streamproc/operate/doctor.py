@@ -34,7 +34,7 @@ from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check, missing
 from streamproc.operate.doctor_entities import examine_entities
-from streamproc.operate.doctor_log import dead_letters, examine_log
+from streamproc.operate.doctor_log import clock_of_log, dead_letters, examine_log
 from streamproc.operate.doctor_people import examine_people
 from streamproc.operate.doctor_policies import examine_policies
 from streamproc.operate.doctor_postgres import examine_postgres, postgres_todo
@@ -132,6 +132,7 @@ async def _redis(settings: Settings) -> list[Check]:
                 Check("log", "bad", str(problem), "start the system once, or run `streamproc recover`"),
             ]
         checks.append(_partitions(known, settings.partitions))
+        checks += await clock_of_log(client, known)
         for partition in range(known):
             checks += [*await _groups(client, partition), *await dead_letters(client, partition)]
         return checks

@@ -541,6 +541,23 @@ async def test_a_schema_that_was_never_made_a_missing_group_and_another_partitio
     assert {"schema", "partitions", "log 0", "log 1"} <= bad(checks)
 
 
+async def test_a_redis_whose_clock_went_back_is_bad_until_it_is_there_again(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    env = environment(redis_url, postgres, bank)
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=2, groups=consumers.GROUPS)
+        assert "clock of the log" not in await examined(env), "there is no entry"
+        now_ms = await clock_us(client) // 1000
+        await client.xadd(Names(0).log, {"e": "[]", "m": "{}"}, id=f"{now_ms}-0")
+        assert "clock of the log" not in await examined(env)
+        await client.xadd(Names(1).log, {"e": "[]", "m": "{}"}, id=f"{now_ms + 7_200_000}-0")
+        check = (await examined(env))["clock of the log"]
+    assert check.status == "bad"
+    assert re.match(r"Redis's clock is 7,[12].. s behind the log's newest entry", check.detail)
+    assert "`rate_limit`" in check.todo
+
+
 async def test_a_group_that_was_made_and_is_gone_is_bad_and_one_that_no_worker_has_made_yet_is_noted(
     redis_url: str, postgres: str, bank: Sandbox
 ):
