@@ -7,7 +7,7 @@ from typing import Any
 from projections.heads import outdated_views
 from projections.schema import missing_in
 from streamproc.archive.blockers import blocking
-from streamproc.archive.gauges import views_behind
+from streamproc.archive.gauges import VIEWS_LATE_S, views_behind
 from streamproc.archive.lookup import connection_slots, refuses_writes
 from streamproc.archive.migrate import SCHEMA_HIDDEN, SCHEMA_TODO, current, newest
 from streamproc.archive.pool import acquired, opened_pool
@@ -17,9 +17,6 @@ from streamproc.operate.connections import todo as connections_todo
 from streamproc.operate.doctor_check import Check, missing
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.settings import Settings
-
-VIEWS_LATE_S = 60.0
-"""Views follow the archive within milliseconds; an archived entry that waits for longer means that they are stuck."""
 
 CAUSES_MAX = 8
 """Errors behind an error that are looked at: ours, the driver's, the system's."""
@@ -137,5 +134,8 @@ async def _views(pool: Any) -> Check:
     ]
     if not late:
         return Check("views", "ok", "they show what is archived")
-    todo = "the projector's log says why they stand still; `streamproc replay` builds them anew"
+    todo = (
+        "the projector's log says why they stand still, and docs/runbook.md, StreamprocViewsStandStill, what to do;"
+        " `streamproc replay` builds them anew"
+    )
     return Check("views", "bad", "; ".join(late), todo)
