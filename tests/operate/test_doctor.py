@@ -38,6 +38,7 @@ from tests.operate.test_dead import malformed
 from tests.operate.words import NOBODY_THERE, POLICIES
 from tests.projections.histories import ListedLog, archived_earlier, fetch, history, project_all
 from tests.projections.seals import terms
+from tests.standby import pair
 
 
 @pytest.fixture
@@ -556,6 +557,22 @@ async def test_a_redis_whose_clock_went_back_is_bad_until_it_is_there_again(
     assert check.status == "bad"
     assert re.match(r"Redis's clock is 7,[12].. s behind the log's newest entry", check.detail)
     assert "`rate_limit`" in check.todo
+
+
+async def test_two_primaries_are_bad_and_a_primary_with_its_standby_is_not(public_dir: Path):
+    home = public_dir / "two-primaries"
+    home.mkdir()
+    home.chmod(0o711)
+    async with pair(home) as both:
+        env = {"STREAMPROC_POSTGRES_DSN": both.dsn}
+        assert "postgres hosts" not in await examined(env)
+        await both.take_over()
+        check = (await examined(env))["postgres hosts"]
+        await both.primary.kill()
+        assert "postgres hosts" not in await examined(env)
+    first, second = (urlsplit(dsn).netloc.rpartition("@")[2] for dsn in (both.primary_dsn, both.standby_dsn))
+    assert check.status == "bad"
+    assert check.detail.startswith(f"{first} and {second} all accept writes: ")
 
 
 async def test_a_group_that_was_made_and_is_gone_is_bad_and_one_that_no_worker_has_made_yet_is_noted(
