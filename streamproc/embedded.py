@@ -80,9 +80,11 @@ class Store(NamedTuple):
 
 @asynccontextmanager
 async def valkey(
-    data_dir: Path, *, port: int | None = None, on_start: OnStart = _unheard
+    data_dir: Path, *, port: int | None = None, maxmemory: int = 0, on_start: OnStart = _unheard
 ) -> AsyncIterator[Store]:
     """Run Valkey with its data in *data_dir*/valkey; every write is on disk before it is answered.
+
+    At `maxmemory` bytes it refuses writes; 0: it grows as long as the machine has memory.
 
     Raises ConfigError if another server uses the directory or the port, or a file there is not what it must be;
     JobFailed if Valkey does not start.
@@ -97,7 +99,7 @@ async def valkey(
         with files_of(data_dir):
             password = _valkey_password(data_dir / "valkey.password")
             config.unlink(missing_ok=True)
-            write_private(config, _valkey_config(home, port, password))
+            write_private(config, _valkey_config(home, port, password, maxmemory))
             output = said.open("wb")
         with output:
             process = await processes.start(
@@ -126,7 +128,7 @@ def _valkey_password(file: Path) -> str:
     return password
 
 
-def _valkey_config(home: Path, port: int, password: str) -> str:
+def _valkey_config(home: Path, port: int, password: str, maxmemory: int) -> str:
     directory = str(home).replace("\\", "\\\\").replace('"', '\\"')
     return f"""\
 # Written at every start; changes here are lost.
@@ -139,6 +141,7 @@ appendonly yes
 appendfsync always
 aof-use-rdb-preamble yes
 save ""
+maxmemory {maxmemory}
 maxmemory-policy noeviction
 # Fewer ends of nodes that are rounded up: a tenth of the log's memory.
 stream-node-max-bytes 16384

@@ -25,6 +25,7 @@ from streamproc.secret import seed_of
 from streamproc.setting_urls import dsn, file_or_url, host_names, http_url, origins, redis_url, words
 
 PREFIX = "STREAMPROC_"
+MAXMEMORY_MIN = 32 << 20  # an empty log with its scripts takes 2 MB, a payout 3 kB
 PARTITIONS_MAX = 64  # no more were run; each is a connection to Postgres and three consumers in each worker
 WORKERS_MAX = 64  # processes on one machine; beyond it the machine, not the setting, is the limit
 CHECKPOINT_ENTRIES_MAX = 10_000_000  # entries; a notary that is killed hashes as many again
@@ -91,6 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     claim_idle_s: float = 60.0
     drain_s: float = 20.0
     workers: int = 2
+    redis_maxmemory: int | None = None
     sandbox_port: int = 8090
     body_limit: int = 262_144
     api_rate: int = 600
@@ -146,6 +148,15 @@ def _duration(low_s: float) -> Callable[[str], float]:
         return seconds
 
     return parse
+
+
+def _maxmemory(raw: str) -> int:
+    """Bytes, in the units of redis.conf."""
+    found = re.fullmatch(r"([0-9]{1,12})(|mb|gb)", raw.lower())
+    size = int(found[1]) * {"": 1, "mb": 1 << 20, "gb": 1 << 30}[found[2]] if found else -1
+    if size != 0 and size < MAXMEMORY_MIN:
+        raise ValueError("must be a size such as 512mb or 4gb, at least 32mb, or 0 for no limit")
+    return size
 
 
 def _execute_after(raw: str) -> str:
@@ -227,6 +238,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("CLAIM_IDLE", "claim_idle_s", _duration(CLAIM_IDLE_MIN_S)),
     Variable("DRAIN", "drain_s", _duration(0.1)),
     Variable("WORKERS", "workers", _whole(1, WORKERS_MAX)),
+    Variable("REDIS_MAXMEMORY", "redis_maxmemory", _maxmemory),
     Variable("SANDBOX_PORT", "sandbox_port", _whole(1, 65_535)),
     Variable("BODY_LIMIT", "body_limit", _whole(1024, BODY_LIMIT_MAX)),
     Variable("API_RATE", "api_rate", _whole(0, API_RATE_MAX)),

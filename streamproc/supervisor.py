@@ -22,14 +22,13 @@ from streamproc import embedded, processes
 from streamproc.crew import Crew, Role, kept
 from streamproc.embedded import Store, locked_for_up
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
+from streamproc.memory import valkey_limit
 from streamproc.postgres_dir import make_data_dir
 from streamproc.printer import say
+from streamproc.probe import answering, authority
 from streamproc.run_file import forget_run_file, write_run_file
 from streamproc.settings import PREFIX, Settings, load, require
 
-READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
-PROBE_S = 0.05  # between two looks
-PROBE_WAIT_S = 5.0  # for one answer: /readyz asks every dependency
 ROOM_BYTES = 1 << 20
 """Free at a start. On a full disk the stores end, and cannot say why: their logs are there too."""
 SANDBOX_KEY_ID = "rzp_test_sandbox"
@@ -152,13 +151,13 @@ async def _run(
         stack.push_async_callback(_drain, crew, settings)
         if sandbox:
             crew.add(_sandbox_role(settings, running, env, programs))
-            await _answering("the bank sandbox", "127.0.0.1", settings.sandbox_port, "/healthz")
+            await answering("the bank sandbox", "127.0.0.1", settings.sandbox_port, "/healthz")
         if await crew.once(Role("migrate", [*programs.role, "migrate"], child_env)) != 0:
             raise JobFailed("the schema could not be migrated; the lines of [migrate] say why")
         await _refuse_if_lost(running)
         for name, arguments in _roles(settings, polls=polls):
             crew.add(Role(name, [*programs.role, *arguments], child_env))
-        await _answering("the API", settings.host, settings.port, "/readyz")
+        await answering("the API", settings.host, settings.port, "/readyz")
         with _run_file(settings, made):
             _say_banner(running, sandbox=sandbox)
             if demo:
@@ -204,7 +203,8 @@ async def _stores(stack: AsyncExitStack, crew: Crew, settings: Settings) -> dict
 
 
 def _valkey(crew: Crew, settings: Settings, port: int | None) -> AbstractAsyncContextManager[Store]:
-    return embedded.valkey(settings.data_dir, port=port, on_start=crew.add_store)
+    maxmemory = valkey_limit(settings.redis_maxmemory)
+    return embedded.valkey(settings.data_dir, port=port, maxmemory=maxmemory, on_start=crew.add_store)
 
 
 def _postgres(crew: Crew, settings: Settings, port: int | None) -> AbstractAsyncContextManager[Store]:
@@ -258,7 +258,7 @@ def _slack_of_sandbox(settings: Settings, running: Settings) -> dict[str, str]:
     return {
         "SANDBOX_SLACK_TOKEN": running.slack_bot_token.reveal(),
         "SANDBOX_SLACK_SIGNING_SECRET": running.slack_signing_secret.reveal(),
-        "SANDBOX_SLACK_WEBHOOK_URL": f"http://{_authority(running.host, running.port)}/webhooks/slack",
+        "SANDBOX_SLACK_WEBHOOK_URL": f"http://{authority(running.host, running.port)}/webhooks/slack",
     }
 
 
@@ -270,7 +270,7 @@ def _sandbox_role(settings: Settings, running: Settings, env: Mapping[str, str],
         "SANDBOX_KEY_SECRET": running.razorpay_key_secret.reveal(),
         "SANDBOX_OAUTH_TOKEN": running.razorpay_oauth_token.reveal(),
         "SANDBOX_WEBHOOK_SECRET": running.razorpay_webhook_secrets[0].reveal(),
-        "SANDBOX_WEBHOOK_URL": f"http://{_authority(running.host, running.port)}/webhooks/razorpay",
+        "SANDBOX_WEBHOOK_URL": f"http://{authority(running.host, running.port)}/webhooks/razorpay",
         "SANDBOX_ACCOUNT_ID": running.razorpay_account_id,
         "SANDBOX_ACCOUNT_NUMBER": running.razorpay_account_number,
         "SANDBOX_DATA_FILE": str(running.data_dir / "sandbox.db"),
@@ -297,47 +297,6 @@ def _refuse_busy_ports(settings: Settings) -> None:
             raise ConfigError(
                 f"port {sandbox_port} of 127.0.0.1 is {why}; set {PREFIX}SANDBOX_PORT to another one"
             )
-
-
-def _reachable(host: str) -> str:
-    """The host at which a server that listens on *host* is reached from here: a wildcard cannot be connected to."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # not a binding
-
-
-def _authority(host: str, port: int) -> str:
-    reachable = _reachable(host)
-    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
-
-
-async def _answering(what: str, host: str, port: int, path: str) -> None:
-    """Wait until a GET of *path* is answered 200. Raises JobFailed after READY_WAIT_S."""
-    status = "no answer"
-    try:
-        async with asyncio.timeout(READY_WAIT_S):
-            while (status := await _status(_reachable(host), port, path)) != "200":
-                await asyncio.sleep(PROBE_S)
-    except TimeoutError as problem:
-        raise JobFailed(
-            f"{what} was not ready after {READY_WAIT_S:g} s: GET {path} gives {status}"
-        ) from problem
-
-
-async def _status(host: str, port: int, path: str) -> str:
-    """The status code of a GET, or why there is none. Written by hand, since only clients/ imports an HTTP client."""
-    try:
-        async with asyncio.timeout(PROBE_WAIT_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                request = (
-                    f"GET {path} HTTP/1.1\r\nHost: {_authority(host, port)}\r\nConnection: close\r\n\r\n"
-                )
-                writer.write(request.encode())
-                words = (await reader.readline()).split()
-                return words[1].decode(errors="replace") if len(words) > 1 else "no status line"
-            finally:
-                writer.close()
-    except (OSError, TimeoutError) as problem:
-        return type(problem).__name__
 
 
 # --- what the operator sees ---
@@ -367,7 +326,7 @@ def _as_typed(path: Path) -> str:
 
 def _say_banner(running: Settings, *, sandbox: bool) -> None:
     program = _as_typed(Path(sys.executable).with_name("streamproc"))
-    api = f"http://{_authority(running.host, running.port)}"
+    api = f"http://{authority(running.host, running.port)}"
     lines = ["", f"  streamproc is up at {api}", f"    webhooks   {api}/webhooks/razorpay"]
     lines += [f"    console    {api}/console/ (what waits for people; sign in with a token)"]
     if sandbox:

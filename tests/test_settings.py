@@ -83,6 +83,22 @@ def test_a_claim_time_in_which_a_worker_cannot_say_that_it_lives_is_refused() ->
 
 
 @pytest.mark.parametrize(
+    ("text", "size"),
+    [("", None), ("0", 0), ("32mb", 32 << 20), ("4gb", 4 << 30), ("4GB", 4 << 30), ("33554432", 32 << 20)],
+)
+def test_the_limit_of_memory_is_in_the_units_of_redis_conf(text: str, size: int | None) -> None:
+    assert given(REDIS_MAXMEMORY=text).redis_maxmemory == size
+
+
+@pytest.mark.parametrize("text", ["31mb", "1", "-1", "4g", "4 gb", "50%", "1e9", "4tb", "١gb"])
+def test_a_limit_of_memory_that_is_none_or_too_small_is_refused(text: str) -> None:
+    (problem,) = problems(REDIS_MAXMEMORY=text)
+    assert problem == (
+        "STREAMPROC_REDIS_MAXMEMORY must be a size such as 512mb or 4gb, at least 32mb, or 0 for no limit"
+    )
+
+
+@pytest.mark.parametrize(
     ("count", "allowed"),
     [("0", False), ("1", True), ("64", True), ("65", False), ("1024", False), ("١", False)],
 )

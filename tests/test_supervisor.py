@@ -26,6 +26,7 @@ from streamproc.crew import BACKOFF_MAX_S, CRASHES_MAX, STORE_STARTS_MAX, Crew, 
 from streamproc.embedded import EndedAtStart, Store
 from streamproc.errors import ConfigError
 from streamproc.log.names import META
+from streamproc.memory import memory_bytes
 from streamproc.run_file import discover
 from streamproc.settings import load
 from tests.deadline import DEADLINE_S
@@ -590,6 +591,19 @@ async def test_the_postgres_of_up_allows_the_connections_that_its_partitions_and
         # 64 + 4 + 3 * 12 + 34, and 3 for superusers
         assert await db.fetchval("SHOW max_connections") == "141"
         await db.close()
+
+
+@pytest.mark.parametrize(("given", "limit"), [("40mb", 40 << 20), ("0", 0), ("", memory_bytes() // 2)])
+async def test_the_valkey_of_up_refuses_writes_before_it_fills_the_machine(
+    public_dir: Path, given: str, limit: int
+) -> None:
+    here = public_dir / f"limit-{given}"
+    here.mkdir(mode=0o711)
+    async with made_up(here, REDIS_URL="", REDIS_MAXMEMORY=given) as up:
+        await up.start()
+        await up.ready()
+        found = discover(load({"STREAMPROC_DATA_DIR": str(here / "data")}))
+        assert (await _asked(found.redis_url, "CONFIG GET maxmemory")).split()[-1] == b"%d" % limit
 
 
 async def test_a_data_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:

@@ -140,6 +140,18 @@ class Protocol(HttpToolsProtocol):
             self._check_trailer_size(len(data))
         self._update_head_deadline()
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio allows it
+        """The client sends nothing more, and may still read: what it has asked for is answered before we close. True:
+        the transport is left to us; it would drop what is not sent yet."""
+        last = self._last_cycle()
+        if (
+            last is None or last.response_complete or last.more_body
+        ):  # nothing is due, or the request is cut off
+            self.transport.close()
+        else:
+            self._stop_reading()
+        return True
+
     def on_headers_complete(self) -> None:
         """A head is whole. Raises _Refused, which stops the parser, after it has refused the request."""
         if len(self.pipeline) >= BEHIND_MAX:

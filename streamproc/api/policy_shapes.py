@@ -173,10 +173,11 @@ class AuditLine(Struct, frozen=True):
 
 
 class AuditPage(Struct, frozen=True):
-    """Lines, the newest first; `next` is what to ask `after` for more."""
+    """Lines, the newest first; `next` is what to ask `after` for more. `notes` say what may be missing."""
 
     items: list[AuditLine]
     next: str | None
+    notes: list[str] = []
 
 
 def _numbers(many: int, most: int, least: int = 0) -> dict[str, Any]:

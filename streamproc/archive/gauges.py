@@ -11,6 +11,8 @@ from streamproc.archive.pool import QUERY_TIMEOUT_S, acquired
 from streamproc.archive.sql import statements
 from streamproc.errors import TryAgain
 
+VIEWS_LATE_S = 60.0
+"""Views follow the archive within milliseconds; an archived entry that waits for longer means that they are stuck."""
 _SQL = statements("streamproc.archive", "gauges.sql")
 
 
@@ -75,7 +77,12 @@ async def open_holds(pool: asyncpg.Pool) -> OpenHolds:
 async def views_behind(pool: asyncpg.Pool) -> dict[int, Unshown]:
     """For each partition, in order, the archived entries that the views do not show yet. Raises TryAgain."""
     async with _bounded(pool) as db:
-        rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
+        return await unshown(db)
+
+
+async def unshown(db: asyncpg.Connection) -> dict[int, Unshown]:
+    """The same, as this connection sees it."""
+    rows = await db.fetch(_SQL["views_behind"], timeout=QUERY_TIMEOUT_S)
     return {row["partition"]: Unshown(row["behind"], float(row["oldest_s"])) for row in rows}
 
 

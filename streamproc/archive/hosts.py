@@ -48,6 +48,24 @@ async def connect(dsn: str, *, timeout: float, **options: Any) -> asyncpg.Connec
     return await asyncpg.connect(last, timeout=timeout / len(each), **options)
 
 
+async def primaries(dsn: str, *, timeout: float) -> list[str]:
+    """The hosts of the DSN that accept writes, each asked within `timeout` s; others, and those that are away, are left
+    out. More than one: the old primary was not stopped, and each session may reach another archive."""
+
+    async def asked(one: str) -> str:
+        try:
+            db = await asyncpg.connect(one, timeout=timeout, target_session_attrs="read-write")
+            await db.close(timeout=timeout)
+        except (*_AWAY, asyncpg.PostgresError):
+            return ""
+        parts = urlsplit(one)
+        host, port = (parse_qs(parts.query).get(name, [""])[-1] for name in ("host", "port"))
+        return parts.netloc.rpartition("@")[2] or f"{host}:{port}"
+
+    each = single_hosts(dsn)
+    return [found for found in await asyncio.gather(*map(asked, each)) if found] if len(each) > 1 else []
+
+
 def single_hosts(dsn: str) -> list[str]:
     """The DSN for each of its hosts, in order; itself where it has one, or where all must be seen to choose."""
     parts = urlsplit(dsn)

@@ -217,7 +217,9 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
 
     page = output.run(list_lines(dsn, _wanted(asked), after=after, limit=limit))
     if as_json:
-        output.say_json({"items": [line_json(row) for row in page.items], "next": page.next})
+        output.say_json(
+            {"items": [line_json(row) for row in page.items], "next": page.next, "notes": page.notes}
+        )
         return
     rows = []
     for row in page.items:
@@ -227,6 +229,8 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
         rows.append((line_json(row)["at"], row.kind, what, *about))
     columns = ("TIME", "KIND", "WHAT", "AGENT", "VENDOR", "AMOUNT", "PAYOUT", "BY")
     output.say_table(columns, rows, empty="no line matches")
+    for note in page.notes:
+        output.note(note)
     if page.next:
         output.note(f"there are more: --after {page.next}")
 
@@ -298,9 +302,11 @@ def export(
     if kind == "bundle":
         _say_bundle(bundled, as_json=as_json)
     elif as_json:
-        output.say_json({"file": done.file, "format": done.format, "lines": done.lines})
+        output.say_json({"file": done.file, "format": done.format, "lines": done.lines, "notes": done.notes})
     else:
         click.echo(f"{file}: {done.lines:,} lines")
+        for note in done.notes:
+            output.note(note)
 
 
 def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:

@@ -55,7 +55,7 @@ class OwnApi:
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEP_ALIVE_S),
             cookies=no_cookies(),
             # Uncompressed, since a limit on compressed bytes limits nothing.
-            headers={"user-agent": "streamproc", "accept-encoding": "identity"},
+            headers={"user-agent": "streamproc mcp", "accept-encoding": "identity"},
             trust_env=not is_loopback(url),
         )
 

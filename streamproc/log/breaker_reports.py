@@ -12,7 +12,7 @@ from streamproc.log.connection import session
 from streamproc.log.names import SHARED_PARTITION, Names
 
 REPORT_EVERY_S = 5.0
-"""Interval at which a process reports."""
+"""Interval at which a process reports, also if nothing changed."""
 CURRENT_S = 20.0
 """Reports older than this do not count: the process died, or hangs."""
 FORGOTTEN_S = 3600.0

@@ -15,6 +15,8 @@ from streamproc.log.nodes import every_node, text_of
 VERSION_MIN = (7, 0)
 ARCHIVE_LATE_S = 30.0
 """How long an entry may wait to be archived: normally less than a second, with a big batch a few."""
+GROUP_LATE_S = 60.0
+"""How long an entry may wait in a group before it is bad, as for the alert StreamprocGroupLate."""
 _WANTED = {
     "appendonly": ("yes", "the log is lost when the server stops"),
     "appendfsync": ("always", "the last second of the log may be lost when the machine stops"),
@@ -71,6 +73,18 @@ async def waiting_ms(client: Redis, upto: Mapping[int, str]) -> dict[int, int]:
         partition: max(0, now_ms - id_key(text_of(first[0][0]))[0]) if first else 0
         for partition, first in zip(upto, firsts, strict=True)
     }
+
+
+async def clock_behind_ms(client: Redis, partitions: int) -> int:
+    """How far (ms) Redis's clock is behind the newest entry of any log, since it went back; 0 if it is not."""
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for partition in range(partitions):
+                pipe.execute_command("XREVRANGE", Names(partition).log, "+", "-", "COUNT", 1)
+            pipe.time()
+            *newest, (seconds, micros) = await pipe.execute()
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    return max([0, *(id_key(text_of(found[0][0]))[0] - now_ms for found in newest if found)])
 
 
 async def replica_count(client: Redis) -> int:
@@ -141,7 +155,7 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
     pending = await client.xpending_range(names.log, group, min="-", max="+", count=1)
     if pending:
         entry = text_of(pending[0]["message_id"])
-    elif row["lag"]:
+    elif row["lag"] != 0:  # None: Redis does not know it, where entries were deleted
         after = await client.execute_command(
             "XRANGE", names.log, "(" + text_of(row["last-delivered-id"]), "+", "COUNT", 1
         )
@@ -151,6 +165,53 @@ async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
     else:
         return 0
     return max(0, now_ms - id_key(entry)[0])
+
+
+async def made_groups(client: Redis, partition: int) -> set[str]:
+    """The groups that were made on a partition's log. One that is not there any more is not made again."""
+    with named_errors():
+        return {text_of(group) for group in await client.hkeys(Names(partition).groups)}
+
+
+class GroupAge(NamedTuple):
+    """A group of a partition, and the age (ms) of its oldest entry that is not acknowledged: 0 if there is none, None
+    if the group was made and is gone."""
+
+    partition: int
+    group: str
+    oldest_ms: int | None
+
+
+async def group_ages(client: Redis, partitions: int, groups: tuple[str, ...]) -> list[GroupAge]:
+    """Every group that was made on a log that is there: a few round trips, however many partitions."""
+    gone = set(await logs_gone(client, partitions))
+    every = [Names(partition) for partition in range(partitions) if partition not in gone]
+    with named_errors():
+        async with client.pipeline(transaction=False) as pipe:
+            for names in every:
+                pipe.xinfo_groups(names.log)
+                pipe.hkeys(names.groups)
+            answers = await pipe.execute()
+        there, ages = [], []
+        for names, rows, marks in zip(every, answers[::2], answers[1::2], strict=True):
+            present, made = {text_of(row["name"]): row for row in rows}, set(map(text_of, marks))
+            there += [(names, group, present[group]) for group in groups if group in present]
+            ages += [GroupAge(names.partition, one, None) for one in groups if one in made - set(present)]
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for names, group, row in there:
+                if row["pending"]:
+                    pipe.xpending(names.log, group)
+                else:
+                    after = f"({text_of(row['last-delivered-id'])}"
+                    pipe.execute_command("XRANGE", names.log, after, "+", "COUNT", 1)
+            (seconds, micros), *firsts = await pipe.execute()
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    for (names, group, _), first in zip(there, firsts, strict=True):
+        entry = first["min"] if isinstance(first, dict) else first[0][0] if first else None
+        age_ms = 0 if entry is None else max(0, now_ms - id_key(text_of(entry))[0])
+        ages.append(GroupAge(names.partition, group, age_ms))
+    return ages
 
 
 DEFERRED_LATE_S = 30.0

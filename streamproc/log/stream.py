@@ -121,9 +121,12 @@ async def open_log(
         # Without marks nothing was ever in this log: one that `recover` rebuilds has marks before it is opened.
         if not meta and not any([await client.exists(log) for log in logs]):
             await client.hsetnx(META, BEGUN, str((await client.time())[0]))
-        await client.hsetnx(META, "partitions", str(partitions))
-        # Another process may have set it first.
-        _check_count(await client.hget(META, "partitions"), partitions)
+        # To a log that is there nothing is written: a full server would refuse it, and one of the roles that could not
+        # start then trims the log.
+        if b"partitions" not in meta:
+            await client.hsetnx(META, "partitions", str(partitions))
+            # Another process may have set it first.
+            _check_count(await client.hget(META, "partitions"), partitions)
         for partition in range(partitions):
             made = f"made:{partition}"
             await _open_partition(

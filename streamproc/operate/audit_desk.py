@@ -3,9 +3,10 @@
 from datetime import datetime
 from typing import Any
 
+from streamproc.archive.gauges import views_behind
 from streamproc.archive.read import AuditFilter, audit_position, audit_rows
 from streamproc.errors import InputError, TryAgain
-from streamproc.operate.audit_list import line_json, page_of, parts_of
+from streamproc.operate.audit_list import lacking, line_json, page_of, parts_of
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.moments import iso_moment
 
@@ -28,11 +29,12 @@ class AuditDesk:
                 start = await site.ask_postgres(audit_position, *parts_of(after))
                 if start is None and not site.postgres_problem:
                     raise InputError("after is no line of the audit")
+            behind = await site.ask_postgres(views_behind)
             rows = await site.ask_postgres(audit_rows, AuditFilter(**given), after=start, limit=limit + 1)
-            if rows is None:
+            if behind is None or rows is None:
                 raise TryAgain(site.postgres_problem)
-        page = page_of(rows, limit)
-        return {"items": [line_json(row) for row in page.items], "next": page.next}
+        page = page_of(rows, limit, lacking(behind))
+        return {"items": [line_json(row) for row in page.items], "next": page.next, "notes": page.notes}
 
 
 def _moment(name: str, text: str) -> datetime:

@@ -70,7 +70,10 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
             why=attribution.why,
             channel=attribution.channel,
         )
-    raise JobFailed(f"entry {said.entry} can be read: only what cannot be read can be disowned")
+    raise JobFailed(
+        f"entry {said.entry} can be read: only what cannot be read can be disowned."
+        " If views stop at it: docs/runbook.md, StreamprocViewsStandStill"
+    )
 
 
 def recorded(event: EntryDisowned) -> tuple[bytes, bytes]:

@@ -20,9 +20,11 @@ from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.health import (
     DEFERRED_LATE_S,
+    GROUP_LATE_S,
     deferred,
     full,
     group_rows,
+    made_groups,
     replica_count,
     server_settings,
     without_limit,
@@ -32,7 +34,7 @@ from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check, missing
 from streamproc.operate.doctor_entities import examine_entities
-from streamproc.operate.doctor_log import dead_letters, examine_log
+from streamproc.operate.doctor_log import clock_of_log, dead_letters, examine_log
 from streamproc.operate.doctor_people import examine_people
 from streamproc.operate.doctor_policies import examine_policies
 from streamproc.operate.doctor_postgres import examine_postgres, postgres_todo
@@ -44,8 +46,6 @@ CHECK_WAIT_S = 15.0
 """Limit for one dependency; each call inside has a shorter limit of its own."""
 CLOCK_OFFSET_S_MAX = 2.0
 """Beyond this, times that people compare (hosts' logs, Redis's events) mislead them."""
-GROUP_LATE_S = 60.0
-"""How long an entry may wait in a group before it is bad, as for the alert StreamprocGroupLate."""
 RECONCILE_LATE_S = 3600.0
 """A comparison of seven days takes minutes; one that is cut off is tried again within the hour."""
 HARMLESS_URL = "https://example.com/"
@@ -132,6 +132,7 @@ async def _redis(settings: Settings) -> list[Check]:
                 Check("log", "bad", str(problem), "start the system once, or run `streamproc recover`"),
             ]
         checks.append(_partitions(known, settings.partitions))
+        checks += await clock_of_log(client, known)
         for partition in range(known):
             checks += [*await _groups(client, partition), *await dead_letters(client, partition)]
         return checks
@@ -139,15 +140,21 @@ async def _redis(settings: Settings) -> list[Check]:
 
 async def _memory(client: Any) -> list[Check]:
     if problem := await full(client):
-        todo = "raise it by CONFIG SET, at once, and in redis.conf; `streamproc log stats` says what is kept"
+        todo = (
+            "raise it by CONFIG SET, at once, and in redis.conf (under `up`: STREAMPROC_REDIS_MAXMEMORY);"
+            " `streamproc log stats` says what is kept"
+        )
         return [Check("redis memory", "bad", problem, todo)]
     if not await without_limit(client):
         return [Check("redis memory", "ok", "maxmemory is set")]
     detail = (
         "maxmemory is 0: Redis grows until the machine is full and the kernel kills it, and StreamprocRedisFull"
-        " cannot warn of it (the Valkey of `up` has none)"
+        " cannot warn of it"
     )
-    todo = "set maxmemory in redis.conf, with room on the machine for a rewrite of the AOF: writes are refused at it"
+    todo = (
+        "set maxmemory in redis.conf (under `up`: STREAMPROC_REDIS_MAXMEMORY), with room on the machine for a rewrite"
+        " of the AOF: writes are refused at it"
+    )
     return [Check("redis memory", "note", detail, todo)]
 
 
@@ -179,7 +186,8 @@ async def _groups(client: Any, partition: int) -> list[Check]:
         return [Check(name, "bad", "its stream is gone", WHEN_LOST)]
     rows = await group_rows(client, partition, consumers.GROUPS)
     missing = [row["group"] for row in rows if row.get("missing")]
-    gone = [group for group in missing if group not in consumers.FROM_THE_END]
+    made = await made_groups(client, partition)
+    gone = [group for group in missing if group in made or group not in consumers.FROM_THE_END]
     if missing and not gone:
         todo = "start `streamproc worker`: it makes them, and they begin at the end of the log"
         return [Check(name, "note", f"not made yet: {', '.join(missing)}", todo)]

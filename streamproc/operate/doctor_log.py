@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 import consumers
 from streamproc.errors import WHEN_LOST, JobFailed
-from streamproc.log.health import ARCHIVE_LATE_S, waiting_ms
+from streamproc.log.health import ARCHIVE_LATE_S, clock_behind_ms, waiting_ms
 from streamproc.log.inspect import newest_dead_letter
 from streamproc.log.names import Names
 from streamproc.log.restore import read_meta
@@ -18,6 +18,26 @@ from streamproc.settings import Settings
 
 TRIM_LATE_S = 3600.0
 """How much older than the retention time the oldest entry may be, beyond two rounds of the janitor."""
+
+
+CLOCK_BEHIND_S_MAX = 2.0
+"""Beyond this Redis's clock counts as gone back; entries of one moment may be some ms ahead of it."""
+
+
+async def clock_of_log(client: Redis, partitions: int) -> list[Check]:
+    """Whether Redis's clock went back since the log's newest entry; no line if it did not."""
+    behind_s = await clock_behind_ms(client, partitions) / 1000
+    if behind_s <= CLOCK_BEHIND_S_MAX:
+        return []
+    detail = (
+        f"Redis's clock is {behind_s:,.0f} s behind the log's newest entry: it went back. Until it is there again holds"
+        " do not expire, and an agent that has used up its rate gets no slot"
+    )
+    todo = (
+        "if the clock is wrong, let Redis's host keep time by NTP; if it was wrong before, raise `rate_limit` of agents"
+        " that cannot wait"
+    )
+    return [Check("clock of the log", "bad", detail, todo)]
 
 
 async def examine_log(settings: Settings) -> list[Check]:

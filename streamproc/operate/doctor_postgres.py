@@ -7,7 +7,8 @@ from typing import Any
 from projections.heads import outdated_views
 from projections.schema import missing_in
 from streamproc.archive.blockers import blocking
-from streamproc.archive.gauges import views_behind
+from streamproc.archive.gauges import VIEWS_LATE_S, views_behind
+from streamproc.archive.hosts import primaries
 from streamproc.archive.lookup import connection_slots, refuses_writes
 from streamproc.archive.migrate import SCHEMA_HIDDEN, SCHEMA_TODO, current, newest
 from streamproc.archive.pool import acquired, opened_pool
@@ -18,9 +19,8 @@ from streamproc.operate.doctor_check import Check, missing
 from streamproc.operate.doctor_checkpoints import checkpoint_checks
 from streamproc.settings import Settings
 
-VIEWS_LATE_S = 60.0
-"""Views follow the archive within milliseconds; an archived entry that waits for longer means that they are stuck."""
-
+HOST_S_MAX = 3.0
+"""For each host of the DSN, all asked at once."""
 CAUSES_MAX = 8
 """Errors behind an error that are looked at: ours, the driver's, the system's."""
 NONE_LEFT = (
@@ -73,7 +73,8 @@ async def examine_postgres(settings: Settings) -> list[Check]:
         return missing("postgres", "STREAMPROC_POSTGRES_DSN")
     at, wanted = await current(dsn), newest()
     async with opened_pool(dsn) as pool:
-        checks = [await _writable(pool), await _connections(settings, pool), *await _blocked(pool)]
+        checks = [await _writable(pool), *await _primaries(dsn)]
+        checks += [await _connections(settings, pool), *await _blocked(pool)]
         if at is None and await _sees_no_schema(pool):
             return [*checks, Check("schema", "bad", SCHEMA_HIDDEN, SCHEMA_TODO)]
         if at != wanted:
@@ -97,6 +98,16 @@ async def _writable(pool: Any) -> Check:
         " ?target_session_attrs=read-write"
     )
     return Check("postgres", "bad", f"it can only be read: {why}; nothing is archived, and money waits", todo)
+
+
+async def _primaries(dsn: str) -> list[Check]:
+    """Whether several hosts of the DSN accept writes; no line where one does."""
+    found = await primaries(dsn, timeout=HOST_S_MAX)
+    if len(found) < 2:
+        return []
+    detail = f"{' and '.join(found)} all accept writes: each session reaches one of them, and the others fall behind"
+    todo = "stop all but the one that was promoted last, before they are used (docs/reliability.md)"
+    return [Check("postgres hosts", "bad", detail, todo)]
 
 
 async def _connections(settings: Settings, pool: Any) -> Check:
@@ -137,5 +148,8 @@ async def _views(pool: Any) -> Check:
     ]
     if not late:
         return Check("views", "ok", "they show what is archived")
-    todo = "the projector's log says why they stand still; `streamproc replay` builds them anew"
+    todo = (
+        "the projector's log says why they stand still, and docs/runbook.md, StreamprocViewsStandStill, what to do;"
+        " `streamproc replay` builds them anew"
+    )
     return Check("views", "bad", "; ".join(late), todo)

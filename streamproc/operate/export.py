@@ -15,12 +15,13 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from streamproc.archive.evidence import lines
+from streamproc.archive.gauges import unshown
 from streamproc.archive.read import AuditFilter, AuditRow
 from streamproc.archive.signing_key import sync_directory
 from streamproc.archive.store import errors_as_job_failed, snapshot
 from streamproc.domain.shown import iso
 from streamproc.errors import NO_LINKS, NO_ROOM, InputError, JobFailed
-from streamproc.operate.audit_list import line_json
+from streamproc.operate.audit_list import lacking, line_json
 from streamproc.operate.moments import us_of
 
 Format: TypeAlias = Literal["csv", "jsonl", "parquet", "bundle"]
@@ -43,6 +44,8 @@ class Exported(Struct, frozen=True):
     file: str
     format: Format
     lines: int
+    notes: list[str] = []
+    """What may be missing."""
 
 
 def format_of(path: Path, named: str | None) -> Format:
@@ -65,6 +68,7 @@ async def export_lines(
     count = 0
     with errors_as_job_failed(f"{path} was not written"):
         async with snapshot(dsn, name="streamproc audit export") as db:
+            notes = lacking(await unshown(db))
             with written_whole(path) as file:
                 writer = make(file)
                 async for rows in lines(db, wanted):
@@ -72,7 +76,7 @@ async def export_lines(
                     count += len(rows)
                     on_lines(count)
                 writer.close()
-    return Exported(str(path), form, count)
+    return Exported(str(path), form, count, notes)
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from streamproc.log.connection import connected
 from streamproc.log.health import (
     ARCHIVE_LATE_S,
     DEFERRED_LATE_S,
+    GROUP_LATE_S,
     Deferred,
     deferred,
     full,
+    group_ages,
     logs_gone,
     server_settings,
     waiting_ms,
@@ -30,8 +32,8 @@ from streamproc.settings import Settings
 CHECK_S = 1.5
 """Limit for one dependency. Less than a probe waits, so that it hears which one does not answer."""
 
-UNOPENED_SHOWN = 5
-"""Partitions named in one line."""
+NAMED_MAX = 5
+"""Partitions, or their groups, named in one line."""
 
 Found: TypeAlias = tuple[bool, str]
 """Whether a dependency is well, and what to say of it."""
@@ -45,7 +47,7 @@ def readiness(settings: Settings, pool: asyncpg.Pool | None) -> Ready:
         if settings.razorpay_account_id:
             checks.append(_check("poller", _poller(settings)))
         checks += [_check("breakers", _breakers(settings)), _check("notifications", _people(settings))]
-        checks.append(_check("payouts", _payouts(settings)))
+        checks += [_check("groups", _groups(settings)), _check("payouts", _payouts(settings))]
         if pool is not None:
             checks += [
                 _check("postgres", _postgres(settings, pool)),
@@ -94,6 +96,28 @@ async def _people(settings: Settings) -> Found:
     return not text, text
 
 
+async def _groups(settings: Settings) -> Found:
+    """Whether the workers keep up. If not, decisions are late; webhooks are taken all the same."""
+    async with connected(settings.redis_url) as client:
+        found = await group_ages(client, settings.partitions, consumers.GROUPS)
+    if gone := [f"{one.group} of partition {one.partition}" for one in found if one.oldest_ms is None]:
+        return False, f"{_some(gone)} is gone; {WHEN_LOST}"
+    late = [one for one in found if one.oldest_ms is not None and one.oldest_ms > GROUP_LATE_S * 1000]
+    if late:
+        late.sort(key=lambda one: -(one.oldest_ms or 0))
+        names = [
+            f"{one.group} of partition {one.partition} for {(one.oldest_ms or 0) // 1000:,} s" for one in late
+        ]
+        return False, f"an entry waits in {_some(names)}"
+    return True, "keep up with the log"
+
+
+def _some(names: list[str]) -> str:
+    """The first NAMED_MAX of them, and how many more there are."""
+    more = len(names) - NAMED_MAX
+    return ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
 async def _payouts(settings: Settings) -> Found:
     """Whether decisions wait that the bank is to be told of, whatever they wait for: the bank, keys, the archive."""
     async with connected(settings.redis_url) as client:
@@ -118,8 +142,7 @@ async def _postgres(settings: Settings, pool: asyncpg.Pool) -> Found:
             True,
             f"answers; a projector has opened {settings.partitions} of {settings.partitions} partitions",
         )
-    few, more = ", ".join(unopened[:UNOPENED_SHOWN]), len(unopened) - UNOPENED_SHOWN
-    return False, f"no projector has opened partition {few}" + (f" and {more} more" if more > 0 else "")
+    return False, f"no projector has opened partition {_some(unopened)}"
 
 
 async def _archive(settings: Settings, pool: asyncpg.Pool) -> Found:

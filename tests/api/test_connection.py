@@ -69,6 +69,9 @@ class Client:
             return False
         return True
 
+    def sends_no_more(self) -> None:
+        self._writer.write_eof()
+
     async def all_that_comes(self) -> bytes:
         """Until the server closes."""
         try:
@@ -242,6 +245,59 @@ async def test_another_protocol_is_not_spoken_and_the_connection_ends_with_the_a
     assert answer.count(b"HTTP/1.1 ") == 1
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"connection: close" in answer
+
+
+# ---- a client that closes its side and reads on ----
+
+
+@pytest.fixture
+def seen_closed(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once the server has seen that a client sends nothing more."""
+    seen, plain = asyncio.Event(), connection.Protocol.eof_received
+
+    def eof_received(protocol: connection.Protocol) -> bool | None:
+        seen.set()
+        return plain(protocol)
+
+    monkeypatch.setattr(connection.Protocol, "eof_received", eof_received)
+    return seen
+
+
+async def test_a_request_is_answered_after_the_client_has_closed_its_side(seen_closed: asyncio.Event) -> None:
+    """`nc -N` does that; without the answer it would not know whether its payout was requested."""
+    site = Site()
+    site.may_answer.clear()
+    async with served(site) as (server, client), client() as one:
+        one.send(get("/slow"))
+        one.sends_no_more()
+        async with asyncio.timeout(DEADLINE_S):
+            await seen_closed.wait()
+        site.may_answer.set()
+        assert (await one.all_that_comes()).endswith(b"/slow")
+        await is_closed(server)
+
+
+@pytest.mark.parametrize("paths", [["/ok"], ["/large"], ["/one", "/large", "/last"]], ids=str)
+async def test_everything_that_was_asked_before_is_answered_whole(paths: list[str]) -> None:
+    async with served(Site()) as (server, client), client() as one:
+        one.send(b"".join(map(get, paths)) + b"GET /cut-off HTT")
+        one.sends_no_more()
+        answers = (await one.all_that_comes()).split(b"HTTP/1.1 200 ")[1:]
+        await is_closed(server)
+    sizes = [len(answer.partition(b"\r\n\r\n")[2]) for answer in answers]
+    assert sizes == [len(path) + (LARGE if path == "/large" else 0) for path in paths]
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"GET /ok HT", b"POST /body HTTP/1.1\r\ncontent-length: 9\r\n\r\nabc"]
+)
+async def test_a_client_that_closes_its_side_within_its_request_is_closed(begun: bytes) -> None:
+    site = Site()
+    async with served(site) as (server, client), client() as one:
+        one.send(begun)
+        one.sends_no_more()
+        assert await one.all_that_comes() == b""
+        await is_closed(server)
 
 
 # ---- a client that takes its time ----

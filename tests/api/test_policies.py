@@ -474,7 +474,7 @@ async def test_pages_of_the_audit_stay_in_order_while_it_grows(redis_url: str, p
             only = (await ask(api, viewer, "GET", "audit", payout="pout_1", decision="APPROVED")).json()
             assert [line["payout"] for line in only["items"]] == ["pout_1"]
             none = await ask(api, viewer, "GET", "audit", since="2999-01-01T00:00:00Z", agent="bot")
-            assert none.json() == {"items": [], "next": None}
+            assert none.json() == {"items": [], "next": None, "notes": []}
             wrong = (
                 {"since": "yesterday"},
                 {"after": "0:1-1:0"},

@@ -37,6 +37,21 @@ async def test_processes_that_start_together_on_an_empty_redis_all_open_the_log(
             await client.delete(META, NAMES.log, NAMES.groups)
 
 
+async def test_a_log_is_opened_on_a_full_server_and_none_is_begun_there(redis_url: str) -> None:
+    """The projector's janitor frees memory, and so does a shorter retention, for which the projector starts again."""
+    async with connected(redis_url) as client:
+        await client.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(LogUnavailable, match="refuses writes"):
+                await open_log(client, partitions=1, groups=GROUPS)
+            await client.config_set("maxmemory", "0")
+            await open_log(client, partitions=1, groups=GROUPS)
+            await client.config_set("maxmemory", "1")
+            await open_log(client, partitions=1, groups=GROUPS)
+        finally:
+            await client.config_set("maxmemory", "0")
+
+
 @pytest.mark.parametrize("lost", GROUPS)
 async def test_a_group_that_was_there_and_is_gone_is_an_alarm(redis_url: str, lost: str) -> None:
     async with connected(redis_url) as client:

@@ -64,6 +64,19 @@ async def test_what_all_have_done_with_goes_and_the_archives_last_entry_stays(cl
     assert [row["lag"] for row in await group_rows(client, 0, GROUPS)] == [0, 0]
 
 
+async def test_a_full_server_is_trimmed_also_by_a_process_that_has_just_started(client: Redis) -> None:
+    """Nothing else of ours frees memory."""
+    ids = await appended(client)
+    for group in GROUPS:
+        await read(client, group, ENTRIES, ack=True)
+    await client.config_set("maxmemory", "1")
+    try:
+        await open_log(client, partitions=1, groups=GROUPS)
+        assert (await cut(client, ids[-1])).removed > 0
+    finally:
+        await client.config_set("maxmemory", "0")
+
+
 async def test_an_entry_in_somebodys_hands_stays_and_all_that_came_after_it(client: Redis) -> None:
     ids = await appended(client)
     await read(client, "governance", ENTRIES, ack=True)

@@ -78,6 +78,7 @@ async def test_a_request_goes_with_the_callers_token_key_and_trace_and_nothing_e
         "POST", "/v1/payouts", f"Bearer {TOKEN}",
     )  # fmt: skip
     assert (heard.headers["idempotency-key"], heard.headers["traceparent"]) == ("inv-7", TRACE)
+    assert heard.headers["user-agent"] == "streamproc mcp", "a proxy's access log tells it from other clients"
     assert msgspec.json.decode(heard.body) == {**ORDER, "currency": "INR"}
 
 

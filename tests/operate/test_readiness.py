@@ -1,16 +1,19 @@
 """What `/readyz` asks: a dependency that hangs is named, and does not make the others late."""
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
 
 import consumers
 from projections.schema import prepare
+from streamproc.api.health import Check
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.store import connection, open_head
+from streamproc.errors import WHEN_LOST
 from streamproc.log.connection import connected
-from streamproc.log.health import Deferred, deferred
+from streamproc.log.health import Deferred, deferred, group_rows
 from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
@@ -89,6 +92,65 @@ async def test_what_a_group_has_put_off_is_counted_in_all_partitions(redis_url: 
         assert await deferred(client, 3, consumers.GOVERNANCE) == Deferred(0, 0)
 
 
+async def groups_check(redis_url: str, partitions: int) -> Check:
+    settings = load({"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_PARTITIONS": str(partitions)})
+    [check] = [one for one in await readiness.readiness(settings, None)() if one.name == "groups"]
+    return check
+
+
+async def test_a_group_that_lags_is_named_and_webhooks_are_taken_all_the_same(redis_url: str):
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=2, groups=consumers.GROUPS)
+        log = Names(1).log
+        now_ms = await clock_us(client) // 1000
+        await client.xadd(log, {"e": "[]", "m": "{}"}, id=f"{now_ms - 3_600_000}-0")
+        for group in (consumers.GOVERNANCE, consumers.EXECUTION):
+            await client.xreadgroup(group, "somebody", {log: ">"})
+        await client.xack(log, consumers.EXECUTION, f"{now_ms - 3_600_000}-0")
+        check = await groups_check(redis_url, 2)
+        assert (check.ok, check.required) == (False, False)
+        said = (
+            "an entry waits in governance of partition 1 for 3,6.. s, notification of partition 1 for 3,6.. s"
+        )
+        assert re.fullmatch(said, check.detail)
+        for group in (consumers.GOVERNANCE, consumers.NOTIFICATION):
+            await client.xreadgroup(group, "somebody", {log: ">"})
+            await client.xack(log, group, f"{now_ms - 3_600_000}-0")
+        check = await groups_check(redis_url, 2)
+    assert (check.ok, check.detail) == (True, "keep up with the log")
+
+
+async def test_a_group_lags_too_if_redis_does_not_know_by_how_many_entries(redis_url: str):
+    """It does not where an entry that the group has not read yet was deleted."""
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS)
+        log = Names(0).log
+        now_ms = await clock_us(client) // 1000
+        for later in range(3):
+            await client.xadd(log, {"e": "[]", "m": "{}"}, id=f"{now_ms - 900_000}-{later}")
+        await client.xdel(log, f"{now_ms - 900_000}-1")
+        [row] = await group_rows(client, 0, (consumers.GOVERNANCE,))
+        assert row["lag"] is None
+        assert 900_000 <= row["oldest_ms"] < 900_000 + DEADLINE_S * 1000
+        assert (
+            "an entry waits in governance of partition 0 for 9" in (await groups_check(redis_url, 1)).detail
+        )
+
+
+async def test_a_group_that_is_gone_is_named(redis_url: str):
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=7, groups=consumers.GROUPS)
+        await client.xgroup_destroy(Names(0).log, consumers.NOTIFICATION)
+        await client.hdel(Names(0).groups, consumers.NOTIFICATION)
+        assert (await groups_check(redis_url, 7)).ok, "it was never made: the next worker does"
+        for partition in range(1, 7):
+            await client.xgroup_destroy(Names(partition).log, consumers.GOVERNANCE)
+        check = await groups_check(redis_url, 7)
+    assert not check.ok
+    assert check.detail.startswith("governance of partition 1, governance of partition 2, ")
+    assert f"governance of partition 5 and 1 more is gone; {WHEN_LOST}" in check.detail
+
+
 async def test_a_redis_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(readiness, "CHECK_S", 0.05)
     async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0) as silent:
@@ -100,6 +162,7 @@ async def test_a_redis_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch):
         ("redis", False, True),
         ("breakers", False, False),
         ("notifications", False, False),
+        ("groups", False, False),
         ("payouts", False, False),
     ]
     assert {check.detail for check in checks} == {"no answer within 0.05 s"}

@@ -50,6 +50,7 @@ NOT_PASSED = {
     "DRAIN": "stop_grace_period must be longer",
     "METRICS_PORT": "`serve` shows all roles",
     "WORKERS": "of `up`",
+    "REDIS_MAXMEMORY": "of `up`",
     "SANDBOX_PORT": "of `up`",
     "TOKEN": "of `pay`",
     "MCP_PORT": "of `mcp`, whose port is said by the ports",

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Open a partition: make its stream and groups at the first start, check them at every later one.
 -- KEYS[1] stream log   KEYS[2] hash groups: a mark for each group that was made   KEYS[3] hash recovery, while one is under way
 -- ARGV[1] 1 if this partition was made before, ARGV[2] number of groups that begin at the end of a log which other groups
@@ -6,6 +6,7 @@
 -- Returns '', or the first group that was made and is gone: then nothing is made, since a new group at `$` would skip entries
 --   and one at `0` would repeat them.
 -- NOLOG where the stream was made and is gone, or is being rebuilt.  O(groups). Safe to resend.
+-- Runs also when out of memory: where all is there it writes nothing, and a projector that cannot start trims nothing.
 local call = redis.call
 if call('EXISTS', KEYS[3]) == 1 then
   return redis.error_reply('NOLOG ' .. KEYS[1] .. ' is being recovered')
