@@ -15,7 +15,7 @@ from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import EntrySetAside
 from streamproc.domain.payouts import decode_record, encode_record, unknown_in
 from streamproc.domain.policy import PolicyBook
-from streamproc.domain.wire import encode_events
+from streamproc.domain.wire import encode_events, written_by
 from streamproc.errors import LogBroken, LogUnavailable, StreamprocError, TryAgain, Unprocessable, named
 from streamproc.log import grants, payees, scripts
 from streamproc.log.batch_telemetry import BatchTelemetry
@@ -68,7 +68,7 @@ class Handler:
         self.telemetry = BatchTelemetry(group, partition)
         self.opener = Opener(self.names, group)
         self._where = f"{group.name}/{partition}"
-        self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
+        self._caused = written_by(group.name) + b',"cause":"'
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged; nobody waits for that, so `acknowledge` does it later."""
         self.later: list[Work] = []

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import Event
-from streamproc.domain.wire import encode_events
+from streamproc.domain.wire import encode_events, written_by
 from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import BLOCK_MS_MAX, connect, connected, named_errors, session
@@ -225,7 +225,7 @@ class Producer:
         self._url = url
         self._partitions = partitions
         self._name = name
-        self._meta = b'{"by":"' + name.encode() + b'"}'
+        self._meta = written_by(name) + b"}"
         self._waiting: dict[int, deque[_Waiting]] = {p: deque() for p in range(partitions)}
         self._wake: dict[int, asyncio.Event] = {p: asyncio.Event() for p in range(partitions)}
         self._writers: list[asyncio.Task[None]] = []
