@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
-from streamproc.domain.wire import encode_events
+from streamproc.domain.wire import encode_events, written_by
 from streamproc.log.names import Names, Note
 from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
@@ -97,16 +97,16 @@ async def grant(
     grants: Sequence[Grant],
     *,
     rev: bytes,
-    m: tuple[bytes, bytes],
     keep_budgets_s: int,
     decided_at: int = 0,
 ) -> list[Fate]:
     """Admit, acknowledge and append; what became of each.
 
-    `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
-    `decided_at`: when they were decided (µs), by a remembered clock, which the script checks; 0: by Redis's.
+    `rev` is the policy revision of the offers. `decided_at`: when they were decided (µs), by a remembered clock, which
+    the script checks; 0: by Redis's.
     """
     keys, texts = written_out(names, group, grants, decided_at)
+    m = written_by(group) + b',"cause":"', b'"}'  # each output's, around the id of its cause
     fates = await _grant(client, keys, (group, rev, keep_budgets_s, *m, texts))
     return [_FATES[fate] for fate in fates]
 

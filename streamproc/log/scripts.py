@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
-from streamproc.log.connection import named_errors
+from streamproc.log.connection import named_errors, shielded
 from streamproc.log.names import Names, Note
 
 BATCH_MAX = 512
@@ -287,13 +287,23 @@ def terms_of(names: Names, keys: Keys, rate: RateAsk | None, windows: tuple[Wind
 async def commit(
     client: Redis, names: Names, group: str, handovers: Sequence[Handover], *, rev: bytes = b""
 ) -> list[Committed]:
-    """Acknowledge the inputs and append their outputs; what became of each.
+    """Acknowledge the inputs and append their outputs, BATCH_MAX in one call; what became of each.
 
     `rev` is the policy revision that the outputs were decided under; b'' if they are facts that no policy changes.
     """
-    retries, tries = names.retries(group), names.tries(group)
-    keys = Keys(names.log, names.number, names.timers, names.dead, retries, tries, names.policy)
-    keys.index(names.own(group))
+    statuses: list[Committed] = []
+    for start in range(0, len(handovers), BATCH_MAX):
+        chunk = handovers[start : start + BATCH_MAX]
+        # No call is cut off half way: a worker that is cancelled waits for the answer first.
+        statuses += await shielded(_commit_chunk(client, names, group, chunk, rev))
+    return statuses
+
+
+async def _commit_chunk(
+    client: Redis, names: Names, group: str, handovers: Sequence[Handover], rev: bytes
+) -> list[Committed]:
+    retries, tries, own = names.retries(group), names.tries(group), names.own(group)
+    keys = Keys(names.log, names.number, names.timers, names.dead, retries, tries, names.policy, own)
     args: list[Any] = [group, len(handovers), rev]
     for h in handovers:
         payout = keys.index(names.payout(h.payout)) if h.payout else 0

@@ -19,6 +19,7 @@ from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold, is_term
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.record import Reservation
 from streamproc.domain.recovery import budget_answer
+from streamproc.domain.wire import written_by
 from streamproc.log.cache import Cache
 from streamproc.log.scripts import FOR_GOOD, kept_admission
 from streamproc.log.templates import Offer
@@ -226,6 +227,10 @@ class Group(Struct, frozen=True):
     def consumes(self) -> frozenset[type[Fact]]:
         """Everything that any stage consumes."""
         return frozenset().union(*(stage.consumes for stage in self.stages))
+
+    def meta_of_output(self, cause: bytes) -> bytes:
+        """Field `m` of what the handling of an entry writes, without its closing brace, which commit.lua adds."""
+        return written_by(self.name) + b',"cause":"' + cause + b'"'
 
 
 async def run_chain(group: Group, works: Sequence[Work], ctx: BatchContext) -> None:

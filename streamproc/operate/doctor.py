@@ -15,9 +15,9 @@ from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.domain.shown import iso
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_webhook import verify
-from streamproc.log.batch import LATE_S
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
+from streamproc.log.failures import LATE_S
 from streamproc.log.health import (
     DEFERRED_LATE_S,
     deferred,

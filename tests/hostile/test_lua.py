@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 import streamproc.log
 from streamproc.domain import events as e
-from streamproc.log import batch, claims, letters, restore, scripts, trim
+from streamproc.log import claims, failures, letters, restore, scripts, trim
 from streamproc.log.connection import connected
 from streamproc.log.dead_consumers import DeadConsumers
 from streamproc.log.digests import Alert, Digests
@@ -235,7 +235,7 @@ async def hear(url: str) -> dict[str, list[Heard]]:
 
         with (
             mock.patch.object(Script, "__call__", called),
-            mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
+            mock.patch.object(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
         ):
             await work(url)
     return dict(ears.calls)

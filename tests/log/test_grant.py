@@ -117,10 +117,7 @@ async def pending(client: Redis) -> bytes:
 
 
 async def send(client: Redis, given: Sequence[Grant], rev: bytes = b"0", *, decided_at: int = 0) -> list[int]:
-    m = (b'{"cause":"', b'"}')
-    return await grants.grant(
-        client, NAMES, "g", given, rev=rev, m=m, keep_budgets_s=60, decided_at=decided_at
-    )
+    return await grants.grant(client, NAMES, "g", given, rev=rev, keep_budgets_s=60, decided_at=decided_at)
 
 
 def ask_of(payout: str, amount: int = 100, rate: RateAsk | None = RATE) -> Ask:
