@@ -20,7 +20,7 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import ANYTHING, REACH, about_the_url, rules_under
 from streamproc.domain.payouts import evolve
 from streamproc.domain.policy import AgentPolicy, PolicyBook
-from streamproc.log.templates import Fate, Offer, RecordAndEvents, Template
+from streamproc.log.templates import Offer, OfferFate, RecordAndEvents, Template
 
 PLANS_MAX = 4_096
 """Plans under one book of policies, for each consumer, some 1.6 kB each. When full, all are dropped."""
@@ -110,7 +110,7 @@ class BookPlans:
         ):
             return None
 
-        def outputs(fate: Fate) -> RecordAndEvents:
+        def outputs(fate: OfferFate) -> RecordAndEvents:
             return _approval(plan, event, now_us).outputs(fate)
 
         like = plan.approval

@@ -26,7 +26,7 @@ from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, kno
 from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Deferral, Handover, Raw
-from streamproc.log.templates import Fate
+from streamproc.log.templates import OfferFate
 from streamproc.log.work import BatchContext, Group, Work, run_chain
 
 log = logging.getLogger(__name__)
@@ -169,9 +169,9 @@ class Handler:
             raise
         except Exception:  # whatever part of it was done, the chain's scripts find that
             log.exception("%s: no fast path for %d entries", self._where, len(sent))
-            fates = [Fate.LEFT] * len(sent)
+            fates = [OfferFate.LEFT] * len(sent)
         self.opener.remembered.doubt(grant.notes for grant in sent)
-        done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
+        done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not OfferFate.LEFT]
         self.telemetry.granted(done, sent_ns)
         finished = {work for work, *_ in done}
         for work, _ in offers:

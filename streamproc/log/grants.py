@@ -15,14 +15,14 @@ from streamproc.domain.wire import encode_events, written_by
 from streamproc.log.names import Names, Note
 from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
-from streamproc.log.templates import VALUES, Fate, Offer, texts_of
+from streamproc.log.templates import VALUES, Offer, OfferFate, texts_of
 from streamproc.log.work import BatchContext, Group, Work
 
 log = logging.getLogger(__name__)
 
 Offered = tuple[Work, Offer]
 
-_FATES = tuple(Fate)
+_FATES = tuple(OfferFate)
 
 _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 
@@ -99,7 +99,7 @@ async def grant(
     rev: bytes,
     keep_budgets_s: int,
     decided_at: int = 0,
-) -> list[Fate]:
+) -> list[OfferFate]:
     """Admit, acknowledge and append; what became of each.
 
     `rev` is the policy revision of the offers. `decided_at`: when they were decided (µs), by a remembered clock, which

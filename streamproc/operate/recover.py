@@ -42,7 +42,7 @@ from streamproc.log.restore import (
     Restorer,
     mark_recovered,
     mark_recovering,
-    read_meta,
+    read_marks,
     rescued_entry,
 )
 from streamproc.log.stream import Entry, LogView
@@ -123,19 +123,19 @@ async def look(settings: Settings) -> Plan:
     if not heads:
         raise JobFailed("there is nothing to recover from: the archive is empty")
     async with connected(settings.redis_url) as client:
-        meta = await read_meta(client)
-        known = meta.partitions or await partitions_opened(settings.postgres_dsn.reveal())
+        marks = await read_marks(client)
+        known = marks.partitions or await partitions_opened(settings.postgres_dsn.reveal())
         if known != settings.partitions:
             raise JobFailed(
                 f"STREAMPROC_PARTITIONS is {settings.partitions}, but this log was made with {known}: set that;"
                 f" {UNTOUCHED}"
             )
         broken = await _broken(settings, client, range(settings.partitions))
-    finished = not broken and not meta.recovering and meta.partitions is not None
-    if finished and not meta.unreconciled:
+    finished = not broken and not marks.recovering and marks.partitions is not None
+    if finished and not marks.unreconciled:
         raise JobFailed("there is nothing to recover: the log is well, and has what the archive has")
     entries = sum(one.head.seq for one in broken)
-    return Plan(settings.partitions, broken, entries, interrupted=meta.recovering, bank_only=finished)
+    return Plan(settings.partitions, broken, entries, interrupted=marks.recovering, bank_only=finished)
 
 
 async def refuse_unneeded(settings: Settings, plan: Plan, disowned: Sequence[Statement]) -> None:

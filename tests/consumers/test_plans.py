@@ -23,7 +23,7 @@ from streamproc.domain.identity import party_of
 from streamproc.domain.intent import intent_id
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book
-from streamproc.log.templates import Fate, Offer, as_filled
+from streamproc.log.templates import Offer, OfferFate, as_filled
 from streamproc.log.work import BatchContext, FastPath, Work
 from tests.engine import ZONE
 from tests.profiles import policy_fields
@@ -135,7 +135,11 @@ def as_a_whole(ask: FastPath, event: PayoutObserved) -> Offer | None:
 def everything(offer: Offer) -> list[object]:
     """All that an offer says."""
     template = offer.template
-    templates = (Fate.DONE, template), (Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)
+    templates = (
+        (OfferFate.DONE, template),
+        (OfferFate.NO_SLOT, template.no_slot),
+        (OfferFate.NO_ROOM, template.no_room),
+    )
     filled = [(as_filled(one, offer), offer.outputs(fate)) for fate, one in templates if one is not None]
     return [offer.ask, offer.at, offer.agent, template.ends, *filled]
 
@@ -290,7 +294,7 @@ async def test_of_who_is_held_by_a_score_nothing_is_remembered(book: PolicyBook)
     ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(ctx(book, SOON))
     usual, unlike = (observed(f"pout_{amount}", amount, agent="steady", url=URLS[0]) for amount in (400, 501))
     offers = [as_a_whole(ask, event) for event in (usual, unlike)]
-    decisions = [offer.outputs(Fate.DONE)[0].decision for offer in offers if offer is not None]
+    decisions = [offer.outputs(OfferFate.DONE)[0].decision for offer in offers if offer is not None]
     assert decisions == ["APPROVED", "HELD"]
     assert [ask.at_sight(work_of(event)) for event in (usual, unlike)] == [None, None]
 
