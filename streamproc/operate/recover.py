@@ -76,7 +76,7 @@ UNTOUCHED = "nothing was changed"
 STAYS_CLOSED = "the log stays closed until `streamproc recover` has come to its end; run it again"
 
 
-class Plan(Struct, frozen=True):
+class RecoveryPlan(Struct, frozen=True):
     """What there is to do. `broken`: partitions to rebuild; `bank_only`: all are rebuilt, only the bank was not
     asked yet."""
 
@@ -116,7 +116,7 @@ class Recovered:
     """What the archive could not give back."""
 
 
-async def look(settings: Settings) -> Plan:
+async def look(settings: Settings) -> RecoveryPlan:
     """Find what has to be recovered. Raises JobFailed if there is nothing to recover from, nothing to do, or
     Postgres is away."""
     heads = await _heads(settings)
@@ -135,10 +135,12 @@ async def look(settings: Settings) -> Plan:
     if finished and not marks.unreconciled:
         raise JobFailed("there is nothing to recover: the log is well, and has what the archive has")
     entries = sum(one.head.seq for one in broken)
-    return Plan(settings.partitions, broken, entries, interrupted=marks.recovering, bank_only=finished)
+    return RecoveryPlan(
+        settings.partitions, broken, entries, interrupted=marks.recovering, bank_only=finished
+    )
 
 
-async def refuse_unneeded(settings: Settings, plan: Plan, disowned: Sequence[Statement]) -> None:
+async def refuse_unneeded(settings: Settings, plan: RecoveryPlan, disowned: Sequence[Statement]) -> None:
     """Raise InputError for a statement about a partition that is not rebuilt: once it is open `log disown` records
     that.
 
@@ -173,7 +175,7 @@ async def _heads(settings: Settings) -> dict[int, Head]:
 
 async def rebuild(
     settings: Settings,
-    plan: Plan,
+    plan: RecoveryPlan,
     *,
     disowned: Sequence[Statement] = (),
     on_progress: OnProgress = lambda _: None,
@@ -230,7 +232,7 @@ async def _rebuild_all(
 
 
 @asynccontextmanager
-async def _locked(dsn: str, plan: Plan) -> AsyncIterator[None]:
+async def _locked(dsn: str, plan: RecoveryPlan) -> AsyncIterator[None]:
     """Lock the archive of the broken partitions against other writers, so that it does not change."""
     async with connection(dsn, name="streamproc recover locks") as db:
         for condition in plan.broken:

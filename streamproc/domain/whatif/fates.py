@@ -23,7 +23,7 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.record import Review
 from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_not_now, why_refused
-from streamproc.domain.whatif.comparison import Change, Comparison, Outcome
+from streamproc.domain.whatif.comparison import ChangedPayout, Comparison, Outcome
 from streamproc.domain.whatif.judge import Assumptions, Judge, Judgement, recorded_windows
 from streamproc.domain.whatif.trial import Books, DecodedEntry, Trial, reputation_of
 
@@ -267,7 +267,7 @@ class Fates:
         if fate.new_end[0] == "APPROVED" != fate.old_end[0]:
             self._found.assume(PAID, fate.amount)
         self._found.close(
-            Change(
+            ChangedPayout(
                 payout=fate.payout,
                 agent=fate.agent,
                 vendor=fate.vendor,
