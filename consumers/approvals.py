@@ -24,11 +24,12 @@ from msgspec.structs import replace
 from consumers.verdicts import decision_of, noted_by, slot
 from consumers.vet import looked_up
 from streamproc.domain.approval import approved
-from streamproc.domain.asks import ask_of
+from streamproc.domain.asks import ask_of, uses
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import US, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import BudgetReserved, EntitySeen, Event, Finding, Identity, PayoutScreened
-from streamproc.domain.governance import RULES, Case, Reputation, conclude, find, uses
+from streamproc.domain.governance import RULES, conclude, find
 from streamproc.domain.payouts import PayoutRecord, encode_record, fold
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.reminders import hold_timers

@@ -25,8 +25,9 @@ from streamproc.bench import cost, job
 from streamproc.bench.rig import Announce
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import Admission, Ask, Ledger
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import Event, PayoutDecided
-from streamproc.domain.governance import Case, Reputation, decide
+from streamproc.domain.governance import decide
 from streamproc.domain.payouts import encode_record
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events, encode_events, payout_of

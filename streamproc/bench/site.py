@@ -29,8 +29,9 @@ from streamproc.bench import cost, job
 from streamproc.bench.arguments import environment
 from streamproc.bench.rig import fresh_valkey
 from streamproc.bench.webhooks import HOST, SIGNED_WITH
+from streamproc.domain.case import Reputation
+from streamproc.domain.domains import vendor_of
 from streamproc.domain.events import PolicyChanged
-from streamproc.domain.governance import Reputation, vendor_of
 from streamproc.domain.policy import ScopeState, parse_policy_file, plan_changes
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from streamproc.domain.agent_note import NOTE
-from streamproc.domain.domains import without_login
+from streamproc.domain.domains import vendor_of, without_login
 from streamproc.domain.facts import BankPayout
-from streamproc.domain.governance import vendor_of
 from streamproc.domain.intent import Beneficiary, masked, without_personal
 from streamproc.domain.legal_entities import is_lei
 from streamproc.domain.money import rupees

@@ -7,7 +7,7 @@ so that a person can correct a file in one go. Amounts are integer paise: floats
 import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
@@ -21,6 +21,8 @@ from streamproc.domain.policy_report import Path, Report, shown, unknown
 Fields: TypeAlias = dict[str, object]
 Reader: TypeAlias = Callable[[object], object]
 Weekday: TypeAlias = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+WEEKDAYS: tuple[Weekday, ...] = get_args(Weekday)
+"""As `datetime.weekday` counts them."""
 
 DAY_S = 86_400
 HOLD_TTL_S_MIN = 60
@@ -41,7 +43,6 @@ _NO_STEP = frozenset({"", ".", ".."})
 """Parts of a path that clients and proxies remove."""
 _FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class RateLimit(Struct, frozen=True):
@@ -302,7 +303,7 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "anomaly": _flag,
     "anomaly_profile": _optional(lambda value: read_profile(value, _timezone)),
     "hours": _optional(_hours),
-    "days": _list_of(_one_of(*_DAYS)),
+    "days": _list_of(_one_of(*WEEKDAYS)),
     "currencies": _list_of(_currency, least=1),
     "team": _optional(identifier),
     "queued_hold": _one_of("cancel", "allow"),

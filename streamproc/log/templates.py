@@ -13,9 +13,9 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from streamproc.domain.asks import uses
 from streamproc.domain.budget import US, Ask, Window
 from streamproc.domain.events import BeneficiaryNoted, Event, TimerFired
-from streamproc.domain.governance import uses
 from streamproc.domain.payouts import PayoutRecord, encode_record, is_terminal
 from streamproc.domain.wire import encode_events
 

@@ -11,8 +11,8 @@ from consumers import approvals
 from consumers.approvals import Approval, Templates
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import RateAsk, Window
+from streamproc.domain.case import NO_URL, Reputation
 from streamproc.domain.events import BeneficiarySeen
-from streamproc.domain.governance import NO_URL, Reputation
 from streamproc.domain.payouts import encode_record, fold
 from streamproc.domain.policy import AgentPolicy, ScopeState, build_book
 from streamproc.domain.wire import encode_events

@@ -18,6 +18,7 @@ from streamproc.domain import governance, narrowed
 from streamproc.domain.asks import charged_windows, vendor_charged
 from streamproc.domain.beneficiaries import NOTED, BeneficiarySeen
 from streamproc.domain.budget import NOTHING_ASKED, QUARTER_US, US
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import Finding, PayoutObserved
 from streamproc.domain.identity import party_of
 from streamproc.domain.intent import intent_id
@@ -103,9 +104,9 @@ def book_of(text: str) -> PolicyBook:
 async def reputations() -> Reputations:
     """Clean ones, for a day."""
 
-    async def lookup(urls: Sequence[str]) -> Mapping[str, governance.Reputation]:
+    async def lookup(urls: Sequence[str]) -> Mapping[str, Reputation]:
         until = NOW + 86_400 * US
-        return {url: governance.Reputation("clean", checked_at=NOW, fresh_until=until) for url in urls}
+        return {url: Reputation("clean", checked_at=NOW, fresh_until=until) for url in urls}
 
     known = Reputations(lookup)
     await known.of([url for url in URLS if url], NoCache(), NOW)
@@ -302,7 +303,7 @@ async def test_of_who_is_held_by_a_score_nothing_is_remembered(book: PolicyBook)
 async def test_where_a_rule_is_asked_that_nobody_looked_into_nothing_is_remembered(
     book: PolicyBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def new(_: governance.Case) -> Finding | None:
+    def new(_: Case) -> Finding | None:
         return None
 
     monkeypatch.setitem(governance.RULES, "approval", (*governance.RULES["approval"], new))
@@ -369,11 +370,11 @@ async def test_windows_are_those_of_the_payout_whatever_was_asked_before(other: 
     book = book_of(f"{POLICIES}accounts: {json.dumps(limits)}\n")
     kept = plans.Plans(Templates(), ZONE).under(book).terms
 
-    def case(**of: Any) -> governance.Case:
+    def case(**of: Any) -> Case:
         record = fold([observed(**of)])
         assert record is not None
         party = party_of(record, book)
-        return governance.Case(record, party.identity, party.agent, ZONE, party.account, party.team)
+        return Case(record, party.identity, party.agent, ZONE, party.account, party.team)
 
     first, second = (case(**of) for of in OF_ITS_OWN[other])
     asked = [kept.windows(case) for case in (first, second, first)]
@@ -391,7 +392,7 @@ async def test_agents_ask_in_turn_for_the_same_as_before(book: PolicyBook) -> No
         assert kept.windows(case) is windows
 
 
-def case_of(book: PolicyBook, agent: str, at: int) -> governance.Case:
+def case_of(book: PolicyBook, agent: str, at: int) -> Case:
     record = fold([observed(agent=agent, at=at)])
     assert record is not None
-    return governance.Case(record, "claimed", book.agent(agent))
+    return Case(record, "claimed", book.agent(agent))

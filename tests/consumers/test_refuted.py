@@ -10,8 +10,8 @@ import consumers
 from consumers.enact import execution
 from consumers.vet import Reputations
 from streamproc.clients.razorpay import CommandAnswer
+from streamproc.domain.case import Reputation
 from streamproc.domain.events import BankPayout, GovernanceBypassed, ReviewRefused
-from streamproc.domain.governance import Reputation
 from streamproc.domain.wire import type_of
 from streamproc.errors import TryAgain
 from streamproc.log import failures, scripts

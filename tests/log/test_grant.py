@@ -11,9 +11,11 @@ from redis.asyncio import Redis
 
 from consumers.verdicts import decision_of
 from streamproc.domain import governance
+from streamproc.domain.asks import uses
 from streamproc.domain.budget import Admission, Ask, BudgetAnswer, Ledger, RateAnswer, RateAsk, Window
+from streamproc.domain.case import Case
 from streamproc.domain.events import BudgetReserved, Event, Finding, TimerFired, VelocityChecked
-from streamproc.domain.governance import Case, conclude, find, uses, window_limit
+from streamproc.domain.governance import conclude, find, window_limit
 from streamproc.domain.payouts import PayoutRecord, decode_record, encode_record
 from streamproc.domain.policy import ScopeState, build_book
 from streamproc.domain.record import Reservation

@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from streamproc.domain.budget import US, Window
+from streamproc.domain.case import NO_URL, Reputation, case_under
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.events import (
     BudgetReserved,
@@ -18,7 +19,6 @@ from streamproc.domain.events import (
     ReputationChecked,
     ReviewCounted,
 )
-from streamproc.domain.governance import NO_URL, Reputation, case_under
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.record import Review
