@@ -37,6 +37,7 @@ from streamproc.log.tokens import take_request
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.hostile.mutations import CASES, SEED
+from tests.log.test_letters import closing
 from tests.words import ACCOUNT, NOW, observed
 
 NAMES = Names(0)
@@ -177,8 +178,7 @@ async def work(url: str) -> None:
         client, group = engine.client, engine.groups[0].name
         (letter, fields), *_ = await client.xrange(NAMES.dead)
         entry = dict(zip(fields[::2], fields[1::2], strict=True))[b"entry"].decode()
-        record: dict[str, Any] = {"group": group, "entry": entry, "e": b"[]", "m": b"{}"}
-        await letters.close_letter(client, NAMES, letter.decode(), action="redrive", **record)
+        await letters.close_letter(client, NAMES, closing(letter.decode(), entry, "redrive", group))
         last = (await client.xrevrange(NAMES.log, count=1))[0][0].decode()
         await trim.trim(client, NAMES, anchor=last, retention_s=0)
     async with connected(url) as client:
