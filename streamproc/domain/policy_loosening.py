@@ -12,6 +12,7 @@ from msgspec.structs import fields, replace
 
 from streamproc.domain.anomaly import AnomalyProfile
 from streamproc.domain.domains import DomainRule, parse_rule
+from streamproc.domain.plain import listed
 from streamproc.domain.policy_changes import FREEZE, ScopeState
 from streamproc.domain.policy_events import Loosening, PolicyChanged
 from streamproc.domain.policy_fields import (
@@ -30,6 +31,8 @@ Looser: TypeAlias = Callable[[Any, Any], str]
 """Says why the new value may let more through than the old one; empty if it certainly does not."""
 
 _DAY_MINUTES = 24 * 60
+RULES_SHOWN, RULE_SHOWN_CHARS = 3, 60
+"""Domain rules that are named, and how much of each: whoever confirms has to read them."""
 
 
 def _limit(old: int | None, new: int | None) -> str:
@@ -104,8 +107,8 @@ def _blocked(old: Sequence[str], new: Sequence[str]) -> str:
     return f"does not block {_named(gone)} any more" if gone else ""
 
 
-def _named(texts: Sequence[str]) -> str:
-    return ", ".join(text[:60] for text in texts[:3]) + (f" and {len(texts) - 3} more" if texts[3:] else "")
+def _named(rules: Sequence[str]) -> str:
+    return listed([rule[:RULE_SHOWN_CHARS] for rule in rules], RULES_SHOWN)
 
 
 def _uncovered(texts: Sequence[str], by: Sequence[str], *, block: bool = False) -> list[str]:

@@ -1,6 +1,7 @@
 """`doctor` on policies: rules that are asked for and cannot find anything."""
 
 from streamproc.domain.calibration import profile_wanted
+from streamproc.domain.plain import listed
 from streamproc.errors import JobFailed, LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.inspect import partitions_of_log
@@ -34,8 +35,6 @@ async def examine_policies(settings: Settings) -> list[Check]:
     wanted = [agent for agent in sorted(agents) if profile_wanted(agent, agents[agent])]
     if not wanted:
         return []
-    named = ", ".join(wanted[:AGENTS_SHOWN_MAX]) + (
-        f" and {len(wanted) - AGENTS_SHOWN_MAX} more" if wanted[AGENTS_SHOWN_MAX:] else ""
-    )
+    named = listed(wanted, AGENTS_SHOWN_MAX)
     todo = f"measure them: streamproc policy calibrate {wanted[0]}"
     return [Check("anomaly", "note", f"is on and has no profile, so it holds nothing of: {named}", todo)]

@@ -10,6 +10,7 @@ import consumers
 from streamproc.api.health import Check, Ready
 from streamproc.archive.gauges import positions
 from streamproc.domain.entry_ids import ZERO
+from streamproc.domain.plain import listed
 from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.log.connection import connected
 from streamproc.log.health import (
@@ -118,8 +119,7 @@ async def _postgres(settings: Settings, pool: asyncpg.Pool) -> Found:
             True,
             f"answers; a projector has opened {settings.partitions} of {settings.partitions} partitions",
         )
-    few, more = ", ".join(unopened[:UNOPENED_SHOWN]), len(unopened) - UNOPENED_SHOWN
-    return False, f"no projector has opened partition {few}" + (f" and {more} more" if more > 0 else "")
+    return False, f"no projector has opened partition {listed(unopened, UNOPENED_SHOWN)}"
 
 
 async def _archive(settings: Settings, pool: asyncpg.Pool) -> Found:
