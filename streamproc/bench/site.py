@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 import consumers
 from consumers.answers import cache_key
 from projections.schema import prepare
-from streamproc import processes
+from streamproc import ports, processes
 from streamproc.bench import cost, job
 from streamproc.bench.arguments import environment
 from streamproc.bench.rig import fresh_valkey
@@ -163,7 +163,7 @@ class Site:
 
     async def serve(self, stack: AsyncExitStack) -> Role:
         """Start `serve`. Returns when it listens."""
-        self.port = stack.enter_context(processes.reserved_port())
+        self.port = stack.enter_context(ports.reserved_port())
         role = await stack.enter_async_context(self.role("serve"))
 
         async def listens() -> bool:
