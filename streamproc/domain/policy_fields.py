@@ -15,6 +15,7 @@ from msgspec import Struct
 from streamproc.domain.anomaly import AnomalyProfile, read_profile, written_profile
 from streamproc.domain.domains import parse_rule
 from streamproc.domain.duration import duration_s
+from streamproc.domain.intent_rules import FUND_ACCOUNT_ID
 from streamproc.domain.money import AMOUNT_MAX_PAISE
 from streamproc.domain.policy_report import Path, Report, shown, unknown
 
@@ -41,7 +42,6 @@ _PATHS_BEGIN, _PATHS_END = ("proposals",), ("history", "budget")
 """An agent's name may have a `/`, and must not begin or end like other paths below /v1/policies and /v1/agents."""
 _NO_STEP = frozenset({"", ".", ".."})
 """Parts of a path that clients and proxies remove."""
-_FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
 
 
@@ -161,7 +161,7 @@ def agent_with_policy(value: object) -> str:
 
 def fund_account(value: object) -> str:
     """The bank's id of a fund account."""
-    if not isinstance(value, str) or not _FUND_ACCOUNT.fullmatch(value):
+    if not isinstance(value, str) or not FUND_ACCOUNT_ID.fullmatch(value):
         raise ValueError(f"must be a fund account id like fa_00000000000001, not {shown(value)}")
     return value
 

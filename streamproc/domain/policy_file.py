@@ -27,7 +27,7 @@ from streamproc.domain.policy_fields import (
     read_policy,
 )
 from streamproc.domain.policy_report import Path, Report, shown, unknown
-from streamproc.domain.reviewers import SLACK
+from streamproc.domain.reviewers import SLACK, SLACK_USER
 from streamproc.domain.toml_lines import toml_lines
 
 FILE_CHARS_MAX = 1_048_576
@@ -42,7 +42,6 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*)?\.?[0-9]+([eE][-+]?[0-9]+)?|[-+]?[0-9]+\.")
 """What YAML reads as a float, except .inf and .nan, which stay text; no field takes either."""
 _INTEGER_CHARS_MAX = 40
-_SLACK_USER = re.compile(r"[UW][A-Za-z0-9]{1,31}")
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -198,7 +197,7 @@ def _check_slack(field: str, user: object, path: Path, taken: dict[str, str], re
 
 
 def _slack_user(value: object) -> str:
-    if not isinstance(value, str) or not _SLACK_USER.fullmatch(value):
+    if not isinstance(value, str) or not SLACK_USER.fullmatch(value):
         raise ValueError(f"must be a Slack user id like U012ABCDEF, not {shown(value)}")
     return value
 
