@@ -65,7 +65,6 @@ _due, _defer = Script("due", "checks"), Script("defer", "checks")
 _due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
 _change_state = Script("change_state", "checks")
 _open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
-_lease = Script("lease", "checks")
 
 
 class Keys:
@@ -386,15 +385,3 @@ async def change_state(
     flat = [x for pair in fields for x in pair]
     done, answer = await _change_state(client, [names.log, state], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
-
-
-async def lease(
-    client: Redis, names: Names, job: str, owner: str, *, lasts_s: float, gives_way: str = ""
-) -> tuple[int, str]:
-    """Take or renew a job's lease, or give it back (`lasts_s` 0); our term (0: we do not have it) and its owner.
-
-    It is taken from an owner whose name begins with `gives_way` as well.
-    """
-    keys = [names.lease(job), names.terms]
-    term, holder = await _lease(client, keys, [owner, int(lasts_s * 1000), gives_way])
-    return int(term), holder.decode()

@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 import streamproc.log
 from streamproc.domain import events as e
-from streamproc.log import claims, failures, letters, restore, scripts, trim
+from streamproc.log import claims, failures, lease, letters, restore, scripts, trim
 from streamproc.log.connection import connected
 from streamproc.log.dead_consumers import DeadConsumers
 from streamproc.log.digests import Alert, Digests
@@ -209,7 +209,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await pace.aclose()
     await take_request(client, "t", per_min=2, reads=False)
     await Policies(NAMES).now(client)
-    await scripts.lease(client, NAMES, "job", "me", lasts_s=60)
+    await lease.take_lease(client, NAMES, "job", "me", lasts_s=60)
     counting = Digests(url, gather_s=0.0)
     await counting.count(0, [Alert("LIMIT", "of bot", f"pout_{n}", 100) for n in range(3)])
     (digest,) = await counting.take(1)
