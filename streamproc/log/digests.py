@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from streamproc.domain.events import NotificationSent
 from streamproc.domain.wire import encode_events, written_by
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected, named_errors
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.scripts import BATCH_MAX, Keys, Script
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from streamproc.domain.entry_ids import id_key
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import CommandRefused, named_errors
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.nodes import every_node, text_of
 

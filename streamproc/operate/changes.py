@@ -13,7 +13,7 @@ from streamproc.domain.policy_changes import Contended
 from streamproc.domain.policy_events import Loosening, ScopeChange
 from streamproc.domain.policy_loosening import loosened, two_people
 from streamproc.domain.proposals import Proposal
-from streamproc.log.inspect import clock_us
+from streamproc.log.clock import clock_us
 from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
 from streamproc.operate.change_lease import ChangeLease, change_lease

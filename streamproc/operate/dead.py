@@ -15,6 +15,7 @@ from streamproc.domain.shown import event_json, iso
 from streamproc.domain.wire import decode_events, payout_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import inspect, letters
+from streamproc.log.clock import clock_us
 from streamproc.log.inspect import DeadLetter
 from streamproc.operate.site import Site
 
@@ -109,7 +110,7 @@ async def _close(
     if letter is None:
         raise await _gone(site, where)
     event = DeadLetterClosed(
-        at=await inspect.clock_us(site.client),
+        at=await clock_us(site.client),
         payout=_payout_in(letter),
         group=letter.group,
         entry=letter.entry,

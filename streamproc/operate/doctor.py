@@ -15,6 +15,7 @@ from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.domain.shown import iso
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_webhook import verify
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.failures import LATE_S
@@ -28,7 +29,7 @@ from streamproc.log.health import (
     server_settings,
     without_limit,
 )
-from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
+from streamproc.log.inspect import log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check, missing

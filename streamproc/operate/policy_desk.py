@@ -22,7 +22,8 @@ from streamproc.domain.policy_changes import (
 )
 from streamproc.domain.proposals import Proposal
 from streamproc.errors import InputError
-from streamproc.log.inspect import clock_us, counted_in
+from streamproc.log.clock import clock_us
+from streamproc.log.inspect import counted_in
 from streamproc.log.names import Names, partition_of
 from streamproc.log.policies import read_scopes
 from streamproc.log.tokens import read_tokens

@@ -14,8 +14,9 @@ from streamproc.domain.entry_ids import id_key
 from streamproc.domain.reconciliation import Mismatch, windows_apart
 from streamproc.errors import TryAgain
 from streamproc.log.batch import BATCH_TIMEOUT_S
+from streamproc.log.clock import clock_us
 from streamproc.log.health import group_states
-from streamproc.log.inspect import clock_us, counted_budgets, log_stats
+from streamproc.log.inspect import counted_budgets, log_stats
 from streamproc.log.names import Names
 
 LOOK_AGAIN_S = 2.0

@@ -34,9 +34,10 @@ from streamproc.archive.store import (
 )
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed, TryAgain
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
 from streamproc.log.cursor import poll_cursor_name
-from streamproc.log.inspect import clock_us, entry_at
+from streamproc.log.inspect import entry_at
 from streamproc.log.names import Names, partition_of
 from streamproc.log.restore import (
     Restorer,

@@ -9,9 +9,9 @@ import consumers
 from projections.schema import prepare
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.store import connection, open_head
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
 from streamproc.log.health import Deferred, deferred
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import readiness
