@@ -4,13 +4,12 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from time import monotonic, time_ns
-from typing import Any
 
 from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import NOTED
-from streamproc.domain.budget import NOTHING_ASKED
+from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
 from streamproc.domain.payouts import decode_record, encode_record, unknown_in
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
@@ -198,7 +197,7 @@ class Handler:
     def _context(self, client: Redis, now_us: int, book: PolicyBook, at_ns: int) -> BatchContext:
         """The context of a batch that begins now; Redis's clock was `now_us` when this host's was `at_ns`."""
 
-        async def admit(asks: Sequence[Any]) -> list[Any]:
+        async def admit(asks: Sequence[Ask]) -> list[Admission]:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
         ctx = BatchContext(
@@ -218,7 +217,7 @@ class Handler:
         """Start a work from its payout's row. A row that cannot be read fails this entry, not the worker."""
         keep = self.group.outputs_are_facts and work.stale_times > 0
         if row is None:
-            work.open(b"-1", None, work.admission, keep=keep)
+            work.open(scripts.UNCHECKED, None, work.admission, keep=keep)
             return
         version, record, admission = b"0", None, NOTHING_ASKED
         if row is not scripts.NO_ROW:

@@ -135,6 +135,8 @@ class Committed(IntEnum):
 
 _STATUSES = tuple(Committed)
 
+UNCHECKED = b"-1"
+"""Instead of a version: the commit does not ask whether the payout has moved on. For entries about no payout."""
 FOR_GOOD = -1
 """Lifts the time limit of a record that was finished and is open again."""
 
@@ -145,7 +147,7 @@ class Handover:
 
     entry: bytes
     payout: str = ""
-    version: bytes = b"-1"
+    version: bytes = UNCHECKED
     record: bytes = b""
     keep_s: int = 0
     """0: no time limit is set; FOR_GOOD: one that was set is lifted."""

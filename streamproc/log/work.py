@@ -51,12 +51,19 @@ class Work(Struct, eq=False):
     taken: bool = False
     """It came from retries or from another consumer, so the commit removes traces of earlier attempts."""
     loaded: PayoutRecord | None = None
+    """The payout's record as Redis had it when the batch was loaded; None if it had none."""
     version: bytes = b"0"
+    """Of that record: the commit fails if it has moved on."""
     record: PayoutRecord | None = None
+    """The record with this entry, and with what the stages have emitted so far."""
     admission: Admission = NOTHING_ASKED
+    """What the counters answered to the payout, in this pass or before."""
     out: list[Event] = []
+    """The events to append with the commit, in order."""
     timers: list[TimerFired] = []
+    """Timers to set with it."""
     settle: Settlement = ""
+    """What is to become of the reservation with it."""
     fees: int = 0
     """All fees that are committed with the amount (paise)."""
     beneficiary: BeneficiarySeen | None = None
