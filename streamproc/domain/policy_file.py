@@ -100,7 +100,7 @@ def _checked(document: object, report: Report) -> PolicyFile:
     for section in sections:
         if section not in SECTIONS:
             report.add((section,), unknown(section, SECTIONS))
-    policies, accounts, teams = (_named(sections, s, report) for s in ("policies", "accounts", "teams"))
+    policies, accounts, teams = (_entries_of(sections, s, report) for s in ("policies", "accounts", "teams"))
     for agent, fields in policies.items():
         read_policy(fields, report, ("policies", agent))
     for section, scopes in (("accounts", accounts), ("teams", teams)):
@@ -130,7 +130,7 @@ def _or_empty(value: object) -> object:
     return {} if value is None else value
 
 
-def _named(sections: dict[str, object], section: str, report: Report) -> dict[str, object]:
+def _entries_of(sections: dict[str, object], section: str, report: Report) -> dict[str, object]:
     """The entries of a section that maps ids; an id without a value has no fields of its own."""
     entries = _or_empty(sections.get(section))
     if not isinstance(entries, dict):
@@ -160,7 +160,7 @@ def _reviewers(value: object, report: Report) -> dict[str, Fields]:
             else:
                 names[name] = {}
         value = names
-    reviewers = _named({"reviewers": value}, "reviewers", report)
+    reviewers = _entries_of({"reviewers": value}, "reviewers", report)
     slack_users: dict[str, str] = {}
     alike: dict[str, str] = {}
     for name, fields in reviewers.items():
@@ -218,7 +218,7 @@ _BINDINGS: dict[str, Reader] = {
 
 
 def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:
-    agents = _named(sections, "agents", report)
+    agents = _entries_of(sections, "agents", report)
     for agent, fields in agents.items():
         if not isinstance(fields, dict):
             report.add(("agents", agent), f"must be like {{fund_accounts: [fa_1]}}, not {shown(fields)}")
