@@ -79,10 +79,6 @@ Tell = Callable[[Pass, int, float], Awaitable[None]]
 """Saves the result of a pass, the failures in a row, and the seconds until the next one."""
 
 
-async def tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
-    """Save nothing."""
-
-
 class Listing:
     """Reads one bank account's list into the log, a pass at a time. `account` is the id that its webhooks carry: the
     same payout, the same partition."""
@@ -178,8 +174,8 @@ class Poller:
         listing: Listing,
         *,
         interval_s: float,
-        is_active: Callable[[], bool] = lambda: True,
-        tell: Tell = tell_nobody,
+        is_active: Callable[[], bool],
+        tell: Tell,
     ) -> None:
         self._listing = listing
         self._interval_s = interval_s
