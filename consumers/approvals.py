@@ -24,11 +24,12 @@ from msgspec.structs import replace
 from consumers.verdicts import decision_of, noted_by, slot
 from consumers.vet import looked_up
 from streamproc.domain.approval import approved
-from streamproc.domain.asks import ask_of
+from streamproc.domain.asks import ask_of, uses
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import US, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import BudgetReserved, EntitySeen, Event, Finding, Identity, PayoutScreened
-from streamproc.domain.governance import RULES, Case, Reputation, conclude, find, uses
+from streamproc.domain.governance import RULES, conclude, find
 from streamproc.domain.payouts import PayoutRecord, encode_record, fold
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.reminders import hold_timers
@@ -40,8 +41,8 @@ from streamproc.log.templates import (
     PAYOUT,
     RECEIVED_AT,
     VALUES,
-    Fate,
     Offer,
+    OfferFate,
     RecordAndEvents,
     Template,
     as_filled,
@@ -84,7 +85,7 @@ class Approval(Struct, frozen=True):
     entity: EntitySeen | None = None
     """What the register said of its contact, if that was asked."""
 
-    def outputs(self, fate: Fate = Fate.DONE) -> RecordAndEvents:
+    def outputs(self, fate: OfferFate = OfferFate.DONE) -> RecordAndEvents:
         """The payout's record afterwards and the events that the stages would write, if the counters' answer is `fate`.
 
         What only the counters know is 0; of a rejection for want of room, the window is the first one.
@@ -99,12 +100,12 @@ class Approval(Struct, frozen=True):
             findings=self._found("screening"),
             beneficiary=record.beneficiary,
         )
-        if fate is Fate.NO_SLOT:
+        if fate is OfferFate.NO_SLOT:
             return self._rejected("velocity", Admission(rate=self._slot(limited=True)), screened)
         checked = slot(record.payout, at, self._slot(), screened.findings)
         found = self._found("screening", "reputation")
         vetted = looked_up(at, record.payout, self.reputation, found, self.entity)
-        if fate is Fate.NO_ROOM:
+        if fate is OfferFate.NO_ROOM:
             return self._rejected("budget", Admission(budget=self._no_room()), screened, checked, vetted)
         reserved = BudgetReserved(
             at=at,
@@ -265,18 +266,24 @@ def _template_of(marked: Approval) -> Template:
     record, rate = marked.record, marked.rate
     ask = ask_of(record, rate, marked.windows)
 
-    def template(of: Callable[[Ask, str, str], tuple[str, str]], fate: Fate) -> Template:
+    def template(of: Callable[[Ask, str, str], tuple[str, str]], fate: OfferFate) -> Template:
         return template_with(*map(_with_blanks, of(ask, *_texts(marked, fate))))
 
     # Where the limit holds instead of rejecting, the chain goes on with the other rules.
-    no_slot = template(no_slot_of, Fate.NO_SLOT) if rate is not None and not rate.hold else None
+    no_slot = template(no_slot_of, OfferFate.NO_SLOT) if rate is not None and not rate.hold else None
     return replace(
-        template(template_of, Fate.DONE), no_slot=no_slot, no_room=template(no_room_of, Fate.NO_ROOM)
+        template(template_of, OfferFate.DONE),
+        no_slot=no_slot,
+        no_room=template(no_room_of, OfferFate.NO_ROOM),
     )
 
 
-def _templates_in(template: Template) -> list[tuple[Fate, Template]]:
-    templates = (Fate.DONE, template), (Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)
+def _templates_in(template: Template) -> list[tuple[OfferFate, Template]]:
+    templates = (
+        (OfferFate.DONE, template),
+        (OfferFate.NO_SLOT, template.no_slot),
+        (OfferFate.NO_ROOM, template.no_room),
+    )
     return [(fate, given) for fate, given in templates if given is not None]
 
 
@@ -331,7 +338,7 @@ def _repeated(text: str) -> str:
     return json_of(text).decode()
 
 
-def _texts(approval: Approval, fate: Fate) -> tuple[str, str]:
+def _texts(approval: Approval, fate: OfferFate) -> tuple[str, str]:
     record, out = approval.outputs(fate)
     return encode_record(record).decode(), encode_events(out).decode()
 

@@ -14,10 +14,9 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
-from consumers.bank_events import record_answer, record_sighting
 from consumers.verdicts import stopped
 from streamproc.domain.copies import COPIES_MAX, copy_of
-from streamproc.domain.events import BankPayout, CommandOutcome
+from streamproc.domain.events import BankCommandAnswered, BankPayout, CommandOutcome, PayoutObserved
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
@@ -141,12 +140,31 @@ async def look_for_lost(attempt: Attempt) -> None:
             f" for {LOST_FOR_GOOD_S // 60} minutes, and keeps its money meanwhile",
             after_s=max(LOOK_AGAIN_S, waited_s / 4),
         )
-    record_answer(work, ctx, "create", "not_needed", "")
+    work.emit(
+        BankCommandAnswered(
+            at=ctx.now_us, payout=work.payout, command="create", outcome="not_needed", bank_status=""
+        )
+    )
 
 
 def take_for_ours(work: Work, ctx: BatchContext, payout: str, status: str) -> None:
     """Record that a payout at the bank is the lost attempt of a stopped intent: it stays so, however it ends."""
-    record_answer(work, ctx, "create", "already", status, bank_payout=payout)
+    work.emit(
+        BankCommandAnswered(
+            at=ctx.now_us,
+            payout=work.payout,
+            command="create",
+            outcome="already",
+            bank_status=status,
+            bank_payout=payout,
+        )
+    )
+
+
+def record_sighting(work: Work, ctx: BatchContext, facts: BankPayout) -> None:
+    """Record that execution asked the bank about the work's payout, and how the bank shows it."""
+    account = work.known().account
+    work.emit(PayoutObserved(at=ctx.now_us, payout=work.payout, account=account, source="fetch", facts=facts))
 
 
 def _check_debit(record: PayoutRecord, debit: Debit) -> None:
@@ -300,31 +318,36 @@ async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None
             f"ALARM: the bank knows the key of intent {record.payout} with another body, {said}: was the account number"
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
-    record_answer(
-        attempt.work,
-        attempt.ctx,
-        "create",
-        "refused",
-        "failed",
-        http_status=answer.http_status,
-        code=answer.code,
-        problem=problem,
-        caused_by=attempt.caused_by,
+    attempt.work.emit(
+        BankCommandAnswered(
+            at=attempt.ctx.now_us,
+            payout=record.payout,
+            command="create",
+            outcome="refused",
+            bank_status="failed",
+            http_status=answer.http_status,
+            code=answer.code,
+            problem=problem,
+            caused_by=attempt.caused_by,
+        )
     )
     return None
 
 
 def _bind(attempt: Attempt, payout: BankPayout, outcome: CommandOutcome, http_status: int = 0) -> BankPayout:
     """Record that this payout at the bank is the intent's."""
-    record_sighting(attempt.work, attempt.ctx, payout)
-    record_answer(
-        attempt.work,
-        attempt.ctx,
-        "create",
-        outcome,
-        payout.status,
-        http_status=http_status,
-        caused_by=attempt.caused_by,
-        bank_payout=payout.id,
+    work, ctx = attempt.work, attempt.ctx
+    record_sighting(work, ctx, payout)
+    work.emit(
+        BankCommandAnswered(
+            at=ctx.now_us,
+            payout=work.payout,
+            command="create",
+            outcome=outcome,
+            bank_status=payout.status,
+            http_status=http_status,
+            caused_by=attempt.caused_by,
+            bank_payout=payout.id,
+        )
     )
     return payout

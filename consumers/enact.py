@@ -13,7 +13,6 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from consumers.bank_events import record_answer, record_sighting
 from consumers.concurrency import run_bounded
 from consumers.create import (
     LOOK_AGAIN_S,
@@ -23,6 +22,7 @@ from consumers.create import (
     Debit,
     create,
     look_for_lost,
+    record_sighting,
     take_for_ours,
 )
 from consumers.recall import Archived, forgotten
@@ -30,6 +30,7 @@ from consumers.verdicts import stopped
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
+    BankCommandAnswered,
     BankPayout,
     CancelRequested,
     CommandOutcome,
@@ -184,14 +185,16 @@ async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank:
     outcome: CommandOutcome = (
         "done" if sent else "already" if facts.status in REACHED["cancel"] else "not_needed"
     )
-    record_answer(
-        work,
-        ctx,
-        command or "cancel",
-        outcome,
-        facts.status,
-        caused_by=caused_by,
-        bank_payout=payout,
+    work.emit(
+        BankCommandAnswered(
+            at=ctx.now_us,
+            payout=work.payout,
+            command=command or "cancel",
+            outcome=outcome,
+            bank_status=facts.status,
+            caused_by=caused_by,
+            bank_payout=payout,
+        )
     )
 
 
@@ -217,7 +220,12 @@ def _moved_on(work: Work, cause: Cause, ctx: BatchContext, status: str) -> None:
     """Record that no command is needed any more: an earlier call of ours had effect, or the bank moved on by itself."""
     command = asked_for(cause)
     if command is not None:
-        record_answer(work, ctx, command, "already" if status in REACHED[command] else "not_needed", status)
+        outcome: CommandOutcome = "already" if status in REACHED[command] else "not_needed"
+        work.emit(
+            BankCommandAnswered(
+                at=ctx.now_us, payout=work.payout, command=command, outcome=outcome, bank_status=status
+            )
+        )
 
 
 def _remarks(order: _Order) -> str:
@@ -264,14 +272,16 @@ async def _send(work: Work, order: _Order, ctx: BatchContext, bank: Bank) -> Non
                 f" ({answer.problem}) and it is still {status}; when that is mended, redrive this dead letter"
             )
         outcome = "already" if status in REACHED[order.command] else "refused"
-    record_answer(
-        work,
-        ctx,
-        order.command,
-        outcome,
-        status,
-        http_status=answer.http_status,
-        code=answer.code,
-        problem=answer.problem,
-        caused_by=order.caused_by,
+    work.emit(
+        BankCommandAnswered(
+            at=ctx.now_us,
+            payout=work.payout,
+            command=order.command,
+            outcome=outcome,
+            bank_status=status,
+            http_status=answer.http_status,
+            code=answer.code,
+            problem=answer.problem,
+            caused_by=order.caused_by,
+        )
     )

@@ -19,8 +19,9 @@ from consumers.recall import gone_before, young_s_of
 from consumers.verdicts import decision_of
 from consumers.vet import Reputations
 from streamproc.domain.asks import ask_of
+from streamproc.domain.case import Case
 from streamproc.domain.events import Finding, PayoutObserved, PayoutRequested
-from streamproc.domain.governance import RULES, Case, conclude, find, is_rejected
+from streamproc.domain.governance import RULES, conclude, find, is_rejected
 from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import rules_under
 from streamproc.domain.payouts import evolve, is_open

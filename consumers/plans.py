@@ -12,15 +12,15 @@ from weakref import WeakKeyDictionary
 
 from consumers.approvals import Approval, Templates, is_plain_id, json_of
 from consumers.reserve import Terms
-from streamproc.domain import governance as g
 from streamproc.domain.agent_note import NOTE
 from streamproc.domain.budget import QUARTER_US, Ask
+from streamproc.domain.case import NO_URL
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.intent import is_intent
 from streamproc.domain.narrowed import ANYTHING, REACH, about_the_url, rules_under
 from streamproc.domain.payouts import evolve
 from streamproc.domain.policy import AgentPolicy, PolicyBook
-from streamproc.log.templates import Fate, Offer, RecordAndEvents, Template
+from streamproc.log.templates import Offer, OfferFate, RecordAndEvents, Template
 
 PLANS_MAX = 4_096
 """Plans under one book of policies, for each consumer, some 1.6 kB each. When full, all are dropped."""
@@ -110,7 +110,7 @@ class BookPlans:
         ):
             return None
 
-        def outputs(fate: Fate) -> RecordAndEvents:
+        def outputs(fate: OfferFate) -> RecordAndEvents:
             return _approval(plan, event, now_us).outputs(fate)
 
         like = plan.approval
@@ -147,7 +147,7 @@ def plan_of(approval: Approval, offer: Offer) -> Plan | None:
         fund_account,
         (when[0], when[1]),
         amount_max,
-        reputation.fresh_until if reputation is not g.NO_URL else inf,
+        reputation.fresh_until if reputation is not NO_URL else inf,
         approval.record.received_at // QUARTER_US,
     )
 

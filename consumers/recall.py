@@ -19,6 +19,7 @@ from streamproc.domain.events import BankCommandAnswered, PayoutObserved, Payout
 from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord, fold, is_terminal
 from streamproc.domain.states import MOVED_STATUSES
+from streamproc.domain.wire import written_by
 from streamproc.errors import TryAgain
 from streamproc.log.work import BatchContext, Item, Stage, Work
 
@@ -35,8 +36,7 @@ PASS_S = 8.0
 batch that is cut off as a whole would put off payouts that need no archive."""
 ALARMS_WAIT_S = 2.0
 """Of one batch, questions about what seems to be a bypass begin by then. The rest is told without an answer."""
-_BY_EXECUTION = b'{"by":"' + EXECUTION.encode() + b'"'
-"""How the metadata of execution's entries begins."""
+_BY_EXECUTION = written_by(EXECUTION)
 
 
 def recall_stage(archived: Archived, retention_s: float) -> Stage:

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from consumers.verdicts import case_of, found_by, record_decision, record_reservation, record_slot
 from streamproc.domain.asks import ask_of, charged_windows, rate_ask, vendor_charged
 from streamproc.domain.budget import QUARTER_US, US, Ask, RateAsk, Window
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import PayoutScreened, ReputationChecked
-from streamproc.domain.governance import RULES, Case, Reputation, find, is_rejected
+from streamproc.domain.governance import RULES, find, is_rejected
 from streamproc.log.work import BatchContext, Item, Stage, Work
 
 TERMS_MAX = 4_096

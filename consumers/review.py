@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from consumers.verdicts import case_of, decide_as
 from consumers.vet import Reputations, looked_up
+from streamproc.domain.case import NO_URL, Reputation
 from streamproc.domain.events import (
     Evidence,
     Finding,
@@ -18,7 +19,7 @@ from streamproc.domain.events import (
     ReviewSubmitted,
     TimerFired,
 )
-from streamproc.domain.governance import NO_URL, Reputation, Verdict
+from streamproc.domain.governance import Verdict
 from streamproc.domain.review import (
     approvals_missing,
     recheck,

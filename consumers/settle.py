@@ -165,9 +165,10 @@ def _cancel(work: Work, ctx: BatchContext, before: PayoutRecord | None) -> None:
     `pending` to `queued`, or one of a stopped intent that turns up since an attempt had reached the bank after
     all."""
     record = work.known()
-    waits = record.bank_status == "pending" and record.intent is not None and record.maybe_sent
-    is_news = before is None or before.bank_status != record.bank_status
-    if not (record.bank_status == "queued" or waits) or not is_news:
+    if before is not None and before.bank_status == record.bank_status:
+        return  # asked for when it came to this
+    has_turned_up = record.bank_status == "pending" and record.intent is not None and record.maybe_sent
+    if record.bank_status != "queued" and not has_turned_up:
         return
     if any(type(event) is PayoutDecided for event in work.out):
         return  # decided in this pass: execution acts on the decision itself

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from streamproc.domain.asks import uses
 from streamproc.domain.beneficiaries import note, pair_of, to_note
 from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
+from streamproc.domain.case import DEFAULT_ZONE, Case, Reputation, case_under
 from streamproc.domain.events import (
     BankCommand,
     BeneficiaryNoted,
@@ -16,30 +18,18 @@ from streamproc.domain.events import (
     PayoutStopped,
     VelocityChecked,
 )
-from streamproc.domain.governance import (
-    BEFORE_MONEY_MOVES,
-    RULES,
-    Case,
-    Reputation,
-    Verdict,
-    case_under,
-    conclude,
-    find,
-    uses,
-)
+from streamproc.domain.governance import BEFORE_MONEY_MOVES, RULES, Verdict, conclude, find
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.reminders import hold_timers
 from streamproc.log.work import BatchContext, Work
-
-DEFAULT_ZONE = "Asia/Kolkata"
 
 
 def case_of(
     record: PayoutRecord,
     ctx: BatchContext,
     *,
-    zone: str = "",
+    zone: str = DEFAULT_ZONE,
     admission: Admission = NOTHING_ASKED,
     reputation: Reputation | None = None,
     entity: EntitySeen | None = None,
@@ -51,7 +41,7 @@ def case_of(
         record,
         party.identity,
         party.agent,
-        zone or DEFAULT_ZONE,
+        zone,
         party.account,
         party.team,
         admission,
@@ -66,7 +56,7 @@ async def objection(record: PayoutRecord, ctx: BatchContext) -> Finding | None:
 
     Asked right before every call that moves money. A freeze that comes between this answer and the bank's is not seen.
     """
-    found = find(BEFORE_MONEY_MOVES, case_under(await ctx.book_now(), record, ""))
+    found = find(BEFORE_MONEY_MOVES, case_under(await ctx.book_now(), record))
     return found[0] if found else None
 
 

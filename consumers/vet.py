@@ -12,8 +12,10 @@ from consumers.answers import Answers
 from consumers.concurrency import together
 from consumers.entities import Entities
 from consumers.verdicts import case_of, found_by, record_decision
+from streamproc.domain.case import NO_URL, Reputation
+from streamproc.domain.domains import vendor_of
 from streamproc.domain.events import EntitySeen, Finding, ReputationChecked, VelocityChecked
-from streamproc.domain.governance import NO_URL, Reputation, is_rejected, vendor_of
+from streamproc.domain.governance import is_rejected
 from streamproc.domain.legal_entities import Question
 from streamproc.log.cache import Cache
 from streamproc.log.work import BatchContext, Item, Stage, Work

@@ -16,6 +16,7 @@ from streamproc.archive.text import text, text_key
 from streamproc.domain import events as e
 from streamproc.domain.attribution import named
 from streamproc.domain.domains import vendor_name
+from streamproc.domain.plain import listed
 from streamproc.domain.policy_events import headline
 from streamproc.domain.traces import trace_id
 from streamproc.domain.wire import EVENT_KINDS
@@ -103,8 +104,7 @@ def _changed(event: e.PolicyChanged) -> str:
 def _of_scopes(scopes: Iterable[str]) -> str:
     """The scopes of a proposal, the first of them by name."""
     names = sorted(set(scopes))
-    more = f" and {len(names) - SCOPES_NAMED_MAX} more" if len(names) > SCOPES_NAMED_MAX else ""
-    return f" of {', '.join(names[:SCOPES_NAMED_MAX])}{more}" if names else ""
+    return f" of {listed(names, SCOPES_NAMED_MAX)}" if names else ""
 
 
 def _proposed(event: e.PolicyProposed) -> str:

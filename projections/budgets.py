@@ -23,7 +23,7 @@ _SQL = statements("projections", "budgets.sql")
 
 
 @dataclass(slots=True)
-class Change:
+class WindowChange:
     """What steps add to one window. `limit_paise` is the limit that the last reservation, in entry `limit_seq`, saw."""
 
     limit_paise: int | None = None
@@ -32,7 +32,7 @@ class Change:
     committed: int = 0
 
 
-def changes(steps: Iterable[Step]) -> dict[Key, Change]:
+def changes(steps: Iterable[Step]) -> dict[Key, WindowChange]:
     """What the steps add to each window. Raises LogBroken for an impossible settlement."""
     charged = Charged()
     charged.add(steps)
@@ -43,8 +43,8 @@ class Charged:
     """What the steps of a segment add to each window."""
 
     def __init__(self) -> None:
-        self.found: dict[Key, Change] = {}
-        self._named: dict[Key, Change] = {}
+        self.found: dict[Key, WindowChange] = {}
+        self._named: dict[Key, WindowChange] = {}
         """The same, by names as events have them, before they are cut."""
         self._first = self._last = ""
 
@@ -88,9 +88,11 @@ class Charged:
 begin = Charged
 
 
-def _of(found: dict[Key, Change], named: dict[Key, Change], scope: str, window: str) -> Change:
+def _of(
+    found: dict[Key, WindowChange], named: dict[Key, WindowChange], scope: str, window: str
+) -> WindowChange:
     # As stored: cut for the index, so two long names may become one.
-    change = named[scope, window] = found.setdefault((text_key(scope), text_key(window)), Change())
+    change = named[scope, window] = found.setdefault((text_key(scope), text_key(window)), WindowChange())
     return change
 
 

@@ -71,7 +71,7 @@ from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
 from streamproc.operate.register import opened_entities
 from streamproc.operate.slack_holds import opened_slack_review
-from streamproc.processes import bound
+from streamproc.ports import bound
 from streamproc.settings import PREFIX, Settings
 from streamproc.telemetry.metrics import Meters
 from streamproc.waiting import set_within

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from streamproc import processes
+from streamproc import ports, processes
 from streamproc.errors import ConfigError, JobFailed
 from streamproc.postgres_dir import (
     DATABASE,
@@ -290,10 +290,10 @@ async def _postgres_answers(postgres: Postgres, port: int) -> bool:
 async def _port(wanted: int | None) -> AsyncIterator[int]:
     """A free port, or *wanted*, which is checked here, since another server on it would be taken for ours."""
     if wanted is None:
-        with processes.reserved_port() as port:
+        with ports.reserved_port() as port:
             yield port
         return
-    if not processes.port_is_free("127.0.0.1", wanted):
+    if not ports.port_is_free("127.0.0.1", wanted):
         raise ConfigError(f"port {wanted} of 127.0.0.1 is in use by another program")
     yield wanted
 

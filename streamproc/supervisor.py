@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from streamproc import embedded, processes
+from streamproc import embedded, ports, processes
 from streamproc.crew import Crew, Role, kept
 from streamproc.embedded import Store, locked_for_up
 from streamproc.errors import ConfigError, JobFailed, LogUnavailable, StreamprocError, TryAgain
@@ -290,9 +290,9 @@ def _refuse_busy_ports(settings: Settings) -> None:
     Both ports are held at once: two settings that name the same one are refused here, not when one role has started.
     """
     with contextlib.ExitStack() as held:
-        held.enter_context(processes.bound(settings.host, settings.port, PREFIX))
+        held.enter_context(ports.bound(settings.host, settings.port, PREFIX))
         sandbox_port = settings.sandbox_port
-        if not settings.razorpay_key_id and not processes.port_is_free("127.0.0.1", sandbox_port):
+        if not settings.razorpay_key_id and not ports.port_is_free("127.0.0.1", sandbox_port):
             why = f"{PREFIX}PORT's too" if sandbox_port == settings.port else "in use or not ours"
             raise ConfigError(
                 f"port {sandbox_port} of 127.0.0.1 is {why}; set {PREFIX}SANDBOX_PORT to another one"

@@ -13,22 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from streamproc import processes
+from streamproc.ports import PORTS, port_is_free
 
 FIRST = 10_000
-"""Below the ports that the product chooses (streamproc/processes.py) and those of outgoing connections."""
+"""Below the ports that the product chooses (streamproc/ports.py) and those of outgoing connections."""
 BLOCK, BLOCKS = 200, 50
 """Ports per process, and processes. A process uses few at once, so a port is reused long after its server ended."""
 LOCKS = Path(tempfile.gettempdir()) / f"streamproc-test-ports-{os.getuid()}"
 
-assert processes._PORTS[0] >= FIRST + BLOCK * BLOCKS
+assert PORTS[0] >= FIRST + BLOCK * BLOCKS
 
 
 def free_port() -> int:
     """A loopback port on which nobody listens, and which no other test process gets."""
     _, ports = _own_block()
     for port in itertools.islice(ports, BLOCK):
-        if processes.port_is_free("127.0.0.1", port):
+        if port_is_free("127.0.0.1", port):
             return port
     raise OSError(f"all {BLOCK} ports of this process are in use")
 

@@ -17,7 +17,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
-from streamproc import embedded, postgres_dir, processes
+from streamproc import embedded, ports, postgres_dir, processes
 from streamproc.errors import ConfigError, JobFailed
 from tests.ports import free_port
 
@@ -45,7 +45,7 @@ async def test_stores_that_start_at_the_same_time_never_choose_one_port(
 ) -> None:
     """As those of two programs on a machine: neither listens yet when the other looks for a free one."""
     drawn = (port for each in iter(free_port, None) for port in (each, each))
-    monkeypatch.setattr(processes.random, "randrange", lambda *_: next(drawn))
+    monkeypatch.setattr(ports.random, "randrange", lambda *_: next(drawn))
 
     async def port_of(home: Path, both: asyncio.Barrier) -> int:
         async with embedded.valkey(home) as store, Redis.from_url(store.url) as client:

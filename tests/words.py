@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from streamproc.bench.job import noon_zone
 from streamproc.domain import events as e
 from streamproc.domain.attribution import Attribution
-from streamproc.domain.governance import Reputation
+from streamproc.domain.case import Reputation
 from streamproc.domain.intent import Beneficiary, Intent, intent_id
 from streamproc.domain.legal_entities import ContactSeen, Question
 from streamproc.domain.policy import parse_policy_file, plan_changes

@@ -48,7 +48,7 @@ class _Named(Struct):
     policy_version: int = 0
 
 
-class Entry(ChainedRow, frozen=True):
+class ChainedEntry(ChainedRow, frozen=True):
     """An entry with the hash before it."""
 
     before: bytes
@@ -137,12 +137,12 @@ def _policies_in(partition: int, e: bytes) -> Iterator[PolicyRef]:
             yield PolicyRef(partition, f"agent:{event.agent}", event.policy_version)
 
 
-async def entries(db: asyncpg.Connection, partition: int, seqs: Iterable[int]) -> AsyncIterator[Entry]:
+async def entries(db: asyncpg.Connection, partition: int, seqs: Iterable[int]) -> AsyncIterator[ChainedEntry]:
     """Entries of a partition in order. Raises JobFailed for one whose bytes do not give its hash."""
     waiting = iter(sorted(seqs))
     while chunk := list(islice(waiting, ENTRIES_AT_ONCE)):
         for row in await db.fetch(_SQL["entries"], partition, chunk):
-            entry = Entry(*row)
+            entry = ChainedEntry(*row)
             if link_hash(entry.before, partition, entry.seq, entry.id, entry.e, entry.m) != entry.hash:
                 raise _broken(partition, f"entry {entry.id}, seq {entry.seq}, does not give its hash")
             yield entry

@@ -31,7 +31,7 @@ from streamproc.bench.ticker import ticking
 from streamproc.bench.webhooks import Webhooks, request
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PayoutDecided, PayoutObserved
-from streamproc.domain.wire import tag_of
+from streamproc.domain.wire import tag_of, written_by
 from streamproc.errors import JobFailed, StreamprocError
 from streamproc.gc_tuning import tune_for_batches
 from streamproc.log.stream import LogView, Producer
@@ -49,7 +49,7 @@ BEHIND_MAX = 16_000
 """Entries that Postgres does not show yet: two of the views' batches in hand, and two that wait."""
 LOOK_S, SHOWN_LOOK_S = 0.01, 0.05
 _DECIDED = tag_of(PayoutDecided)
-_BY_GOVERNANCE = b'{"by":"' + consumers.GOVERNANCE.encode() + b'"'
+_BY_GOVERNANCE = written_by(consumers.GOVERNANCE)
 
 Send = Callable[[int], "asyncio.Future[Any]"]
 """Sends the payout with this number, as a webhook or into the log; done when it is in the log."""

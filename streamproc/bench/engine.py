@@ -21,9 +21,9 @@ from projections.loop import run_projector
 from streamproc.bench import job
 from streamproc.bench.arguments import given
 from streamproc.bench.contestant import compete
+from streamproc.domain.case import Reputation
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import PayoutDecided
-from streamproc.domain.governance import Reputation
 from streamproc.domain.policy import parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events
 from streamproc.gc_tuning import tune_for_batches

@@ -12,8 +12,8 @@ from typing import Final, Literal, NamedTuple
 
 from streamproc.bench import job
 from streamproc.domain import events as e
+from streamproc.domain.asks import uses
 from streamproc.domain.budget import Counters, Window, windows_of
-from streamproc.domain.governance import uses
 from streamproc.domain.policy import Policy, ScopeLimits, effective_policy, fields_of
 from streamproc.domain.wire import encode_events
 

@@ -25,8 +25,9 @@ from streamproc.bench import cost, job
 from streamproc.bench.rig import Announce
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import Admission, Ask, Ledger
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import Event, PayoutDecided
-from streamproc.domain.governance import Case, Reputation, decide
+from streamproc.domain.governance import decide
 from streamproc.domain.payouts import encode_record
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events, encode_events, payout_of
@@ -35,7 +36,7 @@ from streamproc.log import grants
 from streamproc.log.cache import Cache
 from streamproc.log.grants import Grant
 from streamproc.log.names import Names
-from streamproc.log.templates import Fate
+from streamproc.log.templates import OfferFate
 from streamproc.log.work import BatchContext, Group, Work, run_chain
 
 PARTS = ("rules", "fast_path", "stages")
@@ -180,7 +181,7 @@ class _Pure:
         for works in self._batches():
             offers = grants.offers_of(self._group, works, self._ctx(ledger))
             grants.written_out(NAMES, self._group.name, [Grant(work.entry, offer) for work, offer in offers])
-            rejected = [offer.outputs(Fate.DONE)[0].reason for _, offer in offers if not offer.asks]
+            rejected = [offer.outputs(OfferFate.DONE)[0].reason for _, offer in offers if not offer.asks]
             outcomes.update(rejected)
             outcomes[POLICY_OK] += len(offers) - len(rejected)
         return outcomes

@@ -24,13 +24,14 @@ from redis.asyncio import Redis
 import consumers
 from consumers.answers import cache_key
 from projections.schema import prepare
-from streamproc import processes
+from streamproc import ports, processes
 from streamproc.bench import cost, job
 from streamproc.bench.arguments import environment
 from streamproc.bench.rig import fresh_valkey
 from streamproc.bench.webhooks import HOST, SIGNED_WITH
+from streamproc.domain.case import Reputation
+from streamproc.domain.domains import vendor_of
 from streamproc.domain.events import PolicyChanged
-from streamproc.domain.governance import Reputation, vendor_of
 from streamproc.domain.policy import ScopeState, parse_policy_file, plan_changes
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
@@ -162,7 +163,7 @@ class Site:
 
     async def serve(self, stack: AsyncExitStack) -> Role:
         """Start `serve`. Returns when it listens."""
-        self.port = stack.enter_context(processes.reserved_port())
+        self.port = stack.enter_context(ports.reserved_port())
         role = await stack.enter_async_context(self.role("serve"))
 
         async def listens() -> bool:

@@ -13,7 +13,7 @@ from streamproc.domain.money import AMOUNT_MAX_PAISE, AMOUNT_MIN_PAISE
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
-    from streamproc.operate.pay import Taken
+    from streamproc.operate.pay import TakenPayout
 
 
 class Paise(click.ParamType[int]):
@@ -102,7 +102,7 @@ def pay(token: Path | None, to: str, key: str, url: str, wait: bool, as_json: bo
     secret, where = token_of(settings, token), api_url(settings, url)
     key = key or job.new_key()
 
-    async def body() -> "Taken":
+    async def body() -> "TakenPayout":
         return await job.pay(where, secret, order, key=key, wait=wait)
 
     try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streamproc.domain.events import PolicyChanged
     from streamproc.domain.policy import ScopeState
     from streamproc.domain.proposals import Proposal
-    from streamproc.operate.changes import Plan, Preview
+    from streamproc.operate.changes import Planner, Preview
     from streamproc.operate.proposals import Applied
     from streamproc.operate.site import Site
 
@@ -88,7 +88,7 @@ def patch(agent: str, file: Path, by: str, why: str, dry_run: bool, as_json: boo
     _make(policies.of_patch(f"agent:{agent}", fields, attribution), attribution, dry_run, as_json)
 
 
-def _make(plan: "Plan", attribution: "Attribution", dry_run: bool, as_json: bool) -> None:
+def _make(plan: "Planner", attribution: "Attribution", dry_run: bool, as_json: bool) -> None:
     from streamproc.operate import changes
 
     async def preview_or_make(site: "Site") -> "list[Applied] | Proposal | Preview":
@@ -146,7 +146,7 @@ def show(agent: str | None, as_json: bool) -> None:
       streamproc policy show
       streamproc policy show procurement-bot
     """
-    from streamproc.log.inspect import clock_us
+    from streamproc.log.clock import clock_us
     from streamproc.operate import policies
 
     async def body(site: "Site") -> "tuple[dict[str, ScopeState], int]":

@@ -14,7 +14,7 @@ from streamproc.settings import PREFIX, Settings, load
 
 if TYPE_CHECKING:
     from streamproc.operate.disown import Statement
-    from streamproc.operate.recover import Plan, Recovered
+    from streamproc.operate.recover import Recovered, RecoveryPlan
     from streamproc.operate.recover_bank import BankAsked
 
 
@@ -111,7 +111,7 @@ async def _recover(
         return done, asked
 
 
-def _ask(plan: "Plan", *, yes: bool) -> None:
+def _ask(plan: "RecoveryPlan", *, yes: bool) -> None:
     """Say what is wrong, and go on unless a person at a terminal objects."""
     for one in plan.broken:
         click.echo(f"partition {one.partition}: {one.problem}", err=True)

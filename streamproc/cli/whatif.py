@@ -13,7 +13,7 @@ from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
     from streamproc.domain.whatif.comparison import Matrix, Sum
-    from streamproc.operate.whatif import Answer
+    from streamproc.operate.whatif import WhatIfResult
 
 SHOWN_MAX = 20
 """Changed payouts in the table, the largest first; `--json` has all."""
@@ -122,7 +122,7 @@ def whatif(
         _refuse_change(answer)
 
 
-def _refuse_change(answer: "Answer") -> None:
+def _refuse_change(answer: "WhatIfResult") -> None:
     found = answer.found
     if not found.judged.payouts:
         raise JobFailed("nothing was judged: the archive has no decision since then, so nothing is shown")
@@ -137,7 +137,7 @@ def _refuse_change(answer: "Answer") -> None:
 # ---- for machines -----------------------------------------------------------------------
 
 
-def _document(answer: "Answer", file: str | None) -> dict[str, Any]:
+def _document(answer: "WhatIfResult", file: str | None) -> dict[str, Any]:
     from streamproc.domain.shown import iso
     from streamproc.operate.moments import us_of
 
@@ -192,7 +192,7 @@ def _largest(item: "tuple[Any, Sum]") -> tuple[int, Any]:
 # ---- for people -------------------------------------------------------------------------
 
 
-def _print(answer: "Answer") -> None:
+def _print(answer: "WhatIfResult") -> None:
     from streamproc.domain.money import rupees
     from streamproc.domain.shown import iso
     from streamproc.operate.moments import us_of

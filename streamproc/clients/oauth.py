@@ -54,7 +54,7 @@ class Vault(Protocol):
         ...
 
 
-class Pair(Struct, frozen=True):
+class TokenPair(Struct, frozen=True):
     """Access and refresh token as the bank gave them. Times are Unix seconds."""
 
     access: str
@@ -88,8 +88,8 @@ class TokenKeeper:
         self._configured = refresh_token
         self._first = first
         self._clock = clock
-        self._pair: Pair | None = None
-        self._unsaved: Pair | None = None
+        self._pair: TokenPair | None = None
+        self._unsaved: TokenPair | None = None
         """Given by the bank, and perhaps not in the vault yet: it is saved before anything else."""
         self._has_looked = False
         self._busy = asyncio.Lock()
@@ -116,7 +116,7 @@ class TokenKeeper:
                     raise TryAgain(f"the bank's token cannot be looked up: {problem}") from problem
         return self._pair.access if self._pair is not None else self._first
 
-    def _is_good(self, pair: Pair | None, refused: str) -> bool:
+    def _is_good(self, pair: TokenPair | None, refused: str) -> bool:
         """Whether to use what we have. If the vault is empty, the configured token is good until it is refused."""
         if pair is None:
             return self._has_looked and bool(self._first) and not refused
@@ -137,14 +137,14 @@ class TokenKeeper:
             if not self._is_good(self._pair, refused):
                 self._pair = await self._exchange(self._pair)
 
-    async def _save_late(self, given: Pair) -> None:
+    async def _save_late(self, given: TokenPair) -> None:
         """Save a pair that could not be saved when it came, unless another process got a later one meanwhile."""
         if self._pair is None or self._pair.given_at <= given.given_at:
             await self._vault.save(self._seal(given))
             self._pair = given
         self._unsaved = None
 
-    async def _exchange(self, pair: Pair | None) -> Pair:
+    async def _exchange(self, pair: TokenPair | None) -> TokenPair:
         refresh = pair.refresh if pair is not None else self._configured
         form = urlencode({"grant_type": "refresh_token", "refresh_token": refresh, **self._client}).encode()
         headers = {"content-type": "application/x-www-form-urlencoded"}
@@ -158,7 +158,7 @@ class TokenKeeper:
             raise TryAgain(problem, after_s=REFUSED_AFTER_S)
         access, given, life_s = _read(answer.body)
         now_s = int(self._clock())
-        fresh = Pair(access, given or refresh, now_s, now_s + life_s)
+        fresh = TokenPair(access, given or refresh, now_s, now_s + life_s)
         # At once: if this pair is lost, the old refresh token may be void, and a person has to authorize again.
         self._unsaved = fresh
         await self._vault.save(self._seal(fresh))
@@ -166,17 +166,17 @@ class TokenKeeper:
         log.info("the bank gave a new OAuth token, valid for %d s", life_s)
         return fresh
 
-    def _seal(self, pair: Pair) -> bytes:
+    def _seal(self, pair: TokenPair) -> bytes:
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, msgspec.json.encode(pair), self._bound_to)
 
-    def _open(self, sealed: bytes | None) -> Pair | None:
+    def _open(self, sealed: bytes | None) -> TokenPair | None:
         """The sealed pair; None if there is none, or if another client's secret sealed it."""
         if not sealed:
             return None
         try:
             plain = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._bound_to)
-            return msgspec.json.decode(plain, type=Pair)
+            return msgspec.json.decode(plain, type=TokenPair)
         except (InvalidTag, ValueError):
             log.warning("the stored OAuth token was sealed with another client secret and is not used")
             return None

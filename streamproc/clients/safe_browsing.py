@@ -15,8 +15,8 @@ from msgspec import Struct
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import Unusable, read_answer
+from streamproc.domain.case import Reputation
 from streamproc.domain.domains import VendorUrl, parse_vendor_url
-from streamproc.domain.governance import Reputation
 from streamproc.domain.plain import clean
 from streamproc.errors import TryAgain
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from streamproc.domain.budget import US
 from streamproc.domain.button import APPROVE, REJECT
-from streamproc.domain.notice import HoldNotice, Notice, Outcome
+from streamproc.domain.notice import HoldNotice, HoldOutcome, Notice
 from streamproc.domain.plain import cut
 from streamproc.domain.shown import moment
 
@@ -37,7 +37,7 @@ def hold_message(notice: HoldNotice, *, value: str, heading: str) -> Mapping[str
     return _message(title, [*_facts(notice), *asks])
 
 
-def outcome_message(notice: HoldNotice, outcome: Outcome) -> Mapping[str, Any]:
+def outcome_message(notice: HoldNotice, outcome: HoldOutcome) -> Mapping[str, Any]:
     """The same message after the decision: the outcome instead of buttons."""
     title = f"{outcome.decision}: {notice.amount} for {notice.agent}"
     return _message(title, [_plain(outcome.text), *_facts(notice)])

@@ -7,7 +7,7 @@ from typing import Any
 from streamproc.clients.slack import Slack, SlackRefused
 from streamproc.clients.slack_blocks import escaped, hold_message, notice_message, outcome_message
 from streamproc.domain.button import button_value
-from streamproc.domain.notice import HoldNotice, Notice, Outcome
+from streamproc.domain.notice import HoldNotice, HoldOutcome, Notice
 from streamproc.domain.plain import plain
 from streamproc.errors import TryAgain
 
@@ -51,7 +51,7 @@ class SlackRoom:
         """Update a message, still with buttons. Raises TryAgain."""
         await self._update(ref, self._question(notice, heading))
 
-    async def close(self, ref: str, notice: HoldNotice, outcome: Outcome) -> None:
+    async def close(self, ref: str, notice: HoldNotice, outcome: HoldOutcome) -> None:
         """Show the outcome instead of buttons. A message that is gone needs nothing. Raises TryAgain."""
         await self._update(ref, outcome_message(notice, outcome))
 

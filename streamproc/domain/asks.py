@@ -1,9 +1,9 @@
 """What a payout asks of the partition's counters: a rate slot, and room in its budget windows. Pure."""
 
 from streamproc.domain.budget import US, Ask, RateAnswer, RateAsk, Window, windows_of
+from streamproc.domain.case import Case
 from streamproc.domain.domains import vendor_name
-from streamproc.domain.events import VelocityChecked
-from streamproc.domain.governance import Case
+from streamproc.domain.events import VelocityChecked, WindowUse
 from streamproc.domain.payouts import PayoutRecord
 
 INLINE = "inline"
@@ -59,3 +59,11 @@ def charged_windows(case: Case, vendor: str, zone: str) -> tuple[Window, ...]:
         received_at=case.payout.received_at,
         zone=zone,
     )
+
+
+def uses(windows: tuple[Window, ...], before: tuple[tuple[int, int], ...]) -> list[WindowUse]:
+    """The windows with what was in them before the payout, as the log records it."""
+    return [
+        WindowUse(scope=w.scope, window=w.window, limit=w.limit, reserved=reserved, committed=committed)
+        for w, (reserved, committed) in zip(windows, before, strict=True)
+    ]

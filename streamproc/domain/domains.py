@@ -120,6 +120,14 @@ def without_login(text: str) -> str:
 
 
 @lru_cache(maxsize=URLS_CACHED_MAX)
+def vendor_of(text: str) -> VendorUrl | None:
+    """The parsed vendor URL; None if there is none or it is invalid."""
+    url = parse_vendor_url(text) if text else None
+    # Not isinstance, which asks a Struct's metaclass: 0.3 µs. Called five times a payout, hence the cache.
+    return url if type(url) is VendorUrl else None
+
+
+@lru_cache(maxsize=URLS_CACHED_MAX)
 def vendor_name(url: str, fund_account: str) -> str:
     """Who is paid, for budgets and views: the URL's host, or the fund account where there is no usable URL."""
     parsed = parse_vendor_url(url) if url else None

@@ -7,67 +7,18 @@ The rules' numbers are those of the table in docs/governance.md.
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
 from streamproc.domain.anomaly import evidence_of_anomaly
-from streamproc.domain.budget import US, Admission, Window
-from streamproc.domain.domains import URLS_CACHED_MAX, UrlProblem, VendorUrl, parse_vendor_url, without_login
-from streamproc.domain.events import Decision, EntitySeen, Finding, Identity, WindowUse
-from streamproc.domain.identity import party_of
+from streamproc.domain.budget import US
+from streamproc.domain.case import Case
+from streamproc.domain.domains import UrlProblem, parse_vendor_url, vendor_of, without_login
+from streamproc.domain.events import Decision, Finding
 from streamproc.domain.legal_entities import why_unverified
-from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.policy import AgentPolicy, Freeze, PolicyBook, ScopeLimits
-
-
-class Reputation(Struct, frozen=True):
-    """What is known of a vendor URL. `problem`: why it is `unavailable`. Times in µs."""
-
-    verdict: Literal["clean", "threat", "unavailable", "no_url"]
-    threats: tuple[str, ...] = ()
-    checked_at: int = 0
-    fresh_until: int = 0
-    problem: str = ""
-
-
-WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-NO_URL = Reputation("no_url")
-
-
-class Case(Struct, frozen=True):
-    """Everything that a rule may look at; None for parts that are not known yet."""
-
-    payout: PayoutRecord
-    identity: Identity
-    agent: AgentPolicy | None
-    zone: str = "Asia/Kolkata"
-    """The time zone of policies that name none."""
-    account: ScopeLimits | None = None
-    team: ScopeLimits | None = None
-    admission: Admission = Admission()
-    reputation: Reputation | None = None
-    freeze: Freeze | None = None
-    entity: EntitySeen | None = None
-
-
-def case_under(
-    book: PolicyBook, record: PayoutRecord, zone: str, reputation: Reputation | None = None
-) -> Case:
-    """The case of a payout under the policies of `book`."""
-    party = party_of(record, book)
-    return Case(
-        record,
-        party.identity,
-        party.agent,
-        zone,
-        party.account,
-        party.team,
-        reputation=reputation,
-        freeze=party.freeze,
-    )
+from streamproc.domain.policy_fields import WEEKDAYS
 
 
 class Verdict(Struct, frozen=True):
@@ -382,19 +333,3 @@ def conclude(findings: Iterable[Finding]) -> Verdict:
 def decide(case: Case) -> Verdict:
     """The verdict of all rules on a complete case: what the stages conclude together."""
     return conclude(find((rule for rules in RULES.values() for rule in rules), case))
-
-
-@lru_cache(maxsize=URLS_CACHED_MAX)
-def vendor_of(text: str) -> VendorUrl | None:
-    """The parsed vendor URL; None if there is none or it is invalid."""
-    url = parse_vendor_url(text) if text else None
-    # Not isinstance, which asks a Struct's metaclass: 0.3 µs. Called five times a payout, hence the cache.
-    return url if type(url) is VendorUrl else None
-
-
-def uses(windows: tuple[Window, ...], before: tuple[tuple[int, int], ...]) -> list[WindowUse]:
-    """The windows with what was in them before the payout, as the log records it."""
-    return [
-        WindowUse(scope=w.scope, window=w.window, limit=w.limit, reserved=reserved, committed=committed)
-        for w, (reserved, committed) in zip(windows, before, strict=True)
-    ]

@@ -44,7 +44,7 @@ MODES: Final[Mapping[str, Mode]] = {
 """Cards and wallets need another contract with the bank. RTGS from exactly two lakh rupees: the bank itself refuses
 more narrowly if it does."""
 
-_FUND_ACCOUNT_ID = re.compile(r"fa_[A-Za-z0-9]{1,40}")
+FUND_ACCOUNT_ID = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 """Any: the bank pays rupees only, but to refuse another currency is the policy's (rule 4), so that the log shows who
 asked for it."""
@@ -218,7 +218,7 @@ def _payee(top: _Reading, mode: str) -> tuple[str, Beneficiary | None]:
         return "", None
     if by_id is not None:
         must = "the bank's id of a fund account, as fa_00000000000001"
-        return top.text("fund_account_id", _FUND_ACCOUNT_ID, must), None
+        return top.text("fund_account_id", FUND_ACCOUNT_ID, must), None
     account = top.inner("fund_account")
     return "", None if account is None else _beneficiary(account, mode)
 

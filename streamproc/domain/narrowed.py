@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from streamproc.domain import governance as g
+from streamproc.domain.case import Case
 from streamproc.domain.domains import URLS_CACHED_MAX
 from streamproc.domain.events import Finding
 from streamproc.domain.payouts import PayoutRecord
@@ -74,7 +75,7 @@ def rules_under(agent: AgentPolicy) -> tuple[g.Rule, ...]:
     return tuple(rules)
 
 
-def about_the_url(case: g.Case) -> Finding | None:
+def about_the_url(case: Case) -> Finding | None:
     """The finding of the rules about the vendor's URL. At most one of them has one: two reject, which ends the
     chain, and the third is last."""
     assert case.agent is not None
@@ -87,9 +88,9 @@ def about_the_url(case: g.Case) -> Finding | None:
 def _is_fine(url: str, agent: AgentPolicy) -> bool:
     """Whether none of them finds anything; cached, since agents pay the same vendors again."""
     payout = PayoutRecord(payout="", account="", received_at=0, vendor_url=url)
-    return _found(g.Case(payout, "unknown", agent)) is None
+    return _found(Case(payout, "unknown", agent)) is None
 
 
-def _found(case: g.Case) -> Finding | None:
+def _found(case: Case) -> Finding | None:
     findings = (rule(case) for rule in g.ABOUT_THE_URL)
     return next((finding for finding in findings if finding is not None), None)

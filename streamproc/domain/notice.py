@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from streamproc.domain.agent_note import NOTE
-from streamproc.domain.domains import without_login
+from streamproc.domain.domains import vendor_of, without_login
 from streamproc.domain.facts import BankPayout
-from streamproc.domain.governance import vendor_of
 from streamproc.domain.intent import Beneficiary, masked, without_personal
 from streamproc.domain.legal_entities import is_lei
 from streamproc.domain.money import rupees
@@ -108,7 +107,7 @@ class HoldNotice(Struct, frozen=True):
     link: str
 
 
-class Outcome(Struct, frozen=True):
+class HoldOutcome(Struct, frozen=True):
     """How a hold ended."""
 
     decision: str
@@ -223,19 +222,19 @@ def _numbers_masked(text: str) -> str:
     return _LONG_NUMBER.sub(lambda found: found[1] or masked(found[0]), text)
 
 
-def outcome_of(record: PayoutRecord) -> Outcome:
+def outcome_of(record: PayoutRecord) -> HoldOutcome:
     """How a hold ended, as the record has it; for one that the bank ended by itself too."""
     if record.decision in ("APPROVED", "REJECTED"):
         when = moment(record.decided_at)
         last = record.reviews[-1] if record.reviews else None
         if record.reason == "HOLD_EXPIRED":
-            return Outcome("REJECTED", f"nobody decided it in time; rejected at {when}")
+            return HoldOutcome("REJECTED", f"nobody decided it in time; rejected at {when}")
         by = f" by {_names(record)}" if last is not None else ""
         found = MEANINGS.get(record.reason, "")
         then = f" ({record.reason}: {found})" if found else ""
         why = f": {cut(_numbers_masked(plain(last.why)), WHY_CHARS_MAX)}" if last is not None else ""
-        return Outcome(record.decision, f"{record.decision.lower()}{by} at {when}{then}{why}")
-    return Outcome("OVER", f"the hold is over: the bank says {name(record.bank_status)}")
+        return HoldOutcome(record.decision, f"{record.decision.lower()}{by} at {when}{then}{why}")
+    return HoldOutcome("OVER", f"the hold is over: the bank says {name(record.bank_status)}")
 
 
 def _names(record: PayoutRecord) -> str:

@@ -82,3 +82,9 @@ def cut_bytes(text: str, bytes_max: int) -> str:
     if len(whole) <= bytes_max:
         return whole.decode()
     return whole[: bytes_max - len(CUT.encode())].decode("utf-8", "ignore") + CUT
+
+
+def listed(names: Sequence[str], shown_max: int) -> str:
+    """Names in a row, of many the first: `a, b and 3 more`."""
+    more = len(names) - shown_max
+    return ", ".join(names[:shown_max]) + (f" and {more} more" if more > 0 else "")

@@ -89,7 +89,7 @@ def plan_changes(
         f"agent:{name}": _with_profile(own, current.get(f"agent:{name}"))
         for name, own in file.policies.items()
     }
-    named = _named(file) | agents
+    named = _scopes_of(file) | agents
     wanted = {
         scope: None if prune and _is_prunable(scope) and scope not in named else state.own
         for scope, state in current.items()
@@ -244,7 +244,8 @@ def _with_profile(own: Fields, state: ScopeState | None) -> Fields:
     return without if had is None else without | {PROFILE: had}
 
 
-def _named(file: PolicyFile) -> dict[str, Fields | None]:
+def _scopes_of(file: PolicyFile) -> dict[str, Fields | None]:
+    """The scopes that a file names, each with its own fields as written there."""
     named: dict[str, Fields | None] = {}
     if file.defaults is not None:
         named["defaults"] = file.defaults

@@ -7,7 +7,7 @@ so that a person can correct a file in one go. Amounts are integer paise: floats
 import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
@@ -15,12 +15,15 @@ from msgspec import Struct
 from streamproc.domain.anomaly import AnomalyProfile, read_profile, written_profile
 from streamproc.domain.domains import parse_rule
 from streamproc.domain.duration import duration_s
+from streamproc.domain.intent_rules import FUND_ACCOUNT_ID
 from streamproc.domain.money import AMOUNT_MAX_PAISE
 from streamproc.domain.policy_report import Path, Report, shown, unknown
 
 Fields: TypeAlias = dict[str, object]
 Reader: TypeAlias = Callable[[object], object]
 Weekday: TypeAlias = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+WEEKDAYS: tuple[Weekday, ...] = get_args(Weekday)
+"""As `datetime.weekday` counts them."""
 
 DAY_S = 86_400
 HOLD_TTL_S_MIN = 60
@@ -39,9 +42,7 @@ _PATHS_BEGIN, _PATHS_END = ("proposals",), ("history", "budget")
 """An agent's name may have a `/`, and must not begin or end like other paths below /v1/policies and /v1/agents."""
 _NO_STEP = frozenset({"", ".", ".."})
 """Parts of a path that clients and proxies remove."""
-_FUND_ACCOUNT = re.compile(r"fa_[A-Za-z0-9]{1,40}")
 _HOURS = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class RateLimit(Struct, frozen=True):
@@ -160,7 +161,7 @@ def agent_with_policy(value: object) -> str:
 
 def fund_account(value: object) -> str:
     """The bank's id of a fund account."""
-    if not isinstance(value, str) or not _FUND_ACCOUNT.fullmatch(value):
+    if not isinstance(value, str) or not FUND_ACCOUNT_ID.fullmatch(value):
         raise ValueError(f"must be a fund account id like fa_00000000000001, not {shown(value)}")
     return value
 
@@ -302,7 +303,7 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "anomaly": _flag,
     "anomaly_profile": _optional(lambda value: read_profile(value, _timezone)),
     "hours": _optional(_hours),
-    "days": _list_of(_one_of(*_DAYS)),
+    "days": _list_of(_one_of(*WEEKDAYS)),
     "currencies": _list_of(_currency, least=1),
     "team": _optional(identifier),
     "queued_hold": _one_of("cancel", "allow"),

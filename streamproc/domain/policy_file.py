@@ -27,7 +27,7 @@ from streamproc.domain.policy_fields import (
     read_policy,
 )
 from streamproc.domain.policy_report import Path, Report, shown, unknown
-from streamproc.domain.reviewers import SLACK
+from streamproc.domain.reviewers import SLACK, SLACK_USER
 from streamproc.domain.toml_lines import toml_lines
 
 FILE_CHARS_MAX = 1_048_576
@@ -42,7 +42,6 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*)?\.?[0-9]+([eE][-+]?[0-9]+)?|[-+]?[0-9]+\.")
 """What YAML reads as a float, except .inf and .nan, which stay text; no field takes either."""
 _INTEGER_CHARS_MAX = 40
-_SLACK_USER = re.compile(r"[UW][A-Za-z0-9]{1,31}")
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -101,7 +100,7 @@ def _checked(document: object, report: Report) -> PolicyFile:
     for section in sections:
         if section not in SECTIONS:
             report.add((section,), unknown(section, SECTIONS))
-    policies, accounts, teams = (_named(sections, s, report) for s in ("policies", "accounts", "teams"))
+    policies, accounts, teams = (_entries_of(sections, s, report) for s in ("policies", "accounts", "teams"))
     for agent, fields in policies.items():
         read_policy(fields, report, ("policies", agent))
     for section, scopes in (("accounts", accounts), ("teams", teams)):
@@ -131,7 +130,7 @@ def _or_empty(value: object) -> object:
     return {} if value is None else value
 
 
-def _named(sections: dict[str, object], section: str, report: Report) -> dict[str, object]:
+def _entries_of(sections: dict[str, object], section: str, report: Report) -> dict[str, object]:
     """The entries of a section that maps ids; an id without a value has no fields of its own."""
     entries = _or_empty(sections.get(section))
     if not isinstance(entries, dict):
@@ -161,7 +160,7 @@ def _reviewers(value: object, report: Report) -> dict[str, Fields]:
             else:
                 names[name] = {}
         value = names
-    reviewers = _named({"reviewers": value}, "reviewers", report)
+    reviewers = _entries_of({"reviewers": value}, "reviewers", report)
     slack_users: dict[str, str] = {}
     alike: dict[str, str] = {}
     for name, fields in reviewers.items():
@@ -198,7 +197,7 @@ def _check_slack(field: str, user: object, path: Path, taken: dict[str, str], re
 
 
 def _slack_user(value: object) -> str:
-    if not isinstance(value, str) or not _SLACK_USER.fullmatch(value):
+    if not isinstance(value, str) or not SLACK_USER.fullmatch(value):
         raise ValueError(f"must be a Slack user id like U012ABCDEF, not {shown(value)}")
     return value
 
@@ -219,7 +218,7 @@ _BINDINGS: dict[str, Reader] = {
 
 
 def _bindings(sections: dict[str, object], report: Report) -> dict[str, Fields]:
-    agents = _named(sections, "agents", report)
+    agents = _entries_of(sections, "agents", report)
     for agent, fields in agents.items():
         if not isinstance(fields, dict):
             report.add(("agents", agent), f"must be like {{fund_accounts: [fa_1]}}, not {shown(fields)}")

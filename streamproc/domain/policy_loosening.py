@@ -12,7 +12,8 @@ from msgspec.structs import fields, replace
 
 from streamproc.domain.anomaly import AnomalyProfile
 from streamproc.domain.domains import DomainRule, parse_rule
-from streamproc.domain.policy_changes import FREEZE, ScopeState
+from streamproc.domain.plain import listed
+from streamproc.domain.policy_changes import ScopeState
 from streamproc.domain.policy_events import Loosening, PolicyChanged
 from streamproc.domain.policy_fields import (
     Fields,
@@ -30,6 +31,8 @@ Looser: TypeAlias = Callable[[Any, Any], str]
 """Says why the new value may let more through than the old one; empty if it certainly does not."""
 
 _DAY_MINUTES = 24 * 60
+RULES_SHOWN, RULE_SHOWN_CHARS = 3, 60
+"""Domain rules that are named, and how much of each: whoever confirms has to read them."""
 
 
 def _limit(old: int | None, new: int | None) -> str:
@@ -104,8 +107,8 @@ def _blocked(old: Sequence[str], new: Sequence[str]) -> str:
     return f"does not block {_named(gone)} any more" if gone else ""
 
 
-def _named(texts: Sequence[str]) -> str:
-    return ", ".join(text[:60] for text in texts[:3]) + (f" and {len(texts) - 3} more" if texts[3:] else "")
+def _named(rules: Sequence[str]) -> str:
+    return listed([rule[:RULE_SHOWN_CHARS] for rule in rules], RULES_SHOWN)
 
 
 def _uncovered(texts: Sequence[str], by: Sequence[str], *, block: bool = False) -> list[str]:
@@ -197,27 +200,38 @@ def loosened(current: Mapping[str, ScopeState], changes: Iterable[PolicyChanged]
 
 
 def _of_change(state: ScopeState | None, change: PolicyChanged) -> Iterator[Loosening]:
-    kind, _, _ = change.scope.partition(":")
     scope, old, new = change.scope, None if state is None else state.own, change.after
-    if scope.startswith(FREEZE):
-        if new is None:
-            yield Loosening(scope=scope, field="", before=old, after=None, why="the freeze is lifted")
-    elif kind == "agent":
-        yield from _of_agent(scope, None if state is None else state.effective, change.effective)
-    elif scope == "defaults":
-        yield from _of_fields(scope, OF_POLICY, _policy(old or {}), _policy(new or {}))
-    elif kind in ("account", "team"):
-        yield from _of_fields(scope, OF_LIMITS, _limits(old or {}), _limits(new or {}))
-    elif scope == "reviewers":
-        yield from _of_reviewers(old or {}, new or {})
-    elif scope == "agents":
-        yield from _of_bindings(old or {}, new or {})
-    elif scope == "changes":
-        if two_people(old) and not two_people(new):
-            why = "a second person is not asked any more"
-            yield Loosening(scope=scope, field="loosening", before="two_people", after=None, why=why)
-    else:
-        yield Loosening(scope=scope, field="", before=old, after=new, why="nobody here knows what it means")
+    kind, _, name = scope.partition(":")
+    match kind, name:
+        case "freeze", _:
+            yield from _of_freeze(scope, old, new)
+        case "agent", _:
+            yield from _of_agent(scope, None if state is None else state.effective, change.effective)
+        case "defaults", "":
+            yield from _of_fields(scope, OF_POLICY, _policy(old or {}), _policy(new or {}))
+        case "account" | "team", _:
+            yield from _of_fields(scope, OF_LIMITS, _limits(old or {}), _limits(new or {}))
+        case "reviewers", "":
+            yield from _of_reviewers(old or {}, new or {})
+        case "agents", "":
+            yield from _of_bindings(old or {}, new or {})
+        case "changes", "":
+            yield from _of_second_person(old, new)
+        case _:
+            yield Loosening(
+                scope=scope, field="", before=old, after=new, why="nobody here knows what it means"
+            )
+
+
+def _of_freeze(scope: str, old: Fields | None, new: Fields | None) -> Iterator[Loosening]:
+    if new is None:
+        yield Loosening(scope=scope, field="", before=old, after=None, why="the freeze is lifted")
+
+
+def _of_second_person(old: Fields | None, new: Fields | None) -> Iterator[Loosening]:
+    if two_people(old) and not two_people(new):
+        why = "a second person is not asked any more"
+        yield Loosening(scope="changes", field="loosening", before="two_people", after=None, why=why)
 
 
 def two_people(own: Mapping[str, object] | None) -> bool:

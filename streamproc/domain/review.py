@@ -6,8 +6,9 @@ The review stage and a what-if use the same functions, so that a replayed answer
 from datetime import UTC, datetime
 
 from streamproc.domain.budget import US
+from streamproc.domain.case import Case
 from streamproc.domain.events import Finding, RefusalKind, ReviewCounted, ReviewSubmitted
-from streamproc.domain.governance import RECHECKED, Case, find, reputation_unavailable
+from streamproc.domain.governance import RECHECKED, find, reputation_unavailable
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.record import Review

@@ -4,6 +4,7 @@ A click in Slack is only a claim by an account, `slack:U…`. The account's owne
 when the answer is decided, so a reviewer who was removed meanwhile has no say (ADR 21).
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias, cast
@@ -15,6 +16,8 @@ from streamproc.domain.policy_report import Path
 
 SLACK = "slack:"
 """Prefix of a Slack user's id, for answers from Slack. No reviewer's name begins so."""
+SLACK_USER = re.compile(r"[UW][A-Za-z0-9]{1,31}")
+"""A Slack user's id, in a policy file and in a click."""
 
 Own: TypeAlias = Callable[[str], Mapping[str, object] | None]
 """A scope's fields as written (`reviewers`, `agents`, `agent:<id>`); None if there is no such scope."""

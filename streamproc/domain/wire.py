@@ -102,6 +102,11 @@ class Meta(Struct, frozen=True):
     """Its id in the log that `streamproc recover` set aside."""
 
 
+def written_by(writer: str) -> bytes:
+    """How field `m` of a writer's entries begins: the JSON of `Meta.by`, after which other fields or `}` come."""
+    return b'{"by":"' + writer.encode() + b'"'
+
+
 def newest_versions(kinds: Sequence[type[Fact]]) -> dict[str, int]:
     """The newest version of each type: the default of its field `v`."""
     newest: dict[str, int] = {}

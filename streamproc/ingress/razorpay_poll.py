@@ -43,6 +43,13 @@ WAIT_S_MAX = 15 * 60.0
 _log = logging.getLogger(__name__)
 
 
+class Cursor(Protocol):
+    """The Unix second up to which the list was read, or None (`log/cursor.py`)."""
+
+    async def load(self) -> int | None: ...
+    async def save(self, position: int) -> None: ...
+
+
 class Watch(Protocol):
     """Open payouts that are looked at again (`razorpay_watch.Watcher`)."""
 
@@ -72,41 +79,108 @@ Tell = Callable[[Pass, int, float], Awaitable[None]]
 """Saves the result of a pass, the failures in a row, and the seconds until the next one."""
 
 
-async def tell_nobody(_done: Pass, _failures: int, _wait_s: float) -> None:
-    """Save nothing."""
-
-
-class Poller:
-    """Lists one bank account. `account` is the id that its webhooks carry: the same payout, the same partition.
-
-    `load_cursor` gives the Unix second up to which the list was read, or None; `save_cursor` keeps it.
-    """
+class Listing:
+    """Reads one bank account's list into the log, a pass at a time. `account` is the id that its webhooks carry: the
+    same payout, the same partition."""
 
     def __init__(
         self,
         bank: Lister,
         producer: Appender,
+        cursor: Cursor,
         *,
         account: str,
         account_number: str,
-        interval_s: float,
-        load_cursor: Callable[[], Awaitable[int | None]],
-        save_cursor: Callable[[int], Awaitable[None]],
         watch: Watch | None = None,
-        is_active: Callable[[], bool] = lambda: True,
-        tell: Tell = tell_nobody,
     ) -> None:
         self._bank = bank
         self._producer = producer
+        self._cursor = cursor
         self._account = account
         self._account_number = account_number
-        self._interval_s = interval_s
-        self._load_cursor = load_cursor
-        self._save_cursor = save_cursor
         self._watch = watch
+        self._long_look_s: int | None = None
+
+    async def read(self) -> Pass:
+        """Do one pass. Failures of the bank or the log are in `problem`; the cursor stays at what was read."""
+        done = Pass(to_s=self._producer.now_us() // 1_000_000)
+        try:
+            await self._producer.sync()  # a pass that finds nothing appends nothing, which would ask
+            done.to_s = self._producer.now_us() // 1_000_000
+            await self._read_list(done)
+            if self._watch is not None:
+                done.looked = await self._watch.look()
+        except (TryAgain, Unprocessable, LogUnavailable) as problem:
+            done.problem = str(problem)
+            done.after_s = problem.after_s if isinstance(problem, TryAgain) else 0.0
+            done.is_ours = isinstance(problem, LogUnavailable | NoTurn)
+        return done
+
+    async def _read_list(self, done: Pass) -> None:
+        cursor = await self._cursor.load()
+        # One that is later than now is of a clock that went back since.
+        last_s = self._long_look_s
+        is_long = last_s is None or not last_s <= done.to_s < last_s + LONG_LOOK_EVERY_S
+        overlap_s = OVERLAP_S if is_long else SHORT_OVERLAP_S
+        done.from_s, read_to = _from_s(cursor, done.to_s, overlap_s), cursor or 0
+        if read_to > done.to_s:
+            read_to = 0
+        parts = read_list(self._bank, self._account_number, from_s=done.from_s, to_s=done.to_s)
+        async for part in parts:
+            done.pages += 1
+            done.listed += len(part.items)
+            done.malformed += sum(isinstance(item, MalformedPayout) for item in part.items)
+            done.new += await self._append(part.items)
+            if part.upto is not None and part.upto > read_to:
+                read_to = part.upto
+                await self._cursor.save(read_to)
+            if done.pages >= CALLS_MAX and read_to < done.to_s:
+                raise TryAgain(
+                    f"after {CALLS_MAX} pages the list from {done.from_s} to {done.to_s} is read up to {read_to}"
+                    " only; the next pass goes on"
+                )
+        if is_long:
+            self._long_look_s = done.to_s
+
+    async def _append(self, items: list[BankPayout | MalformedPayout]) -> int:
+        """Append a page's payouts together, so that they are coalesced; how many were new."""
+
+        async def append_one(item: BankPayout | MalformedPayout) -> Appended:
+            # The time is told as it is appended: in between the clock may be found to be another one.
+            now_us = self._producer.now_us()
+            append = append_of(item, account=self._account, source="poll", now_us=now_us)
+            return await self._producer.append(append)
+
+        answers = await asyncio.gather(*map(append_one, items), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        if self._watch is not None:
+            await self._watch.note(items)
+        return sum(not isinstance(answer, BaseException) and answer.new for answer in answers)
+
+
+def _from_s(cursor: int | None, to_s: int, overlap_s: int) -> int:
+    """Where a pass begins; a cursor in the future (the clock was wrong) does not count."""
+    start = to_s - FIRST_LOOK_S if cursor is None else min(cursor, to_s) - overlap_s
+    return max(0, start)
+
+
+class Poller:
+    """Reads an account's list again and again, as long as this is the active poller."""
+
+    def __init__(
+        self,
+        listing: Listing,
+        *,
+        interval_s: float,
+        is_active: Callable[[], bool],
+        tell: Tell,
+    ) -> None:
+        self._listing = listing
+        self._interval_s = interval_s
         self._is_active = is_active
         self._tell = tell
-        self._long_look_s: int | None = None
         self.failures_in_a_row = 0
         """Passes that failed since the last good one: a metric, and an alert when it grows."""
         self._bank_failures = 0
@@ -140,18 +214,8 @@ class Poller:
         return wait_s
 
     async def poll_once(self) -> Pass:
-        """Do one pass. Failures of the bank or the log are in `problem`; the cursor stays at what was read."""
-        done = Pass(to_s=self._producer.now_us() // 1_000_000)
-        try:
-            await self._producer.sync()  # a pass that finds nothing appends nothing, which would ask
-            done.to_s = self._producer.now_us() // 1_000_000
-            await self._read_list(done)
-            if self._watch is not None:
-                done.looked = await self._watch.look()
-        except (TryAgain, Unprocessable, LogUnavailable) as problem:
-            done.problem = str(problem)
-            done.after_s = problem.after_s if isinstance(problem, TryAgain) else 0.0
-            done.is_ours = isinstance(problem, LogUnavailable | NoTurn)
+        """Do one pass, and count and log its failure."""
+        done = await self._listing.read()
         self.failures_in_a_row = self.failures_in_a_row + 1 if done.problem else 0
         self._bank_failures = self._bank_failures + (not done.is_ours) if done.problem else 0
         if done.problem:
@@ -170,52 +234,3 @@ class Poller:
             return max(self._interval_s, done.after_s)
         backoff = backoff_s(self._bank_failures, self._interval_s, WAIT_S_MAX, random.random)
         return max(self._interval_s, done.after_s, backoff)
-
-    async def _read_list(self, done: Pass) -> None:
-        cursor = await self._load_cursor()
-        # One that is later than now is of a clock that went back since.
-        last_s = self._long_look_s
-        is_long = last_s is None or not last_s <= done.to_s < last_s + LONG_LOOK_EVERY_S
-        overlap_s = OVERLAP_S if is_long else SHORT_OVERLAP_S
-        done.from_s, read_to = _from_s(cursor, done.to_s, overlap_s), cursor or 0
-        if read_to > done.to_s:
-            read_to = 0
-        parts = read_list(self._bank, self._account_number, from_s=done.from_s, to_s=done.to_s)
-        async for part in parts:
-            done.pages += 1
-            done.listed += len(part.items)
-            done.malformed += sum(isinstance(item, MalformedPayout) for item in part.items)
-            done.new += await self._append(part.items)
-            if part.upto is not None and part.upto > read_to:
-                read_to = part.upto
-                await self._save_cursor(read_to)
-            if done.pages >= CALLS_MAX and read_to < done.to_s:
-                raise TryAgain(
-                    f"after {CALLS_MAX} pages the list from {done.from_s} to {done.to_s} is read up to {read_to}"
-                    " only; the next pass goes on"
-                )
-        if is_long:
-            self._long_look_s = done.to_s
-
-    async def _append(self, items: list[BankPayout | MalformedPayout]) -> int:
-        """Append a page's payouts together, so that they are coalesced; how many were new."""
-
-        async def append_one(item: BankPayout | MalformedPayout) -> Appended:
-            # The time is told as it is appended: in between the clock may be found to be another one.
-            now_us = self._producer.now_us()
-            append = append_of(item, account=self._account, source="poll", now_us=now_us)
-            return await self._producer.append(append)
-
-        answers = await asyncio.gather(*map(append_one, items), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        if self._watch is not None:
-            await self._watch.note(items)
-        return sum(not isinstance(answer, BaseException) and answer.new for answer in answers)
-
-
-def _from_s(cursor: int | None, to_s: int, overlap_s: int) -> int:
-    """Where a pass begins; a cursor in the future (the clock was wrong) does not count."""
-    start = to_s - FIRST_LOOK_S if cursor is None else min(cursor, to_s) - overlap_s
-    return max(0, start)

@@ -20,7 +20,7 @@ from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
 from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.refusals import ThrottledWarning
-from streamproc.ingress.translate import Delivery, translate
+from streamproc.ingress.translate import Translation, translate
 from streamproc.log.stream import Appended
 
 APPEND_S_MAX = 4.0
@@ -86,9 +86,9 @@ class RazorpayWebhook:
             await send_problem(send, 401, "x-razorpay-signature is missing or is not this body's")
             return
         try:
-            delivery = self._translate(scope, body)
+            translated = self._translate(scope, body)
             with self._append_in_time.within():
-                appended = await self._producer.append(delivery.append)
+                appended = await self._producer.append(translated.append)
         except InputError as problem:
             _log.warning(
                 "webhook refused: its signature is valid, but its body of %d bytes is not a payload",
@@ -100,9 +100,9 @@ class RazorpayWebhook:
             retry = (b"retry-after", str(RETRY_AFTER_S).encode("ascii"))
             await send_problem(send, 503, "the log cannot be written now; deliver again", [retry])
         else:
-            await send_body(send, 200, _accepted(delivery, appended), _JSON)
+            await send_body(send, 200, _accepted(translated, appended), _JSON)
 
-    def _translate(self, scope: Scope, body: bytes) -> Delivery:
+    def _translate(self, scope: Scope, body: bytes) -> Translation:
         event_id = header(scope, b"x-razorpay-event-id") or b""
         return translate(
             body,
@@ -112,6 +112,6 @@ class RazorpayWebhook:
         )
 
 
-def _accepted(delivery: Delivery, appended: Appended) -> bytes:
-    status = "duplicate" if not appended.new else "ignored" if delivery.ignored else "accepted"
+def _accepted(translated: Translation, appended: Appended) -> bytes:
+    status = "duplicate" if not appended.new else "ignored" if translated.ignored else "accepted"
     return msgspec.json.encode({"status": status, "entry": appended.entry})

@@ -3,7 +3,6 @@
 Only Slack's signature was checked: whose account it is, and which payout is meant, is decided elsewhere.
 """
 
-import re
 from typing import TypeAlias
 from urllib.parse import parse_qsl
 
@@ -12,13 +11,13 @@ from msgspec import Struct
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.slack_modal import REASON
 from streamproc.domain.button import APPROVE, REJECT, VALUE_CHARS_MAX
+from streamproc.domain.reviewers import SLACK_USER
 from streamproc.errors import InputError
 
 FIELDS_MAX = 8
 """Fields of the form; Slack sends one."""
 TRIGGER_CHARS_MAX = 256
 """Slack's are some 60 characters."""
-_USER = re.compile(r"[UW][A-Za-z0-9]{1,31}")
 
 Object: TypeAlias = dict[str, object]
 
@@ -60,7 +59,7 @@ def read_payload(body: bytes) -> Interaction:
     """What the request means. Raises InputError, which repeats nothing of the request."""
     payload = _object(_decoded(body), "payload")
     user = _object(payload.get("user"), "user").get("id")
-    if not isinstance(user, str) or not _USER.fullmatch(user):
+    if not isinstance(user, str) or not SLACK_USER.fullmatch(user):
         raise InputError("user.id is no Slack user id")
     match payload.get("type"):
         case "block_actions":

@@ -95,7 +95,7 @@ class Modals(Protocol):
         ...
 
 
-class Refused(Exception):
+class RefusedRequest(Exception):
     """The answer is a problem, which is audited; `detail` repeats nothing that was sent."""
 
     def __init__(self, status: int, detail: str, *, payout: str = "") -> None:
@@ -158,7 +158,7 @@ class SlackReview:
             other_method="Slack delivers by POST",
             within=self._body_in_time,
             bytes_max=self._body_bytes_max,
-            too_large=lambda detail: self._audit("", Refused(413, detail)),
+            too_large=lambda detail: self._audit("", RefusedRequest(413, detail)),
         )
         if body is not None:
             await self._answer(scope, body, send)
@@ -171,8 +171,8 @@ class SlackReview:
                 interaction = read_payload(body)
                 answer = await self._in_turn(interaction, claim)
         except InputError as problem:
-            refused = Refused(400, f"signed, but it cannot be read: {problem}")
-        except Refused as problem:
+            refused = RefusedRequest(400, f"signed, but it cannot be read: {problem}")
+        except RefusedRequest as problem:
             refused = problem
         except NotNow as problem:
             _log.warning("a click in Slack was not taken: %s", problem.detail)
@@ -189,7 +189,7 @@ class SlackReview:
         self._audit(SLACK + interaction.user if interaction is not None else "", refused)
         await send_problem(send, refused.status, refused.detail)
 
-    def _audit(self, subject: str, refused: Refused) -> None:
+    def _audit(self, subject: str, refused: RefusedRequest) -> None:
         if subject:
             _log.warning("a request to %s was refused: %s", PATH, refused.detail)
         else:
@@ -203,15 +203,15 @@ class SlackReview:
         )
 
     def _verified(self, scope: Scope, body: bytes) -> str:
-        """The key by which this request is known again. Raises Refused unless Slack signed it, and lately."""
+        """The key by which this request is known again. Raises RefusedRequest unless Slack signed it, and lately."""
         signed = header(scope, b"x-slack-signature") or b""
         timestamp = header(scope, b"x-slack-request-timestamp") or b""
         expected = signature(self._secret, timestamp, body)
         if not hmac.compare_digest(expected, signed) or not _TIMESTAMP.fullmatch(timestamp):
-            raise Refused(401, "x-slack-signature is missing or is not this request's")
+            raise RefusedRequest(401, "x-slack-signature is missing or is not this request's")
         away_s = abs(self._producer.now_us() // 1_000_000 - int(timestamp))
         if away_s > AGE_S_MAX:
-            raise Refused(401, f"x-slack-request-timestamp is more than {AGE_S_MAX} s from now")
+            raise RefusedRequest(401, f"x-slack-request-timestamp is more than {AGE_S_MAX} s from now")
         return f"slack:{expected[3:].decode('ascii')}"
 
     # ---- what was clicked ---------------------------------------------------------------
@@ -222,7 +222,7 @@ class SlackReview:
         self._in_hand += 1
         try:
             if not await self._holds.first_time(claim, REMEMBERED_S):
-                raise Refused(409, "the same request came before")
+                raise RefusedRequest(409, "the same request came before")
             return await self._act(interaction, claim)
         finally:
             self._in_hand -= 1
@@ -252,7 +252,7 @@ class SlackReview:
         payout = payout_of(interaction.value, self._secret)
         if payout is None:
             named = interaction.value.rpartition(".")[2]
-            raise Refused(403, "this is not a button of ours: its payout was changed", payout=named)
+            raise RefusedRequest(403, "this is not a button of ours: its payout was changed", payout=named)
         return ReviewSubmitted(
             at=self._producer.now_us(),
             payout=payout,
@@ -265,7 +265,7 @@ class SlackReview:
     async def _hold(self, answer: ReviewSubmitted) -> Hold:
         hold = await self._holds.find(answer)
         if hold is None:
-            raise Refused(404, "the payout of this button is not known here", payout=answer.payout)
+            raise RefusedRequest(404, "the payout of this button is not known here", payout=answer.payout)
         return hold
 
     async def _append(self, answer: ReviewSubmitted, hold: Hold, claim: str) -> None:
@@ -273,10 +273,10 @@ class SlackReview:
             in_vain = f"in-vain:{answer.by}:{answer.payout}"
             if not await self._holds.first_time(in_vain, IN_VAIN_S):
                 detail = f"an answer that cannot count came again within {IN_VAIN_S} s"
-                raise Refused(429, detail, payout=answer.payout)
+                raise RefusedRequest(429, detail, payout=answer.payout)
         appended = await self._producer.append(Append(hold.account, (claim,), (answer,)))
         if not appended.new:
-            raise Refused(409, "the same request came before", payout=answer.payout)
+            raise RefusedRequest(409, "the same request came before", payout=answer.payout)
 
     async def _ask_why(self, interaction: RejectClick, claim: str) -> None:
         """Open the modal. Whoever may not answer gets none: the review stage refuses them, and they are told

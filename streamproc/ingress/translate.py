@@ -61,14 +61,14 @@ METHODS_MAX = 16
 """Rails kept of one downtime; the bank has six."""
 
 
-class Delivery(Struct, frozen=True):
+class Translation(Struct, frozen=True):
     """One webhook as the log shall have it. `ignored`: it is not about a payout's state."""
 
     append: Append
     ignored: bool
 
 
-def translate(body: bytes, *, delivery: str, fallback_account: str, now_us: int) -> Delivery:
+def translate(body: bytes, *, delivery: str, fallback_account: str, now_us: int) -> Translation:
     """A verified body as events. Raises InputError when it is not a payload.
 
     `delivery` is the bank's event id or empty; `fallback_account` is used where the body names no usable account.
@@ -84,14 +84,14 @@ def translate(body: bytes, *, delivery: str, fallback_account: str, now_us: int)
             payout, account=account, source="webhook", now_us=now_us, bank_event=event, delivery=delivery
         )
         keys, told = first + append.keys, digest if delivery else ""
-        return Delivery(Append(account, keys, append.events, told), ignored=False)
+        return Translation(Append(account, keys, append.events, told), ignored=False)
     fact: Event
     if event in DOWNTIME_EVENTS:
         fact = _downtime(envelope, event, account, delivery, now_us)
     else:
         fact = BankEventIgnored(at=now_us, account=account, bank_event=event, delivery=delivery)
     append = Append(account, (*first, body_key(digest)), (fact,), digest)
-    return Delivery(append, ignored=event not in DOWNTIME_EVENTS)
+    return Translation(append, ignored=event not in DOWNTIME_EVENTS)
 
 
 def append_of(

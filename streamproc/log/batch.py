@@ -1,46 +1,37 @@
-"""Handling one batch: decode, load, run the chain, commit, and defer or dead-letter what failed."""
+"""Handling one batch: decode, load, run the chain, commit. What failed meanwhile is left to `failures.py`."""
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from math import inf
 from time import monotonic, time_ns
-from typing import Any
 
 from msgspec import Struct
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import NOTED
-from streamproc.domain.budget import NOTHING_ASKED
-from streamproc.domain.events import EntrySetAside
+from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask
 from streamproc.domain.payouts import decode_record, encode_record, unknown_in
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
-from streamproc.errors import LogBroken, LogUnavailable, StreamprocError, TryAgain, Unprocessable, named
+from streamproc.errors import LogBroken, LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, payees, scripts
 from streamproc.log.batch_telemetry import BatchTelemetry
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, shielded
+from streamproc.log.failures import Failures
 from streamproc.log.grants import Offered
 from streamproc.log.names import Names
 from streamproc.log.opened import NEWER_S, Known, Opened, Opener, events_in, known_of
 from streamproc.log.payees import First
 from streamproc.log.policies import Policies
 from streamproc.log.scripts import Committed, Deferral, Handover, Raw
-from streamproc.log.templates import Fate
-from streamproc.log.work import BatchContext, Group, Later, Work, run_chain, written_ms
+from streamproc.log.templates import OfferFate
+from streamproc.log.work import BatchContext, Group, Work, run_chain
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS_MAX = 5
-"""Attempts at an entry that fails by itself; after these it becomes a dead letter."""
-BACKOFF = scripts.Backoff(first_s=0.5, longest_s=60.0, longest_wait_s=10.0)
-"""A dependency that is back is noticed within `longest_wait_s`; an entry that fails by itself can wait longer."""
 BATCH_TIMEOUT_S = 25.0
 """Limit of the whole chain over one batch. Every outside call has a shorter limit of its own."""
-LATE_S = 600.0
-"""An entry that waits for a dependency for longer raises an alarm: a rejection that the bank does not know of may be
-paid by somebody else's approval."""
 STALE_MAX = 20
 """Times in a row that a payout may change during its pass before the entry is deferred."""
 
@@ -60,22 +51,20 @@ class Handler:
     ) -> None:
         """`consumer`: only entries that are pending with it are deferred; '' where no other consumer can take them.
         `say_s`: how long the log says nothing more of what is deferred, once it has said something."""
-        self.group, self.partition, self.limits, self._consumer = group, partition, limits, consumer
+        self.group, self.partition, self.limits = group, partition, limits
         self.names = Names(partition)
         self._policies = Policies(self.names)
         self._policies_now = Policies(self.names)
         """Apart: `_policies.rev` has to stay the revision that the batch in hand is decided under."""
         self.telemetry = BatchTelemetry(group, partition)
         self.opener = Opener(self.names, group)
+        self._failures = Failures(self.names, group, consumer, self.telemetry, say_s=say_s)
         self._where = f"{group.name}/{partition}"
-        self._caused = b'{"by":"' + group.name.encode() + b'","cause":"'
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged; nobody waits for that, so `acknowledge` does it later."""
         self.later: list[Work] = []
         """What the last `handle` left to the slow lane, in order."""
         self.may_wait = False
-        self._say_s, self._said_s, self._unsaid = say_s, -inf, 0
-        self._oldest_unsaid: list[Work] = []
 
     async def handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
@@ -85,12 +74,13 @@ class Handler:
         self.later = []
         opened = ahead or self.opener.open(entries, taken=taken)
         if taken and opened.skipped:  # by a commit, which removes traces of earlier attempts
-            await self._send(client, [Handover(entry, taken=True) for entry in opened.skipped])
+            handovers = [Handover(entry, taken=True) for entry in opened.skipped]
+            await scripts.commit(client, self.names, self.group.name, handovers)
         else:
             self.skipped += opened.skipped
         if opened.unreadable:
-            await self._dead_letter(client, opened.unreadable)
-        await self._handle_failures(client, opened.newer)
+            await self._failures.dead_letter(client, opened.unreadable)
+        await self._failures.dispose(client, opened.newer)
         works = await self._offer_from_memory(client, opened.works, opened.from_memory)
         known = opened.known_lately(self.opener.remembered)
         while works:
@@ -126,7 +116,7 @@ class Handler:
         fresh = [w for w in works if not (runs_once and w.stale_times)]
         await self._run(client, fresh, ctx)
         stale = await self._commit(client, [w for w in works if w.problem is None], rev)
-        await self._handle_failures(client, [w for w in works if w.problem is not None])
+        self.later += await self._failures.dispose(client, [w for w in works if w.problem is not None])
         return stale
 
     async def _offer_from_memory(
@@ -169,7 +159,6 @@ class Handler:
             self.group.name,
             sent,
             rev=self._policies.rev,
-            m=(self._caused, b'"}'),
             keep_budgets_s=int(self.limits.retention_s),
             decided_at=decided_at,
         )
@@ -179,9 +168,9 @@ class Handler:
             raise
         except Exception:  # whatever part of it was done, the chain's scripts find that
             log.exception("%s: no fast path for %d entries", self._where, len(sent))
-            fates = [Fate.LEFT] * len(sent)
+            fates = [OfferFate.LEFT] * len(sent)
         self.opener.remembered.doubt(grant.notes for grant in sent)
-        done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not Fate.LEFT]
+        done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not OfferFate.LEFT]
         self.telemetry.granted(done, sent_ns)
         finished = {work for work, *_ in done}
         for work, _ in offers:
@@ -191,7 +180,7 @@ class Handler:
     async def dead_letter(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
         work, *_ = [*self.opener.open([entry], taken=True).works, Work(entry[0], [], taken=True)]
-        await self._dead_letter(client, [(work, why)])
+        await self._failures.dead_letter(client, [(work, why)])
 
     async def _load(self, client: Redis, works: list[Work], known: Known | None = None) -> BatchContext:
         if known is None:
@@ -208,7 +197,7 @@ class Handler:
     def _context(self, client: Redis, now_us: int, book: PolicyBook, at_ns: int) -> BatchContext:
         """The context of a batch that begins now; Redis's clock was `now_us` when this host's was `at_ns`."""
 
-        async def admit(asks: Sequence[Any]) -> list[Any]:
+        async def admit(asks: Sequence[Ask]) -> list[Admission]:
             return await scripts.admit(client, self.names, asks, keep_budgets_s=int(self.limits.retention_s))
 
         ctx = BatchContext(
@@ -228,7 +217,7 @@ class Handler:
         """Start a work from its payout's row. A row that cannot be read fails this entry, not the worker."""
         keep = self.group.outputs_are_facts and work.stale_times > 0
         if row is None:
-            work.open(b"-1", None, work.admission, keep=keep)
+            work.open(scripts.UNCHECKED, None, work.admission, keep=keep)
             return
         version, record, admission = b"0", None, NOTHING_ASKED
         if row is not scripts.NO_ROW:
@@ -275,8 +264,9 @@ class Handler:
     # ---- leaving a batch behind ---------------------------------------------------------
 
     async def _commit(self, client: Redis, works: list[Work], rev: bytes) -> list[Work]:
-        handovers = [self._handover(work) for work in works]
-        statuses = await self._send(client, handovers, b"" if self.group.outputs_are_facts else rev)
+        group, handovers = self.group, [self._handover(work) for work in works]
+        rev = b"" if group.outputs_are_facts else rev
+        statuses = await scripts.commit(client, self.names, group.name, handovers, rev=rev)
         self.opener.remembered.doubt(handover.notes for handover in handovers)
         self.telemetry.committed(works, statuses)
         stale = [work for work, status in zip(works, statuses, strict=True) if status is Committed.STALE]
@@ -284,20 +274,10 @@ class Handler:
             work.stale_times += 1
         late = [work for work in stale if work.stale_times > STALE_MAX]
         if late:
-            await self._defer(client, [(work, Deferral(work.entry, 1.0, counts=False)) for work in late])
+            await self._failures.defer(
+                client, [(work, Deferral(work.entry, 1.0, counts=False)) for work in late]
+            )
         return [work for work in stale if work.stale_times <= STALE_MAX]
-
-    async def _send(self, client: Redis, handovers: list[Handover], rev: bytes = b"") -> list[Committed]:
-        """Commit in chunks. None is cut off half way: a worker that is cancelled waits for the answer first."""
-        statuses: list[Committed] = []
-        for start in range(0, len(handovers), scripts.BATCH_MAX):
-            chunk = handovers[start : start + scripts.BATCH_MAX]
-            statuses += await shielded(scripts.commit(client, self.names, self.group.name, chunk, rev=rev))
-        return statuses
-
-    def _meta(self, work: Work) -> bytes:
-        """Field `m` of what a work emits, without its closing brace, which commit.lua adds."""
-        return self._caused + work.entry + b'"'
 
     def _handover(self, work: Work) -> Handover:
         handover = Handover(entry=work.entry, taken=work.taken)
@@ -310,91 +290,10 @@ class Handler:
             handover.keep_s = work.keep_s(self.limits.retention_s)
         if work.out:
             handover.e = encode_events(work.out)
-            handover.m = self._meta(work)
+            handover.m = self.group.meta_of_output(work.entry)
         if work.settle and work.admission.budget is not None:
             handover.settle, handover.windows = work.settle, work.admission.budget.windows
             handover.fees = work.fees
         handover.notes = payees.notes_of(self.names, work, work.out)
         handover.timers = [(timer.at, encode_events([timer])) for timer in work.timers]
         return handover
-
-    async def _handle_failures(self, client: Redis, works: list[Work]) -> None:
-        dead: list[tuple[Work, str]] = []
-        deferred: list[tuple[Work, Deferral]] = []
-        for work in works:
-            match work.problem:
-                case Later():
-                    self.later.append(work)
-                case TryAgain(after_s=after_s):
-                    deferred.append((work, Deferral(work.entry, after_s, counts=False)))
-                case Unprocessable():
-                    dead.append((work, str(work.problem)))
-                case problem:
-                    log.error(
-                        "%s: entry %s failed unexpectedly; it is retried, and in the end a dead letter",
-                        self._where,
-                        work.entry.decode(),
-                        exc_info=problem,
-                        extra={"payout": work.payout},
-                    )
-                    deferred.append((work, Deferral(work.entry, 0.0, counts=True)))
-        if deferred:
-            await self._log_deferred(client, [work for work, _ in deferred])
-            await self._defer(client, deferred)
-        if dead:
-            await self._dead_letter(client, dead)
-
-    async def _log_deferred(self, client: Redis, works: list[Work]) -> None:
-        """Log what is deferred, as an alarm where it has waited too long."""
-        self._unsaid += len(works)
-        oldest = min([*works, *self._oldest_unsaid], key=lambda work: written_ms(work.entry))
-        self._oldest_unsaid = [oldest]
-        if monotonic() < self._said_s + self._say_s:
-            return
-        count, self._unsaid, self._said_s, self._oldest_unsaid = self._unsaid, 0, monotonic(), []
-        now_us, *_ = await scripts.load(client, self.names, [])
-        late_s = now_us / 1e6 - written_ms(oldest.entry) / 1e3
-        level, alarm = (logging.ERROR, "ALARM, ") if late_s > LATE_S else (logging.WARNING, "")
-        what = "%s%s: %d entries put off; the oldest, %s, waits for %d s: %s"
-        oldest_id, problem = oldest.entry.decode(), _named(oldest.problem)
-        log.log(level, what, alarm, self._where, count, oldest_id, late_s, problem)
-
-    async def _defer(self, client: Redis, works: Sequence[tuple[Work, Deferral]]) -> None:
-        self.telemetry.deferred([work for work, _ in works])
-        deferrals = [deferral for _, deferral in works]
-        times = await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF, self._consumer)
-        spent = []
-        for (work, deferral), n in zip(works, times, strict=True):
-            if deferral.counts and n >= ATTEMPTS_MAX:
-                work.taken = True
-                why = f"failed {n} times, the limit is {ATTEMPTS_MAX}; last: {_named(work.problem)}"
-                spent.append((work, why))
-        if spent:
-            await self._dead_letter(client, spent)
-
-    async def _dead_letter(self, client: Redis, works: Sequence[tuple[Work, str]]) -> None:
-        """Make dead letters, with the reason; the log gets an event about each."""
-        self.telemetry.dead_lettered([work for work, _ in works])
-        now_us, *_ = await scripts.load(client, self.names, [])
-        handovers = []
-        for work, why in works:
-            log.error(
-                "%s: entry %s became a dead letter: %s",
-                self._where,
-                work.entry.decode(),
-                why,
-                extra={"payout": work.payout},
-            )
-            entry, group = work.entry.decode(), self.group.name
-            event = EntrySetAside(
-                at=now_us, payout=work.payout, group=group, entry=entry, stage="", problem=why
-            )
-            e, m = encode_events([event]), self._meta(work)
-            handovers.append(Handover(entry=work.entry, e=e, m=m, taken=True, problem=why))
-        await self._send(client, handovers)
-
-
-def _named(problem: Exception | None) -> str:
-    if isinstance(problem, StreamprocError):
-        return str(problem)
-    return named(problem)[:300]

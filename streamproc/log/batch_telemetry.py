@@ -18,7 +18,7 @@ from streamproc.domain.budget import US
 from streamproc.domain.traces import is_notable, trace_id, trace_of
 from streamproc.log.batch_traces import FAST_PATH, BatchTraces, Passed, Times
 from streamproc.log.scripts import Committed
-from streamproc.log.templates import Fate, Offer
+from streamproc.log.templates import Offer, OfferFate
 from streamproc.log.work import BatchContext, Group, Work, written_ms
 from streamproc.telemetry import lines, watch
 from streamproc.telemetry.spans import Tracer
@@ -33,7 +33,7 @@ TOGETHER_S = 0.05
 """How long they may wait, if Redis has a batch meanwhile."""
 UNRECORDED_S = 0.1
 """How long otherwise, as when another chain waits for the outside. Too short to be seen on a dashboard."""
-Granted = tuple[Work, Offer, Fate]
+Granted = tuple[Work, Offer, OfferFate]
 
 
 class _Unrecorded(NamedTuple):
@@ -156,7 +156,7 @@ class BatchTelemetry:
         """Count and say the decisions of fast-path batches, which are all that telemetry takes from their events.
         Payouts of one template are decided alike, so their events are made only once: that costs as much as deciding a
         payout."""
-        alike: dict[tuple[int, Fate], tuple[e.PayoutDecided, list[tuple[Offer, int]]]] = {}
+        alike: dict[tuple[int, OfferFate], tuple[e.PayoutDecided, list[tuple[Offer, int]]]] = {}
         log_lines, is_logged = list[lines.DecisionLine](), lines.is_enabled()
         for granted, _, now_us in unrecorded:
             for work, offer, fate in granted:

@@ -77,25 +77,25 @@ class DeadConsumers:
         self._missing = {name: missed for name, missed in self._missing.items() if name in idle}
         if not idle:
             return []
-        look = await self._roster.look(client, self._me, [self._me, *idle], now_s)
-        if self._me not in look.here:
-            if look.at_s is not None:
+        found = await self._roster.look(client, self._me, [self._me, *idle], now_s)
+        if self._me not in found.here:
+            if found.at_s is not None:
                 self._missing.clear()
             return []
-        self._missing = {name: missed for name, missed in self._missing.items() if name not in look.here}
-        if look.at_s is None:
+        self._missing = {name: missed for name, missed in self._missing.items() if name not in found.here}
+        if found.at_s is None:
             return []
         # A consumer that was heard of after the list was made may have connected after it too.
-        quiet_ms = IDLE_MS + max(0.0, now_s - look.at_s) * 1000
+        quiet_ms = IDLE_MS + max(0.0, now_s - found.at_s) * 1000
         taken: list[bytes] = []
         for name, idle_ms in idle.items():
-            if name in look.here or 0 < idle_ms < quiet_ms:
+            if name in found.here or 0 < idle_ms < quiet_ms:
                 continue
             missed = self._missing.get(name)
             # It was back meanwhile.
             if missed is None or 0 < idle_ms < (clock_s - missed.clock_s) * 1000:
-                missed = self._missing[name] = _Missed(look.at_s, clock_s)
-            if look.at_s - missed.since_s >= self._missing_s and len(taken) < self._entries_max:
+                missed = self._missing[name] = _Missed(found.at_s, clock_s)
+            if found.at_s - missed.since_s >= self._missing_s and len(taken) < self._entries_max:
                 taken += await self._take_from(client, name, idle_ms, self._entries_max - len(taken))
         return taken
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from streamproc.domain.events import NotificationSent
-from streamproc.domain.wire import encode_events
+from streamproc.domain.wire import encode_events, written_by
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected, named_errors
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.scripts import BATCH_MAX, Keys, Script
 
@@ -141,7 +141,7 @@ class Digests:
         """Record that a digest was told; False where it took longer than the lease. Raises LogUnavailable."""
         names = Names(digest.partition)
         keys = [names.log, names.digests, names.digest(digest.name), names.digested(digest.name)]
-        m = b'{"by":"' + writer.encode() + b'"}'
+        m = written_by(writer) + b"}"
         told = digest.name, digest.lease, digest.count, digest.paise
         args = [*told, self._gather_us, encode_events([event]), m]
         async with connected(self._url) as client:

@@ -22,7 +22,7 @@ async def record(client: Redis, names: Names, entry: str, *, e: bytes, m: bytes)
     return made
 
 
-class Taken(Struct, frozen=True):
+class TakenAway(Struct, frozen=True):
     """Groups that had the entry pending; those that have not read as far as it, and will get it still; its dead
     letters. `all_seen`: there are no more dead letters than were looked at."""
 
@@ -32,7 +32,7 @@ class Taken(Struct, frozen=True):
     all_seen: bool
 
 
-async def take_away(client: Redis, names: Names, entry: str, groups: Sequence[str]) -> Taken:
+async def take_away(client: Redis, names: Names, entry: str, groups: Sequence[str]) -> TakenAway:
     """Acknowledge the entry for all groups.
 
     In one step with all that is told, so that no group that has read it has it pending then, and only a letter that is
@@ -47,7 +47,7 @@ async def take_away(client: Redis, names: Names, entry: str, groups: Sequence[st
             pipe.execute_command("XRANGE", names.dead, since_ms, "+", "COUNT", LETTERS_MAX)
             *done, there, rows = await pipe.execute()
     read_upto = {row["name"].decode(): row["last-delivered-id"].decode() for row in there}
-    return Taken(
+    return TakenAway(
         [group for group, acknowledged in zip(groups, done, strict=True) if acknowledged],
         [group for group in groups if group in read_upto and id_key(read_upto[group]) < id_key(entry)],
         [letter for letter in map(letter_of, rows) if letter.entry == entry],

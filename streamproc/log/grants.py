@@ -11,18 +11,18 @@ from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import NOTHING_ASKED
-from streamproc.domain.wire import encode_events
+from streamproc.domain.wire import encode_events, written_by
 from streamproc.log.names import Names, Note
 from streamproc.log.payees import First
 from streamproc.log.scripts import Keys, Script, terms_of
-from streamproc.log.templates import VALUES, Fate, Offer, texts_of
+from streamproc.log.templates import VALUES, Offer, OfferFate, texts_of
 from streamproc.log.work import BatchContext, Group, Work
 
 log = logging.getLogger(__name__)
 
 Offered = tuple[Work, Offer]
 
-_FATES = tuple(Fate)
+_FATES = tuple(OfferFate)
 
 _grant = Script("grant", "checks", "counters", "beneficiaries", "own")
 
@@ -97,16 +97,16 @@ async def grant(
     grants: Sequence[Grant],
     *,
     rev: bytes,
-    m: tuple[bytes, bytes],
     keep_budgets_s: int,
     decided_at: int = 0,
-) -> list[Fate]:
+) -> list[OfferFate]:
     """Admit, acknowledge and append; what became of each.
 
-    `rev` is the policy revision of the offers, `m` each output's metadata before and after the id of its cause.
-    `decided_at`: when they were decided (µs), by a remembered clock, which the script checks; 0: by Redis's.
+    `rev` is the policy revision of the offers. `decided_at`: when they were decided (µs), by a remembered clock, which
+    the script checks; 0: by Redis's.
     """
     keys, texts = written_out(names, group, grants, decided_at)
+    m = written_by(group) + b',"cause":"', b'"}'  # each output's, around the id of its cause
     fates = await _grant(client, keys, (group, rev, keep_budgets_s, *m, texts))
     return [_FATES[fate] for fate in fates]
 

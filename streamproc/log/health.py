@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from streamproc.domain.entry_ids import id_key
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import CommandRefused, named_errors
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.nodes import every_node, text_of
 
@@ -117,31 +117,46 @@ ASKS_MS = 10_000
 """A consumer asks for entries every second. One that has none pending and did not ask for so long was killed."""
 
 
-async def group_rows(client: Redis, partition: int, groups: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Lag, pending, age of the oldest pending entry, and consumers of each group of a partition; of a log that is gone
-    all groups are missing."""
+class GroupState(NamedTuple):
+    """A consumer group on a partition. `missing`: it is not there, so that the rest says nothing."""
+
+    partition: int
+    group: str
+    missing: bool = False
+    lag: int | None = None
+    """Entries that it was not given yet; None where entries were deleted, so that Redis does not know."""
+    pending: int = 0
+    oldest_ms: int = 0
+    """Age of its oldest entry that is not acknowledged; 0 if there is none."""
+    consumers: int = 0
+    deferred: int = 0
+    """Of those that are pending, how many wait for their next attempt."""
+
+
+async def group_states(client: Redis, partition: int, groups: tuple[str, ...]) -> list[GroupState]:
+    """The state of each group of a partition; of a log that is gone all groups are missing."""
     names = Names(partition)
     with named_errors():
         there = await client.xinfo_groups(names.log) if await client.exists(names.log) else []
         found = {text_of(row["name"]): row for row in there}
-        rows = []
-        for group in groups:
-            row = found.get(group)
-            if row is None:
-                rows.append({"partition": partition, "group": group, "missing": True})
-                continue
-            rows.append(
-                {
-                    "partition": partition,
-                    "group": group,
-                    "lag": row["lag"],
-                    "pending": row["pending"],
-                    "oldest_ms": await _oldest_ms(client, names, group, row),
-                    "consumers": await _alive(client, names, group),
-                    "deferred": int(await client.zcard(names.retries(group))),
-                }
-            )
-    return rows
+        return [
+            await _group_state(client, names, group, found[group])
+            if group in found
+            else GroupState(partition, group, missing=True)
+            for group in groups
+        ]
+
+
+async def _group_state(client: Redis, names: Names, group: str, row: Any) -> GroupState:
+    return GroupState(
+        names.partition,
+        group,
+        lag=row["lag"],
+        pending=row["pending"],
+        oldest_ms=await _oldest_ms(client, names, group, row),
+        consumers=await _alive(client, names, group),
+        deferred=int(await client.zcard(names.retries(group))),
+    )
 
 
 async def _alive(client: Redis, names: Names, group: str) -> int:

@@ -85,13 +85,6 @@ async def forgot_nothing(client: Redis, partitions: int) -> bool:
     return latest_s - int(begun) < SEEN_TTL_S
 
 
-async def clock_us(client: Redis) -> int:
-    """µs since 1970 by Redis's clock."""
-    with named_errors():
-        seconds, micros = await client.time()
-    return int(seconds) * 1_000_000 + int(micros)
-
-
 async def record_of(client: Redis, partitions: int, payout: str) -> PayoutRecord | None:
     """What Redis knows of a payout, in whichever partition; None if it knows nothing (any more)."""
     with named_errors():

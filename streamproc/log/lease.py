@@ -7,10 +7,12 @@ import asyncio
 import logging
 from contextlib import suppress
 
+from redis.asyncio import Redis
+
 from streamproc.errors import LogUnavailable
-from streamproc.log import scripts
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
+from streamproc.log.scripts import Script
 from streamproc.waiting import set_within
 
 LEASE_S = 15.0
@@ -18,7 +20,21 @@ LEASE_S = 15.0
 RENEW_S = LEASE_S / 3
 """Two renewals may be lost."""
 
+_lease = Script("lease", "checks")
+
 log = logging.getLogger(__name__)
+
+
+async def take_lease(
+    client: Redis, names: Names, job: str, owner: str, *, lasts_s: float, gives_way: str = ""
+) -> tuple[int, str]:
+    """Take or renew a job's lease, or give it back (`lasts_s` 0); our term (0: we do not have it) and its owner.
+
+    It is taken from an owner whose name begins with `gives_way` as well.
+    """
+    keys = [names.lease(job), names.terms]
+    term, holder = await _lease(client, keys, [owner, int(lasts_s * 1000), gives_way])
+    return int(term), holder.decode()
 
 
 class Lease:
@@ -59,5 +75,5 @@ class Lease:
 
     async def _ask(self, lasts_s: float) -> int:
         async with connected(self._url) as client:
-            term, _ = await scripts.lease(client, self._names, self._job, self.owner, lasts_s=lasts_s)
+            term, _ = await take_lease(client, self._names, self._job, self.owner, lasts_s=lasts_s)
             return term

@@ -1,8 +1,11 @@
 """Closes a dead letter, and gives back what was reserved for an intent that is given up with it."""
 
+import msgspec
 from msgspec import Struct
 from redis.asyncio import Redis
 
+from streamproc.domain.events import DeadLetterClosed
+from streamproc.domain.wire import encode_events
 from streamproc.errors import Unprocessable
 from streamproc.log.names import Names
 from streamproc.log.scripts import Script, load, loaded
@@ -38,26 +41,21 @@ async def reserved_for(client: Redis, names: Names, payout: str) -> GivenUp | No
 
 
 async def close_letter(
-    client: Redis,
-    names: Names,
-    letter: str,
-    *,
-    group: str,
-    entry: str,
-    action: str,
-    e: bytes,
-    m: bytes,
-    given_up: GivenUp | None = None,
+    client: Redis, names: Names, closing: DeadLetterClosed, *, given_up: GivenUp | None = None
 ) -> Closed | None:
-    """Give a dead letter's entry back to its group (`redrive`) or drop it (`discard`), and record that.
+    """Give a dead letter's entry back to its group (`redrive`) or drop it (`discard`), as `closing` says, and record
+    that.
 
     `given_up` is freed with a discarded one, unless it has changed. None: there is no such letter. Raises Unprocessable
     where the entry has left Redis.
     """
+    _, _, letter = closing.letter.partition(":")
+    group, entry = closing.group, closing.entry
     keys = [names.log, names.dead, names.retries(group), *(given_up.keys if given_up else ())]
+    e, m = encode_events([closing]), msgspec.json.encode({"by": "operator", "actor": closing.by})
     args = [given_up.version, given_up.admission] if given_up else []
     answer: bytes | tuple[bytes, int] = await _close_letter(
-        client, keys, [letter, group, entry, action, e, m, *args]
+        client, keys, [letter, group, entry, closing.action, e, m, *args]
     )
     if answer == b"gone":
         raise Unprocessable(

@@ -18,7 +18,15 @@ from streamproc.domain.beneficiaries import NOTED, look
 from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.events import BeneficiarySeen, Event
 from streamproc.domain.payouts import ASKED
-from streamproc.domain.wire import Newer, decode_events, decode_meta, payout_of, refuse_newer, tag_of
+from streamproc.domain.wire import (
+    Newer,
+    decode_events,
+    decode_meta,
+    payout_of,
+    refuse_newer,
+    tag_of,
+    written_by,
+)
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.log import payees, scripts
 from streamproc.log.connection import named_errors
@@ -112,7 +120,7 @@ class Opener:
         self.names, self.group = names, group
         self.remembered = Remembered()
         self._doubted = id_key(ZERO)
-        self._mine = b'{"by":"' + group.name.encode() + b'"'
+        self._mine = written_by(group.name)
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
 

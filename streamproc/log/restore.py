@@ -93,7 +93,7 @@ async def mark_reconciled(client: Redis, run: int) -> None:
     await _reconciled(client, [META], [run, ASKED])
 
 
-class Meta(msgspec.Struct, frozen=True):
+class LogMarks(msgspec.Struct, frozen=True):
     """The marks of the log. `partitions` None: it has none."""
 
     partitions: int | None
@@ -101,12 +101,12 @@ class Meta(msgspec.Struct, frozen=True):
     unreconciled: bool
 
 
-async def read_meta(client: Redis) -> Meta:
+async def read_marks(client: Redis) -> LogMarks:
     """The marks of the log."""
     with named_errors():
         found: Any = await client.hgetall(META)
     known = found.get(b"partitions")
-    return Meta(int(known) if known else None, b"recovering" in found, b"unreconciled" in found)
+    return LogMarks(int(known) if known else None, b"recovering" in found, b"unreconciled" in found)
 
 
 async def groups_gone(client: Redis, names: Names, wanted: Sequence[str]) -> list[str]:

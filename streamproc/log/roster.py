@@ -32,7 +32,7 @@ UNSEEN_S = 60.0
 log = logging.getLogger(__name__)
 
 
-class Look(Struct, frozen=True):
+class Presence(Struct, frozen=True):
     """Which of the consumers that were asked for are connected, and since when the others are not."""
 
     here: frozenset[str]
@@ -54,28 +54,28 @@ class Roster:
         self._listing = False
         self._blind = False
 
-    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Look:
+    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Presence:
         """Who of `names` is connected. `client` is a connection of `me`'s. Raises LogUnavailable."""
         if self._blind:
-            return Look(frozenset())
+            return Presence(frozenset())
         wanted = frozenset(names)
         try:
             here = await self._still(client, wanted, now_s)
             lost = wanted - here
             if not lost:
-                return Look(here)
+                return Presence(here)
             if now_s >= self._due_s and not self._listing:
                 await self._list(client, me, now_s)
             elif now_s - self._at_s > LIST_AGE_S or lost & self._ids.keys():
-                return Look(here)  # one that was in the list may have reconnected under another id
+                return Presence(here)  # one that was in the list may have reconnected under another id
         except (CommandRefused, ResponseError) as problem:  # CLIENT LIST may be forbidden
             log.warning(
                 "Redis does not say who is connected, so a dead worker's entries wait for STREAMPROC_CLAIM_IDLE: %s",
                 problem,
             )
             self._blind = True
-            return Look(frozenset())
-        return Look(here | (wanted & self._ids.keys()), self._at_s)
+            return Presence(frozenset())
+        return Presence(here | (wanted & self._ids.keys()), self._at_s)
 
     async def _still(self, client: Redis, names: frozenset[str], now_s: float) -> frozenset[str]:
         """Which of these still have a known connection. Rows are compared by name: a restarted server gives ids to

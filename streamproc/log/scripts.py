@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
-from streamproc.log.connection import named_errors
+from streamproc.log.connection import named_errors, shielded
 from streamproc.log.names import Names, Note
 
 BATCH_MAX = 512
@@ -65,7 +65,6 @@ _due, _defer = Script("due", "checks"), Script("defer", "checks")
 _due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
 _change_state = Script("change_state", "checks")
 _open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
-_lease = Script("lease", "checks")
 
 
 class Keys:
@@ -136,6 +135,8 @@ class Committed(IntEnum):
 
 _STATUSES = tuple(Committed)
 
+UNCHECKED = b"-1"
+"""Instead of a version: the commit does not ask whether the payout has moved on. For entries about no payout."""
 FOR_GOOD = -1
 """Lifts the time limit of a record that was finished and is open again."""
 
@@ -146,7 +147,7 @@ class Handover:
 
     entry: bytes
     payout: str = ""
-    version: bytes = b"-1"
+    version: bytes = UNCHECKED
     record: bytes = b""
     keep_s: int = 0
     """0: no time limit is set; FOR_GOOD: one that was set is lifted."""
@@ -287,13 +288,23 @@ def terms_of(names: Names, keys: Keys, rate: RateAsk | None, windows: tuple[Wind
 async def commit(
     client: Redis, names: Names, group: str, handovers: Sequence[Handover], *, rev: bytes = b""
 ) -> list[Committed]:
-    """Acknowledge the inputs and append their outputs; what became of each.
+    """Acknowledge the inputs and append their outputs, BATCH_MAX in one call; what became of each.
 
     `rev` is the policy revision that the outputs were decided under; b'' if they are facts that no policy changes.
     """
-    retries, tries = names.retries(group), names.tries(group)
-    keys = Keys(names.log, names.number, names.timers, names.dead, retries, tries, names.policy)
-    keys.index(names.own(group))
+    statuses: list[Committed] = []
+    for start in range(0, len(handovers), BATCH_MAX):
+        chunk = handovers[start : start + BATCH_MAX]
+        # No call is cut off half way: a worker that is cancelled waits for the answer first.
+        statuses += await shielded(_commit_chunk(client, names, group, chunk, rev))
+    return statuses
+
+
+async def _commit_chunk(
+    client: Redis, names: Names, group: str, handovers: Sequence[Handover], rev: bytes
+) -> list[Committed]:
+    retries, tries, own = names.retries(group), names.tries(group), names.own(group)
+    keys = Keys(names.log, names.number, names.timers, names.dead, retries, tries, names.policy, own)
     args: list[Any] = [group, len(handovers), rev]
     for h in handovers:
         payout = keys.index(names.payout(h.payout)) if h.payout else 0
@@ -376,15 +387,3 @@ async def change_state(
     flat = [x for pair in fields for x in pair]
     done, answer = await _change_state(client, [names.log, state], [rev, e, m, *flat])
     return answer.decode() if done == 1 else None
-
-
-async def lease(
-    client: Redis, names: Names, job: str, owner: str, *, lasts_s: float, gives_way: str = ""
-) -> tuple[int, str]:
-    """Take or renew a job's lease, or give it back (`lasts_s` 0); our term (0: we do not have it) and its owner.
-
-    It is taken from an owner whose name begins with `gives_way` as well.
-    """
-    keys = [names.lease(job), names.terms]
-    term, holder = await _lease(client, keys, [owner, int(lasts_s * 1000), gives_way])
-    return int(term), holder.decode()

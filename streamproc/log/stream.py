@@ -19,9 +19,10 @@ from redis.exceptions import RedisError
 from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.events import Event
-from streamproc.domain.wire import encode_events
+from streamproc.domain.wire import encode_events, written_by
 from streamproc.errors import WHEN_LOST, LogBroken, LogUnavailable
 from streamproc.log import scripts
+from streamproc.log.clock import Clock
 from streamproc.log.connection import BLOCK_MS_MAX, connect, connected, named_errors, session
 from streamproc.log.names import META, Names, partition_of
 from streamproc.telemetry import watch
@@ -33,11 +34,6 @@ log = logging.getLogger(__name__)
 
 APPENDS_WAITING_MAX = 10_000
 """Appends that may wait for Redis. More are refused at once, since the bank stops waiting after 5 s anyway."""
-CLOCK_SYNC_S = 10.0
-"""Interval at which Redis's clock is asked; in between it is extrapolated by our monotonic one."""
-CLOCK_STEP_S = 10.0
-"""Our idea of Redis's clock is off by more only if this host slept, Redis was away when we started, or Redis is another
-server now."""
 
 
 class Append(Struct, frozen=True):
@@ -169,51 +165,6 @@ async def _open_partition(
         )
 
 
-class Clock:
-    """Redis's clock, asked now and then and extrapolated by the monotonic clock in between."""
-
-    def __init__(self) -> None:
-        self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
-        self._synced_at = float("-inf")
-        self._host_s = 0.0
-        self.steps = 0
-        """How often it was found to be off: what was told before that is wrong."""
-
-    def now_us(self) -> int:
-        """µs since 1970 by Redis's clock, as far as it is known."""
-        return time.monotonic_ns() // 1000 + self._offset_us
-
-    def set(self, redis_now_us: int, waited_us: int = 0) -> None:
-        """Take in what Redis's clock said at some moment of the last `waited_us`."""
-        off_us = redis_now_us - self.now_us()
-        off_us = max(off_us, min(0, off_us + waited_us))  # what the answer allows stays as it was
-        self._offset_us += off_us
-        if abs(off_us) > CLOCK_STEP_S * 1e6:
-            self.steps += 1
-            log.warning("Redis's clock is %.0f s from what it was taken to be", off_us / 1e6)
-        self._synced_at = time.monotonic()
-        self._host_s = time.time() - self._synced_at
-
-    def is_stale(self) -> bool:
-        """Whether it is time to ask again: after a while, or when this host's clock has left our monotonic one, which
-        stands still while the host sleeps."""
-        now = time.monotonic()
-        has_slept = abs(time.time() - now - self._host_s) > CLOCK_STEP_S
-        return has_slept or now - self._synced_at > CLOCK_SYNC_S
-
-    def doubt(self) -> None:
-        """Treat the clock as unknown, since another server may be Redis now: `sync` comes before its next use."""
-        self._synced_at = float("-inf")
-
-    async def sync(self, client: Redis) -> None:
-        """Ask Redis for its time, and keep how far it is from our clocks. Raises LogUnavailable."""
-        asked_ns = time.monotonic_ns()
-        with named_errors():
-            seconds, micros = await client.time()
-        waited_us = (time.monotonic_ns() - asked_ns) // 1000
-        self.set(int(seconds) * 1_000_000 + int(micros), waited_us)
-
-
 class _Waiting(NamedTuple):
     delivery: scripts.Delivery
     done: "Future[Appended]"
@@ -228,7 +179,7 @@ class Producer:
         self._url = url
         self._partitions = partitions
         self._name = name
-        self._meta = b'{"by":"' + name.encode() + b'"}'
+        self._meta = written_by(name) + b"}"
         self._waiting: dict[int, deque[_Waiting]] = {p: deque() for p in range(partitions)}
         self._wake: dict[int, asyncio.Event] = {p: asyncio.Event() for p in range(partitions)}
         self._writers: list[asyncio.Task[None]] = []

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from streamproc.domain.asks import uses
 from streamproc.domain.budget import US, Ask, Window
 from streamproc.domain.events import BeneficiaryNoted, Event, TimerFired
-from streamproc.domain.governance import uses
 from streamproc.domain.payouts import PayoutRecord, encode_record, is_terminal
 from streamproc.domain.wire import encode_events
 
@@ -37,7 +37,7 @@ _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 
 
-class Fate(IntEnum):
+class OfferFate(IntEnum):
     """What became of an offer: left to the chain, recorded, or rejected because there is no slot or no room."""
 
     LEFT = 0
@@ -120,7 +120,7 @@ class Offer(Struct, eq=False):
     values: Sequence[str]
     """Fill those from VALUES on."""
     agent: str
-    outputs: Callable[[Fate], RecordAndEvents]
+    outputs: Callable[[OfferFate], RecordAndEvents]
     """The record and the events of a fate, for telemetry and tests, with 0 for what only the counters know."""
     noted: Sequence[Event] = ()
     """Those of the events that the registry of beneficiaries takes in."""

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from streamproc.log import scripts
 from streamproc.log.connection import connected, session
+from streamproc.log.lease import take_lease
 from streamproc.log.names import SHARED_PARTITION, Names
 
 LEASE_S = 20.0
@@ -36,10 +36,10 @@ class Vault:
         """The lease on changing it, for one process at a time; False: another process has it."""
         job = f"vault:{self._name}"
         async with connected(self._url) as client:
-            term, _ = await scripts.lease(client, self._names, job, self._owner, lasts_s=LEASE_S)
+            term, _ = await take_lease(client, self._names, job, self._owner, lasts_s=LEASE_S)
         try:
             yield term > 0
         finally:
             if term > 0:
                 async with connected(self._url) as client:
-                    await scripts.lease(client, self._names, job, self._owner, lasts_s=0.0)
+                    await take_lease(client, self._names, job, self._owner, lasts_s=0.0)

@@ -19,6 +19,7 @@ from streamproc.domain.payouts import ASKED, PayoutRecord, evolve, fold, is_term
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.record import Reservation
 from streamproc.domain.recovery import budget_answer
+from streamproc.domain.wire import written_by
 from streamproc.log.cache import Cache
 from streamproc.log.scripts import FOR_GOOD, kept_admission
 from streamproc.log.templates import Offer
@@ -50,12 +51,19 @@ class Work(Struct, eq=False):
     taken: bool = False
     """It came from retries or from another consumer, so the commit removes traces of earlier attempts."""
     loaded: PayoutRecord | None = None
+    """The payout's record as Redis had it when the batch was loaded; None if it had none."""
     version: bytes = b"0"
+    """Of that record: the commit fails if it has moved on."""
     record: PayoutRecord | None = None
+    """The record with this entry, and with what the stages have emitted so far."""
     admission: Admission = NOTHING_ASKED
+    """What the counters answered to the payout, in this pass or before."""
     out: list[Event] = []
+    """The events to append with the commit, in order."""
     timers: list[TimerFired] = []
+    """Timers to set with it."""
     settle: Settlement = ""
+    """What is to become of the reservation with it."""
     fees: int = 0
     """All fees that are committed with the amount (paise)."""
     beneficiary: BeneficiarySeen | None = None
@@ -226,6 +234,10 @@ class Group(Struct, frozen=True):
     def consumes(self) -> frozenset[type[Fact]]:
         """Everything that any stage consumes."""
         return frozenset().union(*(stage.consumes for stage in self.stages))
+
+    def meta_of_output(self, cause: bytes) -> bytes:
+        """Field `m` of what the handling of an entry writes, without its closing brace, which commit.lua adds."""
+        return written_by(self.name) + b',"cause":"' + cause + b'"'
 
 
 async def run_chain(group: Group, works: Sequence[Work], ctx: BatchContext) -> None:

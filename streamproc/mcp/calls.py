@@ -40,7 +40,7 @@ WHY_UNITS_MAX: Final = 200
 """Characters of a complaint about an answer of the wrong form, since it may quote the answer."""
 
 
-class Answer(Struct, frozen=True):
+class ToolAnswer(Struct, frozen=True):
     """A tool's answer: in words, and unless it is a refusal also in the form of its schema."""
 
     text: str = ""
@@ -65,22 +65,22 @@ class Calls:
         self._stopping = stopping
         self._in_hand: Counter[str] = Counter()  # by token
 
-    async def call(self, tool: Tool, given: Mapping[str, Any], caller: Caller) -> Answer:
+    async def call(self, tool: Tool, given: Mapping[str, Any], caller: Caller) -> ToolAnswer:
         """One call. Never raises for a caller's mistake or a refusal of the API: these are answers."""
         if full := self._full(caller.token):
-            return Answer(f"{full}; nothing was asked for. Ask again later.")
+            return ToolAnswer(f"{full}; nothing was asked for. Ask again later.")
         present = {name: value for name, value in given.items() if value is not None}
         if wrong := _wrong(tool, present):
-            return Answer(words.of_wrong_arguments(wrong))
+            return ToolAnswer(words.of_wrong_arguments(wrong))
         self._in_hand[caller.token] += 1
         try:
             return await self._answered(tool, present, caller)
         except InputError as problem:
-            return Answer(f"{problem}; nothing was asked for")
+            return ToolAnswer(f"{problem}; nothing was asked for")
         except OutcomeUnknown as problem:
-            return Answer(words.of_lost(str(problem), asks=tool.asks))
+            return ToolAnswer(words.of_lost(str(problem), asks=tool.asks))
         except TryAgain as problem:
-            return Answer(f"{problem}; nothing was asked for. Ask again later.")
+            return ToolAnswer(f"{problem}; nothing was asked for. Ask again later.")
         finally:
             self._in_hand[caller.token] -= 1
             self._in_hand += Counter()  # forgets tokens without calls
@@ -93,14 +93,14 @@ class Calls:
             return f"{CALLS_MAX} calls are in hand, which is the limit"
         return ""
 
-    async def _answered(self, tool: Tool, given: Mapping[str, Any], caller: Caller) -> Answer:
+    async def _answered(self, tool: Tool, given: Mapping[str, Any], caller: Caller) -> ToolAnswer:
         answer = await self._send(tool, given, caller)
         if answer.status >= 300:
             text = words.of_problem(answer.status, answer.body, asks=tool.asks, after_s=answer.after_s)
-            return Answer(text, status=answer.status)
+            return ToolAnswer(text, status=answer.status)
         _hold_against(tool, answer)
         if "message" not in tool.answer["properties"]:
-            return Answer(shown=answer.body)
+            return ToolAnswer(shown=answer.body)
         shown = answer.body
         if tool.asks:
             shown = await self._decided(shown, given.get(WAIT, WAIT_S), caller, tool)
@@ -108,7 +108,7 @@ class Calls:
         link = link_to(self._public_url, shown["payout"]) or None
         message = words.of_payout(shown, link)
         shown = {**shown, "message": message, "link": link}
-        return Answer(message, shown)
+        return ToolAnswer(message, shown)
 
     async def _send(self, tool: Tool, given: Mapping[str, Any], caller: Caller) -> ApiAnswer:
         path, params, headers = template_of(tool.operation.path), {}, _headers(caller)

@@ -24,7 +24,7 @@ from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.refusals import ThrottledWarning
 from streamproc.mcp.server import REFUSED, Context
-from streamproc.processes import bound
+from streamproc.ports import bound
 from streamproc.settings import PREFIX
 
 PATH: Final = "/mcp"

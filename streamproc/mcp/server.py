@@ -20,7 +20,7 @@ from mcp_types import (
 from mcp_types import Tool as ShownTool
 
 from streamproc import __version__
-from streamproc.mcp.calls import Answer, Caller, Calls
+from streamproc.mcp.calls import Caller, Calls, ToolAnswer
 from streamproc.mcp.tools import INSTRUCTIONS, Tool, all_tools
 from streamproc.mcp.words import of_defect
 from streamproc.telemetry.trace_context import span_context_of
@@ -52,7 +52,7 @@ def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
         except Exception:  # noqa: BLE001
             # A defect. The SDK would show some clients Python's own text, which belongs in our log.
             _log.exception("%s failed", tool.name)
-            answer = Answer(of_defect(asks=tool.asks))
+            answer = ToolAnswer(of_defect(asks=tool.asks))
         if answer.status == 401 and context.request is not None:
             context.request.scope[REFUSED] = True
         return _result(answer)
@@ -70,7 +70,7 @@ def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
     )
 
 
-def _result(answer: Answer) -> CallToolResult:
+def _result(answer: ToolAnswer) -> CallToolResult:
     """Words first. Structured content is added as text too, for clients that read nothing else."""
     texts = [answer.text] if answer.text else []
     if answer.shown is not None:

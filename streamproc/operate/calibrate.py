@@ -15,7 +15,8 @@ from streamproc.domain.policy_changes import PROFILE
 from streamproc.domain.proposals import Proposal
 from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
-from streamproc.log.inspect import clock_us, newest_entries
+from streamproc.log.clock import clock_us
+from streamproc.log.inspect import newest_entries
 from streamproc.log.names import Names
 from streamproc.operate.changes import Preview, make, preview
 from streamproc.operate.policies import of_patch, policy_of

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 from streamproc.domain.policy_changes import Contended, Overtaken
 from streamproc.errors import LogUnavailable
-from streamproc.log import scripts
+from streamproc.log.lease import take_lease
 from streamproc.log.names import Names
 from streamproc.log.policies import still_in_force
 from streamproc.operate.site import Site
@@ -63,7 +63,7 @@ class ChangeLease:
 
     async def _ask(self, lasts_s: float, gives_way: str = "") -> int:
         names = Names(_PARTITION)
-        term, _ = await scripts.lease(
+        term, _ = await take_lease(
             self._site.client, names, _JOB, self._owner, lasts_s=lasts_s, gives_way=gives_way
         )
         return term

@@ -13,7 +13,7 @@ from streamproc.domain.policy_changes import Contended
 from streamproc.domain.policy_events import Loosening, ScopeChange
 from streamproc.domain.policy_loosening import loosened, two_people
 from streamproc.domain.proposals import Proposal
-from streamproc.log.inspect import clock_us
+from streamproc.log.clock import clock_us
 from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
 from streamproc.operate.change_lease import ChangeLease, change_lease
@@ -21,7 +21,7 @@ from streamproc.operate.proposals import Applied, propose, withdraw_overtaken
 from streamproc.operate.site import Site
 
 Scopes: TypeAlias = Mapping[str, ScopeState]
-Plan: TypeAlias = Callable[[int, Scopes, int], list[PolicyChanged]]
+Planner: TypeAlias = Callable[[int, Scopes, int], list[PolicyChanged]]
 """The changes of a partition's policies at a time (µs); planned again if others change policies meanwhile."""
 
 
@@ -33,7 +33,7 @@ class Preview(Struct, frozen=True):
     waits: bool
 
 
-async def preview(site: Site, plan: Plan) -> Preview:
+async def preview(site: Site, plan: Planner) -> Preview:
     """Plan without changing anything. Raises InputError for an inconsistent policy."""
     planned: list[Applied] = []
     loosens: dict[tuple[str, str], Loosening] = {}
@@ -58,7 +58,7 @@ def _guarded(scopes: Scopes) -> bool:
 
 
 async def make(
-    site: Site, plan: Plan, attribution: Attribution, *, freezes: bool = False
+    site: Site, plan: Planner, attribution: Attribution, *, freezes: bool = False
 ) -> list[Applied] | Proposal:
     """Put a change in force on every partition; or, where it loosens and the policies want two people, propose it.
 
@@ -88,7 +88,7 @@ def _wanted(seen: Preview) -> list[ScopeChange]:
 
 
 async def _make_on(
-    site: Site, partition: int, plan: Plan, mine: ChangeLease, attribution: Attribution
+    site: Site, partition: int, plan: Planner, mine: ChangeLease, attribution: Attribution
 ) -> Applied:
     names = Names(partition)
     for _ in range(CHANGES_MAX):

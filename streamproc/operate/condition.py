@@ -13,7 +13,7 @@ from streamproc.errors import WHEN_LOST, ConfigError, JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.inspect import log_exists
 from streamproc.log.names import Names
-from streamproc.log.restore import groups_gone, read_meta
+from streamproc.log.restore import groups_gone, read_marks
 from streamproc.log.stream import LogView
 from streamproc.settings import Settings
 
@@ -62,12 +62,12 @@ async def refuse_if_lost(settings: Settings) -> None:
     """Raise JobFailed, saying what to do, if the log has lost anything that is archived, and ConfigError if it was made
     with another partition count than the settings have. Changes nothing."""
     async with connected(settings.redis_url) as client:
-        meta = await read_meta(client)
-        if meta.recovering:
+        marks = await read_marks(client)
+        if marks.recovering:
             raise JobFailed(
                 "this log is being recovered; if `streamproc recover` was interrupted, run it again"
             )
-        known, wanted = meta.partitions, settings.partitions
+        known, wanted = marks.partitions, settings.partitions
         if known not in (None, wanted):
             raise ConfigError(
                 f"STREAMPROC_PARTITIONS is {wanted}, but this log was made with {known}: set that"

@@ -5,7 +5,6 @@ import re
 from contextlib import suppress
 from typing import Any, Literal
 
-import msgspec
 from msgspec import Struct
 
 from streamproc.domain.attribution import Attribution
@@ -13,9 +12,10 @@ from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import DeadLetterClosed
 from streamproc.domain.intent import is_intent
 from streamproc.domain.shown import event_json, iso
-from streamproc.domain.wire import decode_events, encode_events, payout_of
+from streamproc.domain.wire import decode_events, payout_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import inspect, letters
+from streamproc.log.clock import clock_us
 from streamproc.log.inspect import DeadLetter
 from streamproc.operate.site import Site
 
@@ -110,7 +110,7 @@ async def _close(
     if letter is None:
         raise await _gone(site, where)
     event = DeadLetterClosed(
-        at=await inspect.clock_us(site.client),
+        at=await clock_us(site.client),
         payout=_payout_in(letter),
         group=letter.group,
         entry=letter.entry,
@@ -120,21 +120,10 @@ async def _close(
         why=attribution.why,
         channel=attribution.channel,
     )
-    m = msgspec.json.encode({"by": "operator", "actor": attribution.by})
     given_up = None
     if action == "discard" and is_intent(event.payout):  # of any other payout the bank tells how it ends
         given_up = await letters.reserved_for(site.client, names, event.payout)
-    closed = await letters.close_letter(
-        site.client,
-        names,
-        where.entry,
-        group=letter.group,
-        entry=letter.entry,
-        action=action,
-        e=encode_events([event]),
-        m=m,
-        given_up=given_up,
-    )
+    closed = await letters.close_letter(site.client, names, event, given_up=given_up)
     if closed is None:  # somebody else has just closed it
         raise await _gone(site, where)
     return closed

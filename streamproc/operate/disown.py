@@ -18,6 +18,7 @@ from streamproc.domain.wire import Newer, encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import disown as log
 from streamproc.log import inspect
+from streamproc.log.clock import clock_us
 from streamproc.operate.dead import StreamId, discard, stream_id
 from streamproc.operate.site import Site
 
@@ -89,7 +90,7 @@ async def disown(site: Site, said: Statement, groups: Sequence[str]) -> Disownin
     where = said.entry
     names = site.names_of(where.partition)
     row = await _entry(site, where)
-    e, m = recorded(disowning(said, row, await inspect.clock_us(site.client)))
+    e, m = recorded(disowning(said, row, await clock_us(site.client)))
     record = await log.record(site.client, names, where.entry, e=e, m=m)
     held, letters = dict[str, None](), list[str]()
     for _ in range(ROUNDS_MAX):

@@ -15,21 +15,23 @@ from streamproc.clients.safe_browsing import open_safe_browsing
 from streamproc.domain.shown import iso
 from streamproc.errors import WHEN_LOST, JobFailed, StreamprocError, TryAgain
 from streamproc.ingress.razorpay_webhook import verify
-from streamproc.log.batch import LATE_S
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
+from streamproc.log.failures import LATE_S
 from streamproc.log.health import (
     DEFERRED_LATE_S,
     GROUP_LATE_S,
+    GroupState,
     deferred,
     full,
-    group_rows,
+    group_states,
     made_groups,
     replica_count,
     server_settings,
     without_limit,
 )
-from streamproc.log.inspect import clock_us, log_exists, partitions_of_log
+from streamproc.log.inspect import log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import open_breakers
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check, missing
@@ -184,8 +186,8 @@ async def _groups(client: Any, partition: int) -> list[Check]:
     name = f"log {partition}"
     if not await log_exists(client, partition):
         return [Check(name, "bad", "its stream is gone", WHEN_LOST)]
-    rows = await group_rows(client, partition, consumers.GROUPS)
-    missing = [row["group"] for row in rows if row.get("missing")]
+    states = await group_states(client, partition, consumers.GROUPS)
+    missing = [state.group for state in states if state.missing]
     made = await made_groups(client, partition)
     gone = [group for group in missing if group in made or group not in consumers.FROM_THE_END]
     if missing and not gone:
@@ -193,25 +195,25 @@ async def _groups(client: Any, partition: int) -> list[Check]:
         return [Check(name, "note", f"not made yet: {', '.join(missing)}", todo)]
     if gone:
         return [Check(name, "bad", f"consumer groups are missing: {', '.join(gone)}", WHEN_LOST)]
-    late = [row for row in rows if row["group"] == consumers.EXECUTION and row["oldest_ms"] > LATE_S * 1000]
+    late = [one for one in states if one.group == consumers.EXECUTION and one.oldest_ms > LATE_S * 1000]
     if late:
-        minutes, waiting = late[0]["oldest_ms"] // 60_000, late[0]["pending"]
-        detail = f"the bank was not told of a decision for {minutes} min, {waiting} wait"
+        minutes = late[0].oldest_ms // 60_000
+        detail = f"the bank was not told of a decision for {minutes} min, {late[0].pending} wait"
         todo = "the workers' log says why (bank, token, or archive away); it is tried until it is told"
         return [Check(name, "bad", detail, todo)]
-    idle = [row["group"] for row in rows if not row["consumers"]]
-    if waiting := [_waiting(row) for row in rows if row["oldest_ms"] > GROUP_LATE_S * 1000]:
+    idle = [state.group for state in states if not state.consumers]
+    if waiting := [_waiting(state) for state in states if state.oldest_ms > GROUP_LATE_S * 1000]:
         return [Check(name, "bad", "; ".join(waiting), _START if idle else _LATE_TODO)]
     if idle:
         return [Check(name, "note", f"nobody works for {', '.join(idle)}", _START)]
-    return [Check(name, "ok", f"groups {', '.join(row['group'] for row in rows)} are at work")]
+    return [Check(name, "ok", f"groups {', '.join(state.group for state in states)} are at work")]
 
 
-def _waiting(row: dict[str, Any]) -> str:
+def _waiting(state: GroupState) -> str:
     """That a group is late, in the words of `streamproc groups`."""
     return (
-        f"an entry waits in {row['group']} for {row['oldest_ms'] // 1000:,} s"
-        f" (pending {row['pending']:,}, deferred {row['deferred']:,})"
+        f"an entry waits in {state.group} for {state.oldest_ms // 1000:,} s"
+        f" (pending {state.pending:,}, deferred {state.deferred:,})"
     )
 
 

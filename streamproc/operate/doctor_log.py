@@ -9,7 +9,7 @@ from streamproc.errors import WHEN_LOST, JobFailed
 from streamproc.log.health import ARCHIVE_LATE_S, clock_behind_ms, waiting_ms
 from streamproc.log.inspect import newest_dead_letter
 from streamproc.log.names import Names
-from streamproc.log.restore import read_meta
+from streamproc.log.restore import read_marks
 from streamproc.operate.condition import Condition, conditions, partitions_archived
 from streamproc.operate.doctor_check import Check
 from streamproc.operate.site import Site, opened
@@ -108,12 +108,12 @@ def _todo(beginning: LogBeginning) -> str:
 
 
 async def _marks(site: Site) -> list[Check]:
-    meta = await read_meta(site.client)
-    if meta.recovering:
+    marks = await read_marks(site.client)
+    if marks.recovering:
         return [
             Check("recovery", "bad", "it was begun and has not finished", "run `streamproc recover` again")
         ]
-    if meta.unreconciled:
+    if marks.unreconciled:
         todo = (
             "run `streamproc recover` where the bank's keys are set, for each account, or with --without-bank"
         )

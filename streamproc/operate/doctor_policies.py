@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from streamproc.domain.calibration import PROFILE_AGE_MAX, is_outdated, profile_wanted
+from streamproc.domain.plain import listed
 from streamproc.errors import JobFailed, LogUnavailable
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
-from streamproc.log.inspect import clock_us, partitions_of_log
+from streamproc.log.inspect import partitions_of_log
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
 from streamproc.operate.doctor_check import Check
@@ -47,8 +49,7 @@ def _note(problem: str, agents: Sequence[str], todo: str) -> list[Check]:
     """A line that names some of the agents; none where there are none."""
     if not agents:
         return []
-    more = len(agents) - AGENTS_SHOWN_MAX
-    named = ", ".join(agents[:AGENTS_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+    named = listed(agents, AGENTS_SHOWN_MAX)
     return [
         Check("anomaly", "note", f"{problem}: {named}", f"{todo}: streamproc policy calibrate {agents[0]}")
     ]

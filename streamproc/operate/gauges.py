@@ -19,7 +19,7 @@ from streamproc.domain.budget import calendar_names
 from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import StreamprocError
 from streamproc.log.connection import connected
-from streamproc.log.health import group_rows, log_sizes, waiting_ms
+from streamproc.log.health import GroupState, group_states, log_sizes, waiting_ms
 from streamproc.log.untold import untold
 from streamproc.settings import Settings
 from streamproc.telemetry.exposure import Family, Page, Point
@@ -76,43 +76,43 @@ def _gauge(name: str, text: str, points: Iterable[tuple[Labels, float]]) -> Fami
 
 async def _redis_page(settings: Settings, groups: tuple[str, ...]) -> Page:
     async with connected(settings.redis_url) as client:
-        rows = [
-            row
+        states = [
+            state
             for partition in range(settings.partitions)
-            for row in await group_rows(client, partition, groups)
+            for state in await group_states(client, partition, groups)
         ]
         sizes = await log_sizes(client, settings.partitions)
         people = await _untold(client, settings.partitions)
-    there = [(_group(row), row) for row in rows if not row.get("missing")]
+    there = [(_group(state), state) for state in states if not state.missing]
     # Redis does not know the lag where entries were deleted; such a group is not said to have none.
     return [
         _gauge(
             "group_up",
             "1 for a consumer group that is there",
-            ((_group(row), float(not row.get("missing"))) for row in rows),
+            ((_group(state), float(not state.missing)) for state in states),
         ),
         _gauge(
             "group_lag_entries",
             "Entries that a group was not given yet",
-            ((labels, row["lag"]) for labels, row in there if row["lag"] is not None),
+            ((labels, state.lag) for labels, state in there if state.lag is not None),
         ),
         _gauge(
             "group_pending_entries",
             "Entries that a group has read and not acknowledged, deferred ones too",
-            ((labels, row["pending"]) for labels, row in there),
+            ((labels, state.pending) for labels, state in there),
         ),
         _gauge(
             "group_put_off_entries",
             "Entries that wait for their next attempt",
-            ((labels, row["deferred"]) for labels, row in there),
+            ((labels, state.deferred) for labels, state in there),
         ),
         _gauge(
             "group_oldest_seconds",
             "Age of a group's oldest entry that is not acknowledged",
-            ((labels, row["oldest_ms"] / 1000) for labels, row in there),
+            ((labels, state.oldest_ms / 1000) for labels, state in there),
         ),
         _gauge(
-            "group_consumers", "Consumers of a group", ((labels, row["consumers"]) for labels, row in there)
+            "group_consumers", "Consumers of a group", ((labels, state.consumers) for labels, state in there)
         ),
         *_sizes(sizes.partitions),
         *people,
@@ -152,8 +152,8 @@ def _sizes(partitions: Mapping[int, Any]) -> Page:
     ]
 
 
-def _group(row: Mapping[str, Any]) -> Labels:
-    return {"partition": str(row["partition"]), "group": row["group"]}
+def _group(state: GroupState) -> Labels:
+    return {"partition": str(state.partition), "group": state.group}
 
 
 # ---- Postgres ----

@@ -4,7 +4,7 @@ from typing import Any
 
 import consumers
 from streamproc.errors import WHEN_LOST, LogBroken
-from streamproc.log.health import group_rows
+from streamproc.log.health import GroupState, group_states
 from streamproc.log.inspect import log_exists
 from streamproc.operate.site import Site
 
@@ -18,5 +18,21 @@ async def groups(site: Site) -> list[dict[str, Any]]:
     for partition in range(site.partitions):
         if not await log_exists(site.client, partition):
             raise LogBroken(f"the stream of partition {partition} is gone; {WHEN_LOST}")
-        rows += await group_rows(site.client, partition, consumers.GROUPS)
+        states = await group_states(site.client, partition, consumers.GROUPS)
+        rows += [_as_json(state) for state in states]
     return rows
+
+
+def _as_json(state: GroupState) -> dict[str, Any]:
+    """A group as scripts see it."""
+    where = {"partition": state.partition, "group": state.group}
+    if state.missing:
+        return {**where, "missing": True}
+    return {
+        **where,
+        "lag": state.lag,
+        "pending": state.pending,
+        "oldest_ms": state.oldest_ms,
+        "consumers": state.consumers,
+        "deferred": state.deferred,
+    }

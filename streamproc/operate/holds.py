@@ -34,8 +34,9 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.plain import plain
 from streamproc.domain.wire import Newer, decode_events, decode_meta
 from streamproc.errors import JobFailed, LogUnavailable, Unprocessable
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import BLOCK_MS_MAX
-from streamproc.log.inspect import clock_us, newest_entries, records_where
+from streamproc.log.inspect import newest_entries, records_where
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from streamproc.operate.site import Site

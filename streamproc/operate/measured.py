@@ -18,7 +18,7 @@ from streamproc.api.metrics import PATH, Metrics, Timed
 from streamproc.api.tracing import Traced
 from streamproc.archive.pool import opened_pool
 from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_body, send_problem
-from streamproc.log.stream import Clock
+from streamproc.log.clock import Clock
 from streamproc.operate.builders import JobProgress, OnProgress
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.gauges import site_page

@@ -21,7 +21,7 @@ WAIT_S_MAX = 60.0
 KEY_BYTES = 16
 
 
-class Taken(Struct, frozen=True):
+class TakenPayout(Struct, frozen=True):
     """The payout as the API shows it, and the key that names it."""
 
     payout: dict[str, Any]
@@ -52,7 +52,7 @@ def new_key() -> str:
     return secrets.token_hex(KEY_BYTES)
 
 
-async def pay(url: str, token: str, order: dict[str, Any], *, key: str, wait: bool) -> Taken:
+async def pay(url: str, token: str, order: dict[str, Any], *, key: str, wait: bool) -> TakenPayout:
     """Ask for a payout; with `wait` until it is decided.
 
     Raises InputError with each field's problem where the request is wrong, JobFailed where it is not taken.
@@ -60,7 +60,7 @@ async def pay(url: str, token: str, order: dict[str, Any], *, key: str, wait: bo
     async with _client(url, token) as http:
         answer = await _call(http, "POST", "/v1/payouts", key=key, json=order)
         shown = _read(answer, 202, key)
-        return Taken(await _decided(http, shown, key) if wait else shown, key)
+        return TakenPayout(await _decided(http, shown, key) if wait else shown, key)
 
 
 async def _decided(http: httpx.AsyncClient, shown: dict[str, Any], key: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from streamproc.domain.shown import iso
 from streamproc.errors import JobFailed
 from streamproc.log.names import Names
 from streamproc.log.policies import read_scopes
-from streamproc.operate.changes import Plan
+from streamproc.operate.changes import Planner
 from streamproc.operate.history import TAIL_ENTRIES_MAX, log_after, readable
 from streamproc.operate.moments import us_of
 from streamproc.operate.site import Site
@@ -39,15 +39,15 @@ class FieldChange(Struct, frozen=True):
     after: object
 
 
-def of_file(file: PolicyFile, attribution: Attribution, *, prune: bool) -> Plan:
-    """The plan that puts a policy file in force; `prune` also removes the agents, accounts and teams that it lacks."""
+def of_file(file: PolicyFile, attribution: Attribution, *, prune: bool) -> Planner:
+    """Plans to put a policy file in force; `prune` also removes the agents, accounts and teams that it lacks."""
     return lambda _, scopes, at: plan_changes(
         scopes, file, prune=prune, at=at, by=attribution.by, why=attribution.why
     )
 
 
-def of_patch(scope: str, fields: Mapping[str, object], attribution: Attribution) -> Plan:
-    """What naming some fields of an agent, account, team or the defaults changes."""
+def of_patch(scope: str, fields: Mapping[str, object], attribution: Attribution) -> Planner:
+    """Plans to change the named fields of an agent, account, team or the defaults."""
     return lambda _, scopes, at: patch_scope(
         scopes, scope, fields, at=at, by=attribution.by, why=attribution.why
     )

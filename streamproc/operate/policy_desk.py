@@ -22,12 +22,13 @@ from streamproc.domain.policy_changes import (
 )
 from streamproc.domain.proposals import Proposal
 from streamproc.errors import InputError
-from streamproc.log.inspect import clock_us, counted_in
+from streamproc.log.clock import clock_us
+from streamproc.log.inspect import counted_in
 from streamproc.log.names import Names, partition_of
 from streamproc.log.policies import read_scopes
 from streamproc.log.tokens import read_tokens
 from streamproc.operate import freezes, policies, proposals
-from streamproc.operate.changes import Plan, Scopes, make
+from streamproc.operate.changes import Planner, Scopes, make
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.policies import NeverHad, change_json, state_json
 from streamproc.operate.proposals import Applied
@@ -86,7 +87,7 @@ class PolicyDesk:
             return made
         return replace(made, version=found)
 
-    async def _make(self, plan: Plan, attribution: Attribution) -> Made:
+    async def _make(self, plan: Planner, attribution: Attribution) -> Made:
         async with asyncio.timeout(CHANGE_S_MAX), self._gateway.site() as site:
             made = await make(site, plan, attribution)
         if isinstance(made, Proposal):

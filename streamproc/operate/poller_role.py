@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.razorpay import Razorpay
 from streamproc.errors import StreamprocError
-from streamproc.ingress.razorpay_poll import Pass, Poller, Tell, tell_nobody
+from streamproc.ingress.razorpay_poll import Listing, Pass, Poller, Tell
 from streamproc.ingress.razorpay_watch import Watcher
 from streamproc.log.cursor import PollCursor, PollState
 from streamproc.log.lease import Lease
@@ -48,12 +48,10 @@ async def poll_until(
         producer = await stack.enter_async_context(Producer(url, partitions=partitions, name="poll"))
         bank = await stack.enter_async_context(opened_bank(settings))
         breakers["razorpay"] = bank.breaker
-        poller = poller_of(
-            settings,
-            bank,
-            producer,
-            cursor,
-            watch=Watcher(bank, producer, watch_list, account=account),
+        watcher = Watcher(bank, producer, watch_list, account=account)
+        poller = Poller(
+            listing_of(settings, bank, producer, cursor, watch=watcher),
+            interval_s=settings.poll_interval_s,
             is_active=lambda: lease.held,
             tell=teller(cursor, lease, producer.now_us),
         )
@@ -64,28 +62,22 @@ async def poll_until(
             tasks.create_task(_reconcile_now_and_then(settings, lease, cursor, stopping), name="reconcile")
 
 
-def poller_of(
+def listing_of(
     settings: Settings,
     bank: Razorpay,
     producer: Producer,
     cursor: PollCursor,
     *,
     watch: Watcher | None = None,
-    is_active: Callable[[], bool] = lambda: True,
-    tell: Tell = tell_nobody,
-) -> Poller:
-    """A poller of the settings' account that goes on from `cursor`."""
-    return Poller(
+) -> Listing:
+    """The list of the settings' account, read on from `cursor`."""
+    return Listing(
         bank,
         producer,
+        cursor,
         account=settings.razorpay_account_id,
         account_number=settings.razorpay_account_number,
-        interval_s=settings.poll_interval_s,
-        load_cursor=cursor.load,
-        save_cursor=cursor.save,
         watch=watch,
-        is_active=is_active,
-        tell=tell,
     )
 
 

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor, PollState
-from streamproc.log.inspect import clock_us
 from streamproc.settings import Settings
 
 FAILING_S_MAX = 120.0

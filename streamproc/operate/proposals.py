@@ -31,7 +31,7 @@ from streamproc.domain.proposals import (
 from streamproc.domain.shown import iso
 from streamproc.domain.wire import encode_events
 from streamproc.errors import InputError, JobFailed
-from streamproc.log.inspect import clock_us
+from streamproc.log.clock import clock_us
 from streamproc.log.names import Names
 from streamproc.log.policies import CHANGES_MAX, put_in_force, read_scopes
 from streamproc.log.proposals import change_proposal, read_proposals

@@ -10,6 +10,7 @@ import consumers
 from streamproc.api.health import Check, Ready
 from streamproc.archive.gauges import positions
 from streamproc.domain.entry_ids import ZERO
+from streamproc.domain.plain import listed
 from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.log.connection import connected
 from streamproc.log.health import (
@@ -101,21 +102,15 @@ async def _groups(settings: Settings) -> Found:
     async with connected(settings.redis_url) as client:
         found = await group_ages(client, settings.partitions, consumers.GROUPS)
     if gone := [f"{one.group} of partition {one.partition}" for one in found if one.oldest_ms is None]:
-        return False, f"{_some(gone)} is gone; {WHEN_LOST}"
+        return False, f"{listed(gone, NAMED_MAX)} is gone; {WHEN_LOST}"
     late = [one for one in found if one.oldest_ms is not None and one.oldest_ms > GROUP_LATE_S * 1000]
     if late:
         late.sort(key=lambda one: -(one.oldest_ms or 0))
         names = [
             f"{one.group} of partition {one.partition} for {(one.oldest_ms or 0) // 1000:,} s" for one in late
         ]
-        return False, f"an entry waits in {_some(names)}"
+        return False, f"an entry waits in {listed(names, NAMED_MAX)}"
     return True, "keep up with the log"
-
-
-def _some(names: list[str]) -> str:
-    """The first NAMED_MAX of them, and how many more there are."""
-    more = len(names) - NAMED_MAX
-    return ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 async def _payouts(settings: Settings) -> Found:
@@ -142,7 +137,7 @@ async def _postgres(settings: Settings, pool: asyncpg.Pool) -> Found:
             True,
             f"answers; a projector has opened {settings.partitions} of {settings.partitions} partitions",
         )
-    return False, f"no projector has opened partition {_some(unopened)}"
+    return False, f"no projector has opened partition {listed(unopened, NAMED_MAX)}"
 
 
 async def _archive(settings: Settings, pool: asyncpg.Pool) -> Found:

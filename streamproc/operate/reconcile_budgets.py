@@ -14,8 +14,9 @@ from streamproc.domain.entry_ids import id_key
 from streamproc.domain.reconciliation import Mismatch, windows_apart
 from streamproc.errors import TryAgain
 from streamproc.log.batch import BATCH_TIMEOUT_S
-from streamproc.log.health import group_rows
-from streamproc.log.inspect import clock_us, counted_budgets, log_stats
+from streamproc.log.clock import clock_us
+from streamproc.log.health import group_states
+from streamproc.log.inspect import counted_budgets, log_stats
 from streamproc.log.names import Names
 
 LOOK_AGAIN_S = 2.0
@@ -68,9 +69,9 @@ def _gap(found: Mismatch | None) -> tuple[int, int] | None:
 
 async def _is_quiet(client: Any, names: Names) -> tuple[bool, str]:
     """Whether governance has nothing pending, and the log's last entry."""
-    rows = await group_rows(client, names.partition, (consumers.GOVERNANCE,))
+    states = await group_states(client, names.partition, (consumers.GOVERNANCE,))
     stats = await log_stats(client, names.partition)
-    return all(row.get("lag") == 0 and row.get("pending") == 0 for row in rows), stats.last
+    return all(state.lag == 0 and state.pending == 0 for state in states), stats.last
 
 
 async def _folded_upto(pool: Any, partition: int, last: str) -> Any:

@@ -34,15 +34,16 @@ from streamproc.archive.store import (
 )
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import InputError, JobFailed, TryAgain
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
 from streamproc.log.cursor import poll_cursor_name
-from streamproc.log.inspect import clock_us, entry_at
+from streamproc.log.inspect import entry_at
 from streamproc.log.names import Names, partition_of
 from streamproc.log.restore import (
     Restorer,
     mark_recovered,
     mark_recovering,
-    read_meta,
+    read_marks,
     rescued_entry,
 )
 from streamproc.log.stream import Entry, LogView
@@ -76,7 +77,7 @@ UNTOUCHED = "nothing was changed"
 STAYS_CLOSED = "the log stays closed until `streamproc recover` has come to its end; run it again"
 
 
-class Plan(Struct, frozen=True):
+class RecoveryPlan(Struct, frozen=True):
     """What there is to do. `broken`: partitions to rebuild; `bank_only`: all are rebuilt, only the bank was not
     asked yet."""
 
@@ -116,29 +117,31 @@ class Recovered:
     """What the archive could not give back."""
 
 
-async def look(settings: Settings) -> Plan:
+async def look(settings: Settings) -> RecoveryPlan:
     """Find what has to be recovered. Raises JobFailed if there is nothing to recover from, nothing to do, or
     Postgres is away."""
     heads = await _heads(settings)
     if not heads:
         raise JobFailed("there is nothing to recover from: the archive is empty")
     async with connected(settings.redis_url) as client:
-        meta = await read_meta(client)
-        known = meta.partitions or await partitions_opened(settings.postgres_dsn.reveal())
+        marks = await read_marks(client)
+        known = marks.partitions or await partitions_opened(settings.postgres_dsn.reveal())
         if known != settings.partitions:
             raise JobFailed(
                 f"STREAMPROC_PARTITIONS is {settings.partitions}, but this log was made with {known}: set that;"
                 f" {UNTOUCHED}"
             )
         broken = await _broken(settings, client, range(settings.partitions))
-    finished = not broken and not meta.recovering and meta.partitions is not None
-    if finished and not meta.unreconciled:
+    finished = not broken and not marks.recovering and marks.partitions is not None
+    if finished and not marks.unreconciled:
         raise JobFailed("there is nothing to recover: the log is well, and has what the archive has")
     entries = sum(one.head.seq for one in broken)
-    return Plan(settings.partitions, broken, entries, interrupted=meta.recovering, bank_only=finished)
+    return RecoveryPlan(
+        settings.partitions, broken, entries, interrupted=marks.recovering, bank_only=finished
+    )
 
 
-async def refuse_unneeded(settings: Settings, plan: Plan, disowned: Sequence[Statement]) -> None:
+async def refuse_unneeded(settings: Settings, plan: RecoveryPlan, disowned: Sequence[Statement]) -> None:
     """Raise InputError for a statement about a partition that is not rebuilt: once it is open `log disown` records
     that.
 
@@ -173,7 +176,7 @@ async def _heads(settings: Settings) -> dict[int, Head]:
 
 async def rebuild(
     settings: Settings,
-    plan: Plan,
+    plan: RecoveryPlan,
     *,
     disowned: Sequence[Statement] = (),
     on_progress: OnProgress = lambda _: None,
@@ -230,7 +233,7 @@ async def _rebuild_all(
 
 
 @asynccontextmanager
-async def _locked(dsn: str, plan: Plan) -> AsyncIterator[None]:
+async def _locked(dsn: str, plan: RecoveryPlan) -> AsyncIterator[None]:
     """Lock the archive of the broken partitions against other writers, so that it does not change."""
     async with connection(dsn, name="streamproc recover locks") as db:
         for condition in plan.broken:

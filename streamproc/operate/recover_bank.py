@@ -26,7 +26,7 @@ from streamproc.log.names import Names
 from streamproc.log.restore import accounts_asked, mark_asked, mark_reconciled, unreconciled_run
 from streamproc.log.stream import Producer
 from streamproc.operate.bank import opened_bank
-from streamproc.operate.poller_role import poller_of
+from streamproc.operate.poller_role import listing_of
 from streamproc.settings import Settings
 
 FETCHES_AT_ONCE = 16
@@ -179,7 +179,7 @@ async def _list(settings: Settings, bank: Razorpay, producer: Producer, done: Ba
     cursor = PollCursor(
         settings.redis_url, account=settings.razorpay_account_id, partitions=settings.partitions
     )
-    found = await poller_of(settings, bank, producer, cursor).poll_once()
+    found = await listing_of(settings, bank, producer, cursor).read()
     done.listed += found.listed
     done.new += found.new
     if found.problem:

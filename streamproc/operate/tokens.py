@@ -12,7 +12,7 @@ from streamproc.domain.events import TokenCreated, TokenScope
 from streamproc.domain.shown import iso, iso_or_none
 from streamproc.domain.tokens import PREFIX, Token, digest_of, plan_creation, plan_revocation
 from streamproc.errors import InputError, JobFailed
-from streamproc.log.inspect import clock_us
+from streamproc.log.clock import clock_us
 from streamproc.log.tokens import change_token, read_tokens
 from streamproc.operate.site import Site
 

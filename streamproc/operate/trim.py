@@ -8,7 +8,8 @@ from streamproc.archive.lookup import entries_between
 from streamproc.archive.read import archived_upto
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import JobFailed
-from streamproc.log.inspect import clock_us, log_stats
+from streamproc.log.clock import clock_us
+from streamproc.log.inspect import log_stats
 from streamproc.log.names import Names
 from streamproc.log.trim import Trimmed, trim, trim_round
 from streamproc.operate.site import Site

@@ -46,7 +46,7 @@ class WhatIfProgress:
     judged: int = 0
 
 
-class Answer(Struct, frozen=True):
+class WhatIfResult(Struct, frozen=True):
     """The result, and what was asked. `positions`: archive positions by partition."""
 
     found: Comparison
@@ -65,7 +65,7 @@ async def whatif(
     prune: bool = False,
     assume: Assumptions,
     on_progress: OnWhatIfProgress = lambda _: None,
-) -> Answer:
+) -> WhatIfResult:
     """Judge every decision since `since` again: under `file` put over what was in force, or under that alone (None).
 
     Raises InputError if the file could not have been put in force then, JobFailed if the archive cannot be read.
@@ -88,7 +88,7 @@ async def whatif(
                 )
                 archive = _Archive(db, end.partition, disowned_in(dsn, end.partition))
                 found.take_in(await _retry(archive, retrial, start, end, progress, on_progress))
-            return Answer(found, since, {end.partition: end.seq for end in ends})
+            return WhatIfResult(found, since, {end.partition: end.seq for end in ends})
 
 
 def overlay_of(file: PolicyFile, *, prune: bool) -> Overlay:

@@ -14,7 +14,7 @@ from streamproc.clients.safe_browsing import (
     SafeBrowsing,
     open_safe_browsing,
 )
-from streamproc.domain.governance import Reputation
+from streamproc.domain.case import Reputation
 from tests.clients.loopback import NO_ANSWERS, Asked, Loopback, Script, always, loopback, response, silent_for
 
 NOW_US = 1_760_000_000_000_000

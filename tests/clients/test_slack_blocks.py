@@ -21,8 +21,8 @@ from streamproc.domain.legal_entities import answered_here, question_of, why_unv
 from streamproc.domain.money import rupees
 from streamproc.domain.notice import (
     HoldNotice,
+    HoldOutcome,
     Notice,
-    Outcome,
     UntrustedText,
     alert_about,
     alert_notice,
@@ -189,7 +189,7 @@ def test_what_is_not_known_of_a_hold_is_left_out_or_a_dash() -> None:
 
 
 def test_an_outcome_stands_above_the_facts_and_an_alert_has_its_lines_and_its_link() -> None:
-    over = outcome_message(HOLD, Outcome("REJECTED", "rejected by asha"))
+    over = outcome_message(HOLD, HoldOutcome("REJECTED", "rejected by asha"))
     assert over["text"] == "REJECTED: ₹2,000.00 for bot"
     assert shown(over) == ["rejected by asha", *FACTS]
     alert = Notice("Alert: BYPASSED", ("money moved", "payout: pout_1"), urgent=True)
@@ -339,7 +339,7 @@ def test_plain_text_is_one_visible_line() -> None:
 
 def test_an_outcome_without_a_decision_is_the_banks() -> None:
     over = record(decision="HELD", state="cancelled", bank_status="cancelled")
-    assert outcome_of(over) == Outcome("OVER", "the hold is over: the bank says cancelled")
+    assert outcome_of(over) == HoldOutcome("OVER", "the hold is over: the bank says cancelled")
 
 
 LAPSED = {

@@ -10,7 +10,7 @@ import pytest
 from streamproc.clients.slack import open_slack
 from streamproc.clients.slack_room import PRIVATE_CHARS_MAX, REFUSED_AFTER_S, SlackRoom
 from streamproc.domain.button import APPROVE, REJECT, payout_of
-from streamproc.domain.notice import HoldNotice, Notice, Outcome
+from streamproc.domain.notice import HoldNotice, HoldOutcome, Notice
 from streamproc.domain.plain import units
 from streamproc.errors import TryAgain
 from tests.clients.loopback import Loopback, Script, always, loopback
@@ -23,7 +23,7 @@ HOLD = HoldNotice(
     untrusted=(), approvals="", link="https://pay.example/v1/payouts/pout_1",
 )  # fmt: skip
 ALERT = Notice(title="BYPASSED: bot", lines=("money moved",), urgent=True)
-OVER = Outcome("REJECTED", "rejected by asha")
+OVER = HoldOutcome("REJECTED", "rejected by asha")
 OK = {"ok": True, "channel": "C0MOVED", "ts": "1790000001.000200", "message_ts": "1790000002.000300"}
 
 Say = Callable[[SlackRoom], Awaitable[Any]]

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from consumers.channels import Channels
 from streamproc.clients.ntfy import Push
 from streamproc.domain.events import Event
-from streamproc.domain.notice import HoldNotice, Notice, Outcome
+from streamproc.domain.notice import HoldNotice, HoldOutcome, Notice
 from streamproc.domain.notified import Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import PolicyBook, build_book, scopes_after
@@ -54,7 +54,7 @@ class Room(Listener):
     async def progress(self, ref: str, notice: HoldNotice, *, heading: str) -> None:
         self.hear("progress", ref=ref, notice=notice, heading=heading)
 
-    async def close(self, ref: str, notice: HoldNotice, outcome: Outcome) -> None:
+    async def close(self, ref: str, notice: HoldNotice, outcome: HoldOutcome) -> None:
         self.hear("close", ref=ref, notice=notice, outcome=outcome)
 
     async def answer(self, user: str, text: str) -> str:

@@ -11,12 +11,12 @@ from consumers import approvals
 from consumers.approvals import Approval, Templates
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import RateAsk, Window
+from streamproc.domain.case import NO_URL, Reputation
 from streamproc.domain.events import BeneficiarySeen
-from streamproc.domain.governance import NO_URL, Reputation
 from streamproc.domain.payouts import encode_record, fold
 from streamproc.domain.policy import AgentPolicy, ScopeState, build_book
 from streamproc.domain.wire import encode_events
-from streamproc.log.templates import Fate, Offer, RecordAndEvents, Template, as_filled
+from streamproc.log.templates import Offer, OfferFate, RecordAndEvents, Template, as_filled
 from tests.words import NOW, observed, policies
 
 FAR = 4_000_000_000
@@ -90,7 +90,7 @@ def test_a_form_that_is_filled_in_is_what_is_told_of_the_payout(given_all: list[
         offer = templates.offer(approval)
         template = offer.template
         assert written(template, offer) == encoded(approval.outputs())
-        for fate, one in ((Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)):
+        for fate, one in ((OfferFate.NO_SLOT, template.no_slot), (OfferFate.NO_ROOM, template.no_room)):
             if one is not None:
                 assert written(one, offer) == encoded(approval.outputs(fate))
 
@@ -168,7 +168,7 @@ def test_a_form_that_does_not_give_what_is_told_is_not_used(
     """As if something else came to depend on what is the payout's own."""
     outputs = Approval.outputs
 
-    def other(approval: Approval, fate: Fate = Fate.DONE) -> object:
+    def other(approval: Approval, fate: OfferFate = OfferFate.DONE) -> object:
         record, out = outputs(approval, fate)
         return replace(record, reason="long" if len(record.vendor_url) > 20 else ""), out
 

@@ -14,7 +14,7 @@ from streamproc.clients.razorpay import CommandAnswer
 from streamproc.domain.events import BankCommandAnswered
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.errors import TryAgain
-from streamproc.log import batch, scripts
+from streamproc.log import batch, failures, scripts
 from streamproc.log.stream import open_log
 from tests.consumers.test_refuted import Bank, at_once
 from tests.deadline import DEADLINE_S
@@ -46,8 +46,8 @@ async def test_a_rejection_is_retried_until_it_is_told_or_the_payout_is_final(
     caplog: pytest.LogCaptureFixture,
     ended_meanwhile: bool,
 ) -> None:
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
-    monkeypatch.setattr(batch, "LATE_S", -60.0)  # every age is too old
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    monkeypatch.setattr(failures, "LATE_S", -60.0)  # every age is too old
     bank = BankAway()
     groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, at_once)]
     with caplog.at_level(logging.ERROR):
@@ -124,7 +124,7 @@ async def assert_told_in_the_end(engine: Engine) -> None:
 async def test_a_decision_that_is_told_after_redis_forgot_its_payout_is_no_dead_letter(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, views_are_behind: bool
 ) -> None:
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     bank, asked = Bank(), list[str]()
     governed = [consumers.governance(Reputations(Vendors()), zone=ZONE)]
     async with Engine(redis_url, groups=governed) as engine:
@@ -151,7 +151,7 @@ async def test_a_decision_that_is_told_after_redis_forgot_its_payout_is_no_dead_
 async def test_a_payout_that_redis_forgets_under_a_workers_hands_ends_no_worker(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     bank, times = Bank(), list[str]()
     governed = [consumers.governance(Reputations(Vendors()), zone=ZONE)]
     async with Engine(redis_url, groups=governed) as engine:

@@ -10,7 +10,7 @@ from streamproc.domain import wire
 from streamproc.domain.payouts import decode_record, encode_record, fold
 from streamproc.domain.record import unknown_in
 from streamproc.domain.wire import encode_events
-from streamproc.log import batch, opened, scripts
+from streamproc.log import batch, failures, opened, scripts
 from tests.engine import Engine
 from tests.words import observed
 
@@ -68,7 +68,7 @@ async def test_an_event_of_a_later_version_waits_and_its_neighbours_do_not(
 async def test_a_worker_that_knows_it_finishes_what_the_other_one_left(redis_url: str) -> None:
     with (
         mock.patch.object(opened, "NEWER_S", 0.0),
-        mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
+        mock.patch.object(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
     ):
         async with Engine(redis_url) as engine:
             await engine.apply(POLICIES)
@@ -96,7 +96,7 @@ async def test_a_record_with_what_only_a_later_version_knows_waits_for_it_and_is
     """A rolling upgrade: a worker that does not know a field would have dropped it with its next commit."""
     with (
         mock.patch.object(batch, "NEWER_S", 0.0),
-        mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
+        mock.patch.object(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
     ):
         async with Engine(redis_url) as engine:
             await engine.apply(POLICIES)

@@ -11,7 +11,7 @@ from streamproc.clients import slack
 from streamproc.domain.button import APPROVE, REJECT, payout_of
 from streamproc.domain.events import EntrySetAside, Event, PayoutMalformed, ReconcileMismatch
 from streamproc.domain.wire import Newer, decode_events
-from streamproc.log import batch, opened, scripts
+from streamproc.log import batch, failures, opened, scripts
 from streamproc.log.connection import connected
 from streamproc.log.untold import untold
 from tests.deadline import DEADLINE_S
@@ -31,7 +31,7 @@ VENDOR = "https://vendor.example.com/inv/7"
 @pytest.fixture(autouse=True)
 def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put off is tried again at once."""
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.05, 0.1, 0.1))
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.05, 0.1, 0.1))
 
 
 async def held(engine: Engine, amount: int = 200_000, payout: str = "pout_1") -> None:

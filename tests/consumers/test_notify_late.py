@@ -4,7 +4,7 @@ import pytest
 
 import consumers
 from consumers.vet import Reputations
-from streamproc.log import batch, scripts
+from streamproc.log import failures, scripts
 from streamproc.log.stream import open_log
 from streamproc.log.untold import look_for_held
 from tests.engine import ZONE, Engine
@@ -21,7 +21,7 @@ VENDOR = "https://vendor.example.com/"
 async def test_what_is_held_is_told_and_old_alerts_and_decided_holds_are_not(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.05, 0.1, 0.1))
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.05, 0.1, 0.1))
     async with people() as told:
         engine = Engine(redis_url, groups=[consumers.governance(Reputations(Vendors()), zone=ZONE)])
         async with engine:

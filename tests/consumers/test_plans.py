@@ -18,12 +18,13 @@ from streamproc.domain import governance, narrowed
 from streamproc.domain.asks import charged_windows, vendor_charged
 from streamproc.domain.beneficiaries import NOTED, BeneficiarySeen
 from streamproc.domain.budget import NOTHING_ASKED, QUARTER_US, US
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import Finding, PayoutObserved
 from streamproc.domain.identity import party_of
 from streamproc.domain.intent import intent_id
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book
-from streamproc.log.templates import Fate, Offer, as_filled
+from streamproc.log.templates import Offer, OfferFate, as_filled
 from streamproc.log.work import BatchContext, FastPath, Work
 from tests.engine import ZONE
 from tests.profiles import policy_fields
@@ -103,9 +104,9 @@ def book_of(text: str) -> PolicyBook:
 async def reputations() -> Reputations:
     """Clean ones, for a day."""
 
-    async def lookup(urls: Sequence[str]) -> Mapping[str, governance.Reputation]:
+    async def lookup(urls: Sequence[str]) -> Mapping[str, Reputation]:
         until = NOW + 86_400 * US
-        return {url: governance.Reputation("clean", checked_at=NOW, fresh_until=until) for url in urls}
+        return {url: Reputation("clean", checked_at=NOW, fresh_until=until) for url in urls}
 
     known = Reputations(lookup)
     await known.of([url for url in URLS if url], NoCache(), NOW)
@@ -135,7 +136,11 @@ def as_a_whole(ask: FastPath, event: PayoutObserved) -> Offer | None:
 def everything(offer: Offer) -> list[object]:
     """All that an offer says."""
     template = offer.template
-    templates = (Fate.DONE, template), (Fate.NO_SLOT, template.no_slot), (Fate.NO_ROOM, template.no_room)
+    templates = (
+        (OfferFate.DONE, template),
+        (OfferFate.NO_SLOT, template.no_slot),
+        (OfferFate.NO_ROOM, template.no_room),
+    )
     filled = [(as_filled(one, offer), offer.outputs(fate)) for fate, one in templates if one is not None]
     return [offer.ask, offer.at, offer.agent, template.ends, *filled]
 
@@ -290,7 +295,7 @@ async def test_of_who_is_held_by_a_score_nothing_is_remembered(book: PolicyBook)
     ask = governance_fast_path(await reputations(), zone=ZONE, retention_s=30 * 86_400.0)(ctx(book, SOON))
     usual, unlike = (observed(f"pout_{amount}", amount, agent="steady", url=URLS[0]) for amount in (400, 501))
     offers = [as_a_whole(ask, event) for event in (usual, unlike)]
-    decisions = [offer.outputs(Fate.DONE)[0].decision for offer in offers if offer is not None]
+    decisions = [offer.outputs(OfferFate.DONE)[0].decision for offer in offers if offer is not None]
     assert decisions == ["APPROVED", "HELD"]
     assert [ask.at_sight(work_of(event)) for event in (usual, unlike)] == [None, None]
 
@@ -298,7 +303,7 @@ async def test_of_who_is_held_by_a_score_nothing_is_remembered(book: PolicyBook)
 async def test_where_a_rule_is_asked_that_nobody_looked_into_nothing_is_remembered(
     book: PolicyBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def new(_: governance.Case) -> Finding | None:
+    def new(_: Case) -> Finding | None:
         return None
 
     monkeypatch.setitem(governance.RULES, "approval", (*governance.RULES["approval"], new))
@@ -365,11 +370,11 @@ async def test_windows_are_those_of_the_payout_whatever_was_asked_before(other: 
     book = book_of(f"{POLICIES}accounts: {json.dumps(limits)}\n")
     kept = plans.Plans(Templates(), ZONE).under(book).terms
 
-    def case(**of: Any) -> governance.Case:
+    def case(**of: Any) -> Case:
         record = fold([observed(**of)])
         assert record is not None
         party = party_of(record, book)
-        return governance.Case(record, party.identity, party.agent, ZONE, party.account, party.team)
+        return Case(record, party.identity, party.agent, ZONE, party.account, party.team)
 
     first, second = (case(**of) for of in OF_ITS_OWN[other])
     asked = [kept.windows(case) for case in (first, second, first)]
@@ -387,7 +392,7 @@ async def test_agents_ask_in_turn_for_the_same_as_before(book: PolicyBook) -> No
         assert kept.windows(case) is windows
 
 
-def case_of(book: PolicyBook, agent: str, at: int) -> governance.Case:
+def case_of(book: PolicyBook, agent: str, at: int) -> Case:
     record = fold([observed(agent=agent, at=at)])
     assert record is not None
-    return governance.Case(record, "claimed", book.agent(agent))
+    return Case(record, "claimed", book.agent(agent))

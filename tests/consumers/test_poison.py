@@ -5,7 +5,7 @@ import pytest
 import consumers
 from consumers.vet import Reputations
 from streamproc.domain.events import EntrySetAside, PayoutObserved
-from streamproc.log import batch, scripts
+from streamproc.log import failures, scripts
 from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.engine import Engine
 from tests.words import ACCOUNT, observed
@@ -42,7 +42,7 @@ async def test_an_entry_that_fails_by_itself_is_tried_a_few_times_and_set_aside(
 
     chain = consumers.governance(Reputations(None), zone="UTC").stages  # type: ignore[arg-type]
     stage = Stage(name="fails", consumes=frozenset({PayoutObserved}), handle=fails)  # type: ignore[arg-type]
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     async with Engine(redis_url, groups=[Group(name="governance", stages=(stage, *chain))]) as engine:
         await engine.apply(POLICIES)
         for payout in ("pout_1", "pout_bad", "pout_2"):
@@ -53,7 +53,7 @@ async def test_an_entry_that_fails_by_itself_is_tried_a_few_times_and_set_aside(
         letters = await engine.client.xrange(engine.names.dead)
     assert [records[payout].decision for payout in ("pout_1", "pout_2")] == ["APPROVED", "APPROVED"]
     assert isinstance(story[-1], EntrySetAside)
-    assert f"failed {batch.ATTEMPTS_MAX} times" in story[-1].problem
+    assert f"failed {failures.ATTEMPTS_MAX} times" in story[-1].problem
     assert len(letters) == 1
     # Once with its batch and once alone, for each attempt.
-    assert batch.ATTEMPTS_MAX <= len(tried) <= 2 * batch.ATTEMPTS_MAX
+    assert failures.ATTEMPTS_MAX <= len(tried) <= 2 * failures.ATTEMPTS_MAX

@@ -10,11 +10,11 @@ import consumers
 from consumers.enact import execution
 from consumers.vet import Reputations
 from streamproc.clients.razorpay import CommandAnswer
+from streamproc.domain.case import Reputation
 from streamproc.domain.events import BankPayout, GovernanceBypassed, ReviewRefused
-from streamproc.domain.governance import Reputation
 from streamproc.domain.wire import type_of
 from streamproc.errors import TryAgain
-from streamproc.log import batch, scripts
+from streamproc.log import failures, scripts
 from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
 from tests.words import ACCOUNT, NOW, Vendors, observed, reviewed
@@ -206,7 +206,7 @@ async def test_while_the_barrier_is_closed_the_bank_is_not_asked_again_and_again
         tries.append(entry)
         raise TryAgain("not archived yet", after_s=0.0)
 
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     bank = Bank()
     groups = [consumers.governance(Reputations(Vendors()), zone=ZONE), execution(bank, closed)]
     async with Engine(redis_url, groups=groups) as engine:

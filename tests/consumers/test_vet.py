@@ -9,7 +9,7 @@ from consumers.answers import AHEAD_US_MAX
 from consumers.concurrency import together
 from consumers.vet import Reputations
 from streamproc.domain.budget import US
-from streamproc.domain.governance import Reputation
+from streamproc.domain.case import Reputation
 from streamproc.errors import LogUnavailable
 from streamproc.log.cache import Cache
 from streamproc.log.connection import connected

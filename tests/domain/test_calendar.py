@@ -7,7 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from streamproc.domain.budget import must_be_counted, windows_of
-from streamproc.domain.governance import Case, decide
+from streamproc.domain.case import Case
+from streamproc.domain.governance import decide
 from streamproc.domain.policy import Policy, ScopeLimits
 from tests.domain.test_governance import bare
 from tests.words import ACCOUNT

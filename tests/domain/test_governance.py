@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from streamproc.domain.budget import Admission, Ask, Counters, Ledger, RateAnswer, RateAsk, Window, windows_of
-from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, decide
+from streamproc.domain.case import NO_URL, Case, Reputation
+from streamproc.domain.governance import RULES, decide
 from streamproc.domain.notice import MEANINGS
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import (

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from streamproc.domain.case import NO_URL, Case
 from streamproc.domain.facts import EntitySeen, EntityVerdict
-from streamproc.domain.governance import NO_URL, Case, decide
+from streamproc.domain.governance import decide
 from streamproc.domain.intent import Beneficiary
 from streamproc.domain.legal_entities import (
     LEI_CHARS_MAX,

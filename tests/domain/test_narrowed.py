@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from streamproc.domain import governance
+from streamproc.domain.case import NO_URL, Case, Reputation
 from streamproc.domain.events import BeneficiarySeen, EntitySeen
 from streamproc.domain.facts import EntityVerdict
-from streamproc.domain.governance import NO_URL, RULES, Case, Reputation, find
+from streamproc.domain.governance import RULES, find
 from streamproc.domain.narrowed import REACH, rules_under
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import (

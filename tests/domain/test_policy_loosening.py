@@ -14,9 +14,10 @@ from msgspec.structs import fields, replace
 from streamproc.domain import policy_loosening
 from streamproc.domain.asks import charged_windows, rate_ask, vendor_charged
 from streamproc.domain.budget import Admission, BudgetAnswer, Counters, RateAnswer
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.domains import DomainRule, compile_domains, parse_rule
 from streamproc.domain.events import BeneficiarySeen, Identity, PayoutObserved
-from streamproc.domain.governance import Case, Reputation, decide
+from streamproc.domain.governance import decide
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import (
     AgentPolicy,

@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
+from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import ReviewSubmitted
-from streamproc.domain.governance import Case, Reputation
 from streamproc.domain.policy import Freeze, PolicyBook, ScopeLimits, build_book, scopes_after
 from streamproc.domain.record import PayoutRecord, Review
 from streamproc.domain.review import approvals_missing, recheck, refusal_kind, why_not_now, why_refused

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from streamproc.domain import events as e
 from streamproc.domain.wire import encode_events
-from streamproc.log import batch, scripts
+from streamproc.log import failures, scripts
 from streamproc.log.connection import connected
 from tests.engine import Engine
 from tests.words import ACCOUNT, NOW, observed, requested
@@ -96,7 +96,7 @@ NAMELESS = [(encode_events([replace(event, payout="")]), b"{}") for event in (SA
 def test_no_entry_stops_its_group_or_vanishes_without_a_reason(
     valkey: str, entries: list[tuple[bytes, bytes]]
 ) -> None:
-    with mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)):
+    with mock.patch.object(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)):
         asyncio.run(_among_others(valkey, entries))
 
 

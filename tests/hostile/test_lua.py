@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 import streamproc.log
 from streamproc.domain import events as e
-from streamproc.log import batch, claims, letters, restore, scripts, trim
+from streamproc.log import claims, failures, lease, letters, restore, scripts, trim
 from streamproc.log.connection import connected
 from streamproc.log.dead_consumers import DeadConsumers
 from streamproc.log.digests import Alert, Digests
@@ -37,6 +37,7 @@ from streamproc.log.tokens import take_request
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.hostile.mutations import CASES, SEED
+from tests.log.test_letters import closing
 from tests.words import ACCOUNT, NOW, observed
 
 NAMES = Names(0)
@@ -177,8 +178,7 @@ async def work(url: str) -> None:
         client, group = engine.client, engine.groups[0].name
         (letter, fields), *_ = await client.xrange(NAMES.dead)
         entry = dict(zip(fields[::2], fields[1::2], strict=True))[b"entry"].decode()
-        record: dict[str, Any] = {"group": group, "entry": entry, "e": b"[]", "m": b"{}"}
-        await letters.close_letter(client, NAMES, letter.decode(), action="redrive", **record)
+        await letters.close_letter(client, NAMES, closing(letter.decode(), entry, "redrive", group))
         last = (await client.xrevrange(NAMES.log, count=1))[0][0].decode()
         await trim.trim(client, NAMES, anchor=last, retention_s=0)
     async with connected(url) as client:
@@ -210,7 +210,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await pace.aclose()
     await take_request(client, "t", per_min=2, reads=False)
     await Policies(NAMES).now(client)
-    await scripts.lease(client, NAMES, "job", "me", lasts_s=60)
+    await lease.take_lease(client, NAMES, "job", "me", lasts_s=60)
     counting = Digests(url, gather_s=0.0)
     await counting.count(0, [Alert("LIMIT", "of bot", f"pout_{n}", 100) for n in range(3)])
     (digest,) = await counting.take(1)
@@ -236,7 +236,7 @@ async def hear(url: str) -> dict[str, list[Heard]]:
 
         with (
             mock.patch.object(Script, "__call__", called),
-            mock.patch.object(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
+            mock.patch.object(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0)),
         ):
             await work(url)
     return dict(ears.calls)

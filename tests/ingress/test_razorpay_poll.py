@@ -17,6 +17,7 @@ from streamproc.ingress.razorpay_poll import (
     LONG_LOOK_EVERY_S,
     OVERLAP_S,
     SHORT_OVERLAP_S,
+    Listing,
     Pass,
     Poller,
     Watch,
@@ -78,29 +79,23 @@ class Desk:
         self.slept_s = 0
         self.is_active, self.told = True, list[tuple[Pass, int, float]]()
         self.tell_problem: Exception | None = None
+        self.listing = Listing(
+            self.bank, self.door, self, account="acc_1", account_number="7878780080316316", watch=watch
+        )
         self.poller = Poller(
-            self.bank,
-            self.door,
-            account="acc_1",
-            account_number="7878780080316316",
-            interval_s=interval_s,
-            load_cursor=self._load,
-            save_cursor=self._save,
-            watch=watch,
-            is_active=lambda: self.is_active,
-            tell=self._tell,
+            self.listing, interval_s=interval_s, is_active=lambda: self.is_active, tell=self._tell
         )
 
     async def _sync(self) -> None:
         self.door.now_s += self.slept_s
         self.slept_s = 0
 
-    async def _load(self) -> int | None:
+    async def load(self) -> int | None:
         return self.cursor
 
-    async def _save(self, second: int) -> None:
-        self.cursor = second
-        self.saved.append(second)
+    async def save(self, position: int) -> None:
+        self.cursor = position
+        self.saved.append(position)
 
     async def _tell(self, done: Pass, failures: int, wait_s: float) -> None:
         if self.tell_problem is not None:
@@ -146,7 +141,7 @@ async def test_a_payout_is_told_of_by_the_clock_as_it_is_when_it_is_appended() -
             return await super().append(what)
 
     desk = Desk(payout(1), payout(2))
-    desk.door = desk.poller._producer = Stepping()
+    desk.door = desk.listing._producer = Stepping()
     assert (await desk.poller.poll_once()).new == 2
 
 

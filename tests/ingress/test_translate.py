@@ -18,7 +18,7 @@ from streamproc.domain.events import (
 )
 from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.errors import InputError
-from streamproc.ingress.translate import PAYOUT_STATE_EVENTS, Delivery, append_of, translate
+from streamproc.ingress.translate import PAYOUT_STATE_EVENTS, Translation, append_of, translate
 
 NOW_US = 1_760_000_000_000_000
 PAYOUT = "pout_Lq3vD0pZ8m2XkA"
@@ -48,7 +48,7 @@ def envelope(event: object = "payout.pending", payout: object = None, **changes:
     return plain | changes
 
 
-def translated(body: Any, delivery: str = "Rp71ZiqdEWusLa") -> Delivery:
+def translated(body: Any, delivery: str = "Rp71ZiqdEWusLa") -> Translation:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return translate(raw, delivery=delivery, fallback_account="acc_fallback", now_us=NOW_US)
 
@@ -286,7 +286,7 @@ anything = st.recursive(
 events = st.sampled_from([*sorted(PAYOUT_STATE_EVENTS), "payout.downtime.started", "order.paid"])
 
 
-def stored(delivery: Delivery) -> None:
+def stored(delivery: Translation) -> None:
     """Every delivery can be written to the log, under short plain keys, which its entry gives again."""
     sent = delivery.append.delivery(b'{"by":"webhook"}')
     assert delivery.append.keys

@@ -16,9 +16,10 @@ from streamproc.domain.deliveries import derived_keys
 from streamproc.domain.wire import decode_events, decode_meta
 from streamproc.errors import LogBroken, LogUnavailable
 from streamproc.log import scripts
+from streamproc.log.clock import CLOCK_STEP_S, Clock
 from streamproc.log.connection import connected
 from streamproc.log.names import Names, partition_of
-from streamproc.log.stream import CLOCK_STEP_S, Append, Appended, Clock, LogView, Producer, open_log
+from streamproc.log.stream import Append, Appended, LogView, Producer, open_log
 from tests.deadline import DEADLINE_S
 from tests.faults.proxy import Proxy
 from tests.words import delivery, observed

@@ -12,6 +12,7 @@ from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
 from streamproc.log.work import Group
 from tests.engine import Engine
+from tests.log.test_letters import closing
 from tests.words import ACCOUNT, observed, reviewed
 
 NAMES = Names(0)
@@ -81,9 +82,9 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
         b"problem",
         b"because",
     ]
-    close = {"group": "g", "entry": entry.decode(), "action": "redrive", "e": b"[7]", "m": b"{}"}
-    assert await letters.close_letter(client, NAMES, letter.decode(), **close)
-    assert await letters.close_letter(client, NAMES, letter.decode(), **close) is None
+    redriven = closing(letter.decode(), entry.decode(), "redrive")
+    assert await letters.close_letter(client, NAMES, redriven)
+    assert await letters.close_letter(client, NAMES, redriven) is None
     assert await client.xlen(NAMES.dead) == 0
     again = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
     assert [row[0] for row in again] == [entry]

@@ -19,7 +19,7 @@ from streamproc.log.connection import connect, connected
 from streamproc.log.dead_consumers import CALLED_S, IDLE_MS, MISSING_S, DeadConsumers
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
-from streamproc.log.roster import Look, Roster
+from streamproc.log.roster import Presence, Roster
 from streamproc.log.stream import open_log
 from streamproc.log.upkeep import SUSPECT_DELIVERIES
 from streamproc.log.work import BatchContext, Group, Item, Stage
@@ -116,7 +116,7 @@ async def test_who_was_back_between_two_lists_and_is_away_again_is_missed_anew(l
 class StandingStill(Roster):
     """Where this process stands still after each look; what others do meanwhile."""
 
-    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Look:
+    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Presence:
         seen = await super().look(client, me, names, now_s)
         if me == "me" and now_s:
             key, other = NAMES.log, "other"
@@ -153,9 +153,9 @@ class Listed(Roster):
         super().__init__()
         self._looks = list(looks)
 
-    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Look:
+    async def look(self, client: Redis, me: str, names: Collection[str], now_s: float) -> Presence:
         is_in_it, at_s = self._looks.pop(0)
-        return Look(frozenset({me} if is_in_it else ()), at_s)
+        return Presence(frozenset({me} if is_in_it else ()), at_s)
 
 
 async def test_who_does_not_find_itself_any_more_misses_everybody_anew(log: str) -> None:

@@ -8,9 +8,9 @@ from streamproc.domain.events import NotificationSent
 from streamproc.domain.notice import digest_notice
 from streamproc.domain.wire import decode_events
 from streamproc.log import digests
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connect, connected
 from streamproc.log.digests import Alert, Digest, Digests
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.stream import LogView, open_log
 

@@ -11,9 +11,11 @@ from redis.asyncio import Redis
 
 from consumers.verdicts import decision_of
 from streamproc.domain import governance
+from streamproc.domain.asks import uses
 from streamproc.domain.budget import Admission, Ask, BudgetAnswer, Ledger, RateAnswer, RateAsk, Window
+from streamproc.domain.case import Case
 from streamproc.domain.events import BudgetReserved, Event, Finding, TimerFired, VelocityChecked
-from streamproc.domain.governance import Case, conclude, find, uses, window_limit
+from streamproc.domain.governance import conclude, find, window_limit
 from streamproc.domain.payouts import PayoutRecord, decode_record, encode_record
 from streamproc.domain.policy import ScopeState, build_book
 from streamproc.domain.record import Reservation
@@ -26,8 +28,8 @@ from streamproc.log.stream import open_log
 from streamproc.log.templates import (
     AT,
     PAYOUT,
-    Fate,
     Offer,
+    OfferFate,
     blank,
     no_room_of,
     no_slot_of,
@@ -117,10 +119,7 @@ async def pending(client: Redis) -> bytes:
 
 
 async def send(client: Redis, given: Sequence[Grant], rev: bytes = b"0", *, decided_at: int = 0) -> list[int]:
-    m = (b'{"cause":"', b'"}')
-    return await grants.grant(
-        client, NAMES, "g", given, rev=rev, m=m, keep_budgets_s=60, decided_at=decided_at
-    )
+    return await grants.grant(client, NAMES, "g", given, rev=rev, keep_budgets_s=60, decided_at=decided_at)
 
 
 def ask_of(payout: str, amount: int = 100, rate: RateAsk | None = RATE) -> Ask:
@@ -205,7 +204,7 @@ async def test_what_is_granted_is_what_the_model_grants_and_is_recorded_as_such(
             trial = copy.deepcopy(model)
             admission = trial.admit(ask)
             assert fate is fate_of(ask, admission, known=ask.payout in model.admissions, rejects=rejects)
-            if fate is Fate.LEFT:
+            if fate is OfferFate.LEFT:
                 continue
             model = trial
             version, record, kept = await client.hmget(NAMES.payout(ask.payout), "v", "s", "a")
@@ -221,15 +220,15 @@ async def test_what_is_granted_is_what_the_model_grants_and_is_recorded_as_such(
         assert [score for _, score in rows][-len(slots) :] == list(slots)
 
 
-def fate_of(ask: Ask, admission: Admission, *, known: bool, rejects: bool) -> Fate:
+def fate_of(ask: Ask, admission: Admission, *, known: bool, rejects: bool) -> OfferFate:
     if known:
-        return Fate.LEFT
+        return OfferFate.LEFT
     if admission.rate is not None and admission.rate.limited:
         assert ask.rate is not None
-        return Fate.NO_SLOT if rejects and not ask.rate.hold else Fate.LEFT
+        return OfferFate.NO_SLOT if rejects and not ask.rate.hold else OfferFate.LEFT
     if admission.budget is not None and admission.budget.granted:
-        return Fate.DONE
-    return Fate.NO_ROOM if rejects else Fate.LEFT
+        return OfferFate.DONE
+    return OfferFate.NO_ROOM if rejects else OfferFate.LEFT
 
 
 async def log(client: Redis) -> list[list[Event]]:
@@ -239,18 +238,18 @@ async def log(client: Redis) -> list[list[Event]]:
 
 async def test_sent_or_delivered_again_it_finds_the_payout_known_and_does_nothing(client: Redis) -> None:
     one = await granted(client, ask_of("pout_1"))
-    assert await send(client, [one]) == [Fate.DONE]
+    assert await send(client, [one]) == [OfferFate.DONE]
     again = await granted(client, ask_of("pout_1"))
     before = await everything(client)
-    assert await send(client, [one]) == [Fate.LEFT]
-    assert await send(client, [again]) == [Fate.LEFT]
+    assert await send(client, [one]) == [OfferFate.LEFT]
+    assert await send(client, [again]) == [OfferFate.LEFT]
     assert await everything(client) == before
 
 
 async def test_what_somebody_else_acknowledged_takes_no_slot_no_room_and_no_number(client: Redis) -> None:
     late, other = await granted(client, ask_of("pout_1")), await granted(client, ask_of("pout_2"))
     await client.xack(NAMES.log, "g", late.entry)
-    assert await send(client, [late, other]) == [Fate.LEFT, Fate.DONE]
+    assert await send(client, [late, other]) == [OfferFate.LEFT, OfferFate.DONE]
     assert await client.hget(NAMES.budget("agent:a", "d1"), "r") == b"100"
     assert await client.zrange(NAMES.rate("a"), 0, -1) == [b"pout_2"]
     assert await client.get(NAMES.number) == b"1"
@@ -262,16 +261,16 @@ async def test_between_a_workers_entries_may_lie_as_many_of_others(client: Redis
     for payout in ("pout_1", "pout_2"):
         await pending(client)
         batch.append(await granted(client, ask_of(payout)))
-    assert await send(client, batch) == [Fate.DONE, Fate.DONE]
+    assert await send(client, batch) == [OfferFate.DONE, OfferFate.DONE]
 
 
 async def test_under_another_policy_nothing_is_granted(client: Redis) -> None:
     one = await granted(client, ask_of("pout_1"))
     await client.hset(NAMES.policy, "rev", "7")
     before = await everything(client)
-    assert await send(client, [one], rev=b"6") == [Fate.LEFT]
+    assert await send(client, [one], rev=b"6") == [OfferFate.LEFT]
     assert await everything(client) == before
-    assert await send(client, [one], rev=b"7") == [Fate.DONE]
+    assert await send(client, [one], rev=b"7") == [OfferFate.DONE]
 
 
 async def test_a_time_after_that_of_redis_or_long_before_it_is_refused(client: Redis) -> None:
@@ -281,17 +280,17 @@ async def test_a_time_after_that_of_redis_or_long_before_it_is_refused(client: R
     seconds, us = await client.time()
     now = seconds * 1_000_000 + us
     for off_s in (60, -11):
-        assert await send(client, [one], decided_at=now + off_s * 1_000_000) == [Fate.LEFT]
+        assert await send(client, [one], decided_at=now + off_s * 1_000_000) == [OfferFate.LEFT]
     assert await everything(client) == before
-    assert await send(client, [one], decided_at=now) == [Fate.DONE]
+    assert await send(client, [one], decided_at=now) == [OfferFate.DONE]
 
 
 async def test_without_a_slot_no_room_is_taken_and_without_room_no_slot(client: Redis) -> None:
     batch = [await granted(client, ask) for ask in (ask_of("pout_1", 501), ask_of("pout_2", 500, None))]
-    assert await send(client, batch) == [Fate.LEFT, Fate.DONE]
+    assert await send(client, batch) == [OfferFate.LEFT, OfferFate.DONE]
     assert not await client.exists(NAMES.rate("a"))
     full = RateAsk("a", 0, 60_000_000, False)
-    assert await send(client, [await granted(client, ask_of("pout_3", 0, full))]) == [Fate.LEFT]
+    assert await send(client, [await granted(client, ask_of("pout_3", 0, full))]) == [OfferFate.LEFT]
     assert await client.hget(NAMES.budget("agent:a", "d1"), "r") == b"500"
 
 
@@ -310,12 +309,12 @@ async def test_a_key_of_a_wrong_type_fails_the_call_before_anything_is_written(
 async def test_a_template_bears_the_time_of_each_batch_that_uses_it(client: Redis) -> None:
     """It is packed once, and one text has the time more than once, beside what else comes with a payout."""
     first = offer(ask_of("pout_1"))
-    both = encode_record(first.outputs(Fate.DONE)[0]).decode(), f'[{AT},"{blank(PAYOUT)}",{AT},{AT}]'
+    both = encode_record(first.outputs(OfferFate.DONE)[0]).decode(), f'[{AT},"{blank(PAYOUT)}",{AT},{AT}]'
     shared = template_with(*both)
     for n in (1, 2):
         ask, at = ask_of(f"pout_{n}"), NOW + n
         again = replace(first, ask=ask, at=at, template=shared)
-        assert await send(client, [Grant(await pending(client), again)]) == [Fate.DONE]
+        assert await send(client, [Grant(await pending(client), again)]) == [OfferFate.DONE]
         ((_, fields),) = await client.xrevrange(NAMES.log, count=1)
         assert fields[1].decode() == f'[{at},"pout_{n}",{at},{at}]'
 
@@ -331,7 +330,7 @@ async def test_who_asks_for_nothing_is_rejected_without_a_number_or_an_admission
         after = replace(after, payout=payout, bank_status=bank_status, state="rejected")
         asked = rejection_of(Ask(payout, 1, NOW), NOW, after, out)
         batch = [Grant(await pending(client), asked), await granted(client, ask_of(f"{payout}_beside", 1))]
-        assert await send(client, batch) == [Fate.DONE, Fate.DONE]
+        assert await send(client, batch) == [OfferFate.DONE, OfferFate.DONE]
         row = await client.hgetall(NAMES.payout(payout))
         assert row == {b"v": b"1", b"s": encode_record(after)}
         assert out in await log(client)
@@ -344,7 +343,7 @@ async def test_who_asks_for_nothing_is_rejected_without_a_number_or_an_admission
 async def test_who_comes_to_be_the_second_where_nobody_was_is_left(client: Redis) -> None:
     """Of one call, of two calls; who is there already under that name is no other."""
     key = NAMES.paid_at(ACCOUNT, "one.example")
-    named = [("fa_1", Fate.DONE), ("fa_2", Fate.LEFT), ("fa_1", Fate.DONE)]
+    named = [("fa_1", OfferFate.DONE), ("fa_2", OfferFate.LEFT), ("fa_1", OfferFate.DONE)]
     batch = [
         await granted(client, ask_of(f"pout_{n}", 1, None), notes=[(key, name, NOW, True)])
         for n, (name, _) in enumerate(named)
@@ -375,8 +374,8 @@ async def test_timers_are_set_where_the_payout_was_granted_and_nowhere_else(clie
     grant.offer = replace(grant.offer, timers=timers)
     full = await granted(client, ask_of("pout_2", 501), rejects=True)
     full.offer = replace(full.offer, timers=[replace(timers[0], payout="pout_2")])
-    assert await send(client, [grant, full]) == [Fate.DONE, Fate.NO_ROOM]
-    assert await send(client, [grant]) == [Fate.LEFT]
+    assert await send(client, [grant, full]) == [OfferFate.DONE, OfferFate.NO_ROOM]
+    assert await send(client, [grant]) == [OfferFate.LEFT]
     due = await client.zrange(NAMES.timers, 0, -1, withscores=True)
     assert due == [(encode_events([timer]), timer.at) for timer in timers]
 
@@ -408,7 +407,7 @@ async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(clie
 
 def test_an_offer_whose_blanks_are_not_where_they_must_be_is_none() -> None:
     ask = ask_of("pout_1")
-    record, out = offer(ask).outputs(Fate.DONE)
+    record, out = offer(ask).outputs(OfferFate.DONE)
     for asked, events in (
         (ask, out[:1]),
         (ask, out[1:]),

@@ -5,9 +5,8 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.log import lease as lease_module
-from streamproc.log import scripts
 from streamproc.log.connection import connected
-from streamproc.log.lease import LEASE_S, RENEW_S, Lease
+from streamproc.log.lease import LEASE_S, RENEW_S, Lease, take_lease
 from streamproc.log.names import Names
 from tests.deadline import DEADLINE_S
 
@@ -21,7 +20,7 @@ async def test_one_has_it_until_it_gives_it_back_or_its_time_is_over(redis_url: 
     async with connected(redis_url) as client:
 
         async def ask(owner: str, lasts_s: float = LEASE_S) -> tuple[int, str]:
-            return await scripts.lease(client, NAMES, "job", owner, lasts_s=lasts_s)
+            return await take_lease(client, NAMES, "job", owner, lasts_s=lasts_s)
 
         assert await ask("a") == (1, "a")
         assert await ask("b") == (0, "a")
@@ -39,7 +38,7 @@ async def test_a_clock_that_goes_back_leaves_nobody_waiting_for_an_owner_that_di
     async with connected(redis_url) as client:
 
         async def ask(owner: str, lasts_s: float = LEASE_S) -> tuple[int, str]:
-            return await scripts.lease(client, NAMES, "job", owner, lasts_s=lasts_s)
+            return await take_lease(client, NAMES, "job", owner, lasts_s=lasts_s)
 
         assert await ask("died") == (1, "died")
         await client.pexpire(NAMES.lease("job"), hour_ms)  # as if the clock had gone back by an hour since
@@ -57,7 +56,7 @@ async def test_it_is_taken_from_an_owner_that_gives_way_and_from_no_other(redis_
     async with connected(redis_url) as client:
 
         async def ask(owner: str, gives_way: str = "", lasts_s: float = LEASE_S) -> tuple[int, str]:
-            return await scripts.lease(client, NAMES, "job", owner, lasts_s=lasts_s, gives_way=gives_way)
+            return await take_lease(client, NAMES, "job", owner, lasts_s=lasts_s, gives_way=gives_way)
 
         assert await ask("low-1") == (1, "low-1")
         assert await ask("low-2") == (0, "low-1")
@@ -136,7 +135,7 @@ async def test_a_holder_that_cannot_renew_it_has_it_no_longer_and_is_the_next_ho
     await until_held(False)
     async with connected(redis_url) as client:
         await client.delete(NAMES.lease("job"))  # its time is over
-        assert await scripts.lease(client, NAMES, "job", "other", lasts_s=0.1) == (2, "other")
+        assert await take_lease(client, NAMES, "job", "other", lasts_s=0.1) == (2, "other")
     there = True
     await until_held(True)
     assert lease.term == 3

@@ -4,6 +4,8 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.domain.budget import Ask, RateAsk, Window
+from streamproc.domain.events import DeadLetterClosed
+from streamproc.domain.wire import encode_events
 from streamproc.errors import LogBroken, Unprocessable
 from streamproc.log import scripts
 from streamproc.log.letters import Closed, GivenUp, close_letter, reserved_for
@@ -33,13 +35,17 @@ async def letter_of(client: Redis) -> tuple[str, str]:
     return letter.decode(), entry.decode()
 
 
+def closing(letter: str, entry: str, action: str = "discard", group: str = "g") -> DeadLetterClosed:
+    """That asha closed a letter of partition 0."""
+    return DeadLetterClosed(
+        at=7, payout="", group=group, entry=entry, letter=f"0:{letter}", action=action, by="asha"
+    )
+
+
 async def close(
     client: Redis, letter: str, entry: str, action: str = "discard", given_up: GivenUp | None = None
 ) -> Closed | None:
-    record = {"e": b"[7]", "m": b'{"by":"asha"}'}
-    return await close_letter(
-        client, NAMES, letter, group="g", entry=entry, action=action, given_up=given_up, **record
-    )
+    return await close_letter(client, NAMES, closing(letter, entry, action), given_up=given_up)
 
 
 async def test_given_up_is_what_was_reserved_for_a_payout_of_which_the_log_says_nothing(
@@ -75,7 +81,12 @@ async def test_what_is_discarded_gives_back_what_was_reserved_once(client: Redis
     assert await client.xlen(NAMES.dead) == 0
     (record, fields), *_ = await client.xrevrange(NAMES.log, count=1)
     assert closed == Closed(record.decode(), 100)
-    assert fields == [b"e", b"[7]", b"m", b'{"by":"asha"}']
+    assert fields == [
+        b"e",
+        encode_events([closing(letter, entry)]),
+        b"m",
+        b'{"by":"operator","actor":"asha"}',
+    ]
     before = await everything(client)
     assert await close(client, letter, entry, given_up=given_up) is None
     assert await everything(client) == before

@@ -13,6 +13,7 @@ from streamproc.log.connection import connected
 from streamproc.log.health import logs_gone
 from streamproc.log.names import META, Names
 from streamproc.log.stream import Producer, open_log
+from tests.log.test_letters import closing
 from tests.words import delivery, observed
 
 GROUPS = ("governance", "execution")
@@ -184,9 +185,7 @@ async def change_state(client: Redis) -> None:
 
 async def close_letter(client: Redis) -> None:
     letter = await client.xadd(NAMES.dead, {"entry": "1-0", "group": "governance"})
-    await letters.close_letter(
-        client, NAMES, letter.decode(), group="governance", entry="1-0", action="discard", e=b"[]", m=b"{}"
-    )
+    await letters.close_letter(client, NAMES, closing(letter.decode(), "1-0", group="governance"))
 
 
 @pytest.mark.parametrize("write", [admit, commit, fire_due, change_state, close_letter])

@@ -25,13 +25,13 @@ from streamproc.log.proposals import read_proposals
 from streamproc.log.restore import (
     CONSUMER,
     IDS_MAX,
-    Meta,
+    LogMarks,
     Restorer,
     groups_gone,
     mark_reconciled,
     mark_recovered,
     mark_recovering,
-    read_meta,
+    read_marks,
     rescued_after,
     rescued_entry,
 )
@@ -222,28 +222,28 @@ async def test_from_a_recovery_on_nobody_knows_when_the_log_began_and_the_bank_i
         assert await client.hexists(META, BEGUN)
         await mark_recovering(client, 1, 7)
         assert not await client.hexists(META, BEGUN)
-        assert await read_meta(client) == Meta(1, recovering=True, unreconciled=False)
+        assert await read_marks(client) == LogMarks(1, recovering=True, unreconciled=False)
         with pytest.raises(LogBroken, match="recover"):
             await open_log(client, partitions=1, groups=("g",))
         await mark_recovered(client, [0], 7)
-        assert await read_meta(client) == Meta(1, recovering=False, unreconciled=True)
+        assert await read_marks(client) == LogMarks(1, recovering=False, unreconciled=True)
         await open_log(client, partitions=1, groups=("g",))
         assert not await client.hexists(META, BEGUN)
         await mark_reconciled(client, 6)
-        assert await read_meta(client) == Meta(1, recovering=False, unreconciled=True), (
+        assert await read_marks(client) == LogMarks(1, recovering=False, unreconciled=True), (
             "of an earlier recovery"
         )
         await mark_reconciled(client, 7)
-        assert await read_meta(client) == Meta(1, recovering=False, unreconciled=False)
+        assert await read_marks(client) == LogMarks(1, recovering=False, unreconciled=False)
 
 
 async def test_what_was_lost_is_opened_after_a_recovery_by_as_many_partitions_as_it_was_recovered_for(
     redis_url: str,
 ) -> None:
     async with connected(redis_url) as client:
-        assert await read_meta(client) == Meta(None, recovering=False, unreconciled=False)
+        assert await read_marks(client) == LogMarks(None, recovering=False, unreconciled=False)
         await mark_recovering(client, 2, 7)
-        assert await read_meta(client) == Meta(2, recovering=True, unreconciled=False)
+        assert await read_marks(client) == LogMarks(2, recovering=True, unreconciled=False)
         await mark_recovered(client, [0, 1], 7)
         with pytest.raises(LogBroken, match="this log was made with 2"):
             await open_log(client, partitions=1, groups=("g",))

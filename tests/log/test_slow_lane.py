@@ -10,8 +10,9 @@ from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
 from streamproc.errors import LogUnavailable, TryAgain
-from streamproc.log import batch, dead_consumers, scripts, slow_lane, upkeep
+from streamproc.log import dead_consumers, failures, scripts, slow_lane, upkeep
 from streamproc.log.batch import Limits
+from streamproc.log.batch_telemetry import BatchTelemetry
 from streamproc.log.claims import TakenUp
 from streamproc.log.group import DELIVERIES_MAX, Consumer
 from streamproc.log.names import Names
@@ -189,7 +190,7 @@ async def test_claims_on_what_waits_are_renewed(client: Redis, redis_url: str, s
 async def test_what_could_not_be_told_is_put_off_waits_again_and_is_told(
     client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.01, 0.01, 0.01))
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.01, 0.01, 0.01))
     slack.problems = {HOLDS[0]: [TryAgain("busy"), TryAgain("busy")]}
     slack.answers.set()
     async with telling(redis_url, slack):
@@ -291,7 +292,7 @@ async def test_what_is_put_off_and_comes_back_before_the_answer_to_that_waits_ag
 ) -> None:
     """It was known to be in hand and did not wait again, nobody renewed the claim on it, and it was told only when the
     claim time was over."""
-    monkeypatch.setattr(batch, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
+    monkeypatch.setattr(failures, "BACKOFF", scripts.Backoff(0.0, 0.0, 0.0))
     slack.problems = {HOLDS[0]: [ValueError("a failed attempt, tried again at once")]}
     slack.answers.set()
     defer = scripts.defer
@@ -546,12 +547,13 @@ async def test_what_is_put_off_and_not_logged_yet_is_logged_with_the_oldest_of_i
 ) -> None:
     """Beside thirty that were young the line said so of none that had waited for too long."""
     times_s = iter([0.0, 0.0, 1.0, 2.0, 5.0, 5.0])  # asked once more when a line is written
-    monkeypatch.setattr(batch, "monotonic", lambda: next(times_s))
-    handler = batch.Handler(0, Slack().group, NEVER, "me", say_s=5.0)
+    monkeypatch.setattr(failures, "monotonic", lambda: next(times_s))
+    group = Slack().group
+    failed = failures.Failures(NAMES, group, "me", BatchTelemetry(group, 0), say_s=5.0)
     for entry in (b"7-1", b"2-1", b"9-1", b"8-1"):
         work = Work(entry, [], "pout_1")
         work.fail(TryAgain("busy"))
-        await handler._log_deferred(client, [work])
+        await failed._log_deferred(client, [work])
     said = [record.getMessage().partition(", waits")[0] for record in caplog.records]
     assert said == [
         "ALARM, g/0: 1 entries put off; the oldest, 7-1",

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from streamproc.errors import LogBroken
 from streamproc.log import trim as trimming
 from streamproc.log.connection import connected
-from streamproc.log.health import group_rows
+from streamproc.log.health import group_states
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.log.trim import Trimmed, trim, trim_round
@@ -61,7 +61,7 @@ async def test_what_all_have_done_with_goes_and_the_archives_last_entry_stays(cl
     assert (found.first, found.cut) == (ids[0], ids[-2])
     assert found.removed == ENTRIES - len(await left(client)) > 0
     assert (await left(client))[-2:] == ids[-2:]
-    assert [row["lag"] for row in await group_rows(client, 0, GROUPS)] == [0, 0]
+    assert [state.lag for state in await group_states(client, 0, GROUPS)] == [0, 0]
 
 
 async def test_a_full_server_is_trimmed_also_by_a_process_that_has_just_started(client: Redis) -> None:

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from streamproc.log import health
 from streamproc.log.connection import connected
-from streamproc.log.health import group_rows
+from streamproc.log.health import group_states
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.log.upkeep import Upkeep
@@ -57,8 +57,8 @@ async def test_who_was_heard_of_within_the_claim_time_or_is_oneself_is_not_remov
 async def test_who_asks_for_nothing_any_more_is_not_counted(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [row] = await group_rows(client, 0, (GROUP,))
-    assert row["consumers"] == 2
+    [state] = await group_states(client, 0, (GROUP,))
+    assert state.consumers == 2
     monkeypatch.setattr(health, "ASKS_MS", 0)
-    [row] = await group_rows(client, 0, (GROUP,))
-    assert (row["consumers"], row["pending"]) == (1, 1)
+    [state] = await group_states(client, 0, (GROUP,))
+    assert (state.consumers, state.pending) == (1, 1)

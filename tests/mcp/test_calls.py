@@ -12,7 +12,7 @@ import pytest
 from streamproc.api.connection import KEEP_ALIVE_S
 from streamproc.clients import own_api
 from streamproc.clients.own_api import ANSWER_BYTES_MAX, OwnApi
-from streamproc.mcp.calls import CALLS_MAX, CALLS_OF_ONE_MAX, Answer, Caller, Calls
+from streamproc.mcp.calls import CALLS_MAX, CALLS_OF_ONE_MAX, Caller, Calls, ToolAnswer
 from streamproc.mcp.tools import all_tools
 from tests.clients.loopback import Asked as Heard
 from tests.clients.loopback import Loopback, Script, always, hang, in_turn, loopback, response
@@ -47,7 +47,7 @@ class Desk:
     def __init__(self, calls: Calls, api: Loopback, stopping: asyncio.Event) -> None:
         self.calls, self.api, self.stopping = calls, api, stopping
 
-    async def call(self, name: str, given: Mapping[str, Any], traceparent: str = "") -> Answer:
+    async def call(self, name: str, given: Mapping[str, Any], traceparent: str = "") -> ToolAnswer:
         return await self.calls.call(TOOLS[name], given, Caller(TOKEN, traceparent))
 
     @property
@@ -345,7 +345,7 @@ async def test_calls_beyond_the_limit_are_refused_and_one_token_leaves_room_for_
     async with desk(slow) as it:
         tokens = [f"spt_{number}" for number in range(CALLS_MAX // CALLS_OF_ONE_MAX)]
         show = TOOLS["get_payout"], {"payout": "spi_1"}
-        waiting: list[asyncio.Task[Answer]] = []
+        waiting: list[asyncio.Task[ToolAnswer]] = []
         for token in tokens:
             waiting += [
                 asyncio.create_task(it.calls.call(*show, Caller(token))) for _ in range(CALLS_OF_ONE_MAX)

@@ -18,7 +18,7 @@ from consumers import enact
 from consumers.vet import Reputations
 from streamproc.domain.events import Event
 from streamproc.domain.wire import Meta, decode_events, decode_meta, encode_events
-from streamproc.log import batch, grants, opened, remembered, scripts
+from streamproc.log import batch, failures, grants, opened, remembered, scripts
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connect
 from streamproc.log.group import Consumer
@@ -52,7 +52,7 @@ def the_tests_clock() -> Iterator[None]:
             text = script.text.replace(b"call('TIME')", f"call('LRANGE', '{CLOCK}', 0, 1)".encode())
             sha = hashlib.sha1(text, usedforsecurity=False).hexdigest()
             patches.enter_context(mock.patch.multiple(script, text=text, sha=sha))
-        for module in (batch, opened, remembered):
+        for module in (batch, failures, opened, remembered):
             patches.enter_context(mock.patch.object(module, "monotonic", World.latest_s))
         patches.enter_context(mock.patch.object(batch, "BATCH_TIMEOUT_S", 3_600.0))
         patches.enter_context(mock.patch.object(enact, "PASS_S", 3_600.0))

@@ -13,7 +13,7 @@ from streamproc.clients.http import OutboundClient, OutcomeUnknown
 from streamproc.clients.limiter import NoTurn, SharedLimiter
 from streamproc.clients.oauth import REFRESH_BEFORE_S, TokenKeeper, vault_name
 from streamproc.errors import ConfigError, LogUnavailable, TryAgain
-from streamproc.log.inspect import clock_us
+from streamproc.log.clock import clock_us
 from streamproc.log.names import SHARED_PARTITION, Names
 from streamproc.log.pace import Pace
 from streamproc.log.vault import Vault

@@ -12,7 +12,8 @@ from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import PayoutObserved, PolicyChanged
 from streamproc.domain.shown import iso
 from streamproc.log import inspect
-from streamproc.log.inspect import clock_us, newest_entries
+from streamproc.log.clock import clock_us
+from streamproc.log.inspect import newest_entries
 from streamproc.operate import calibrate as job
 from streamproc.operate import doctor_policies
 from streamproc.operate.doctor_policies import examine_policies

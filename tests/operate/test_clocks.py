@@ -9,9 +9,9 @@ import pytest
 from streamproc.clients.breaker import Breaker
 from streamproc.ingress.razorpay_poll import Pass
 from streamproc.log.breaker_reports import BreakerReport, report_breakers
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
-from streamproc.log.inspect import clock_us
 from streamproc.log.lease import Lease
 from streamproc.log.names import SHARED_PARTITION, Names
 from streamproc.operate.breakers import open_breakers, report_until

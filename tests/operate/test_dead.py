@@ -13,7 +13,7 @@ from streamproc.domain.events import DeadLetterClosed, PayoutRequested
 from streamproc.domain.wire import type_of
 from streamproc.errors import InputError, JobFailed, Unprocessable
 from streamproc.log import letters, scripts
-from streamproc.log.inspect import clock_us
+from streamproc.log.clock import clock_us
 from streamproc.log.names import Names
 from streamproc.log.work import BatchContext, Group, Item, Stage
 from streamproc.operate.dead import discard, list_letters, redrive, show_letter, stream_id

@@ -18,10 +18,10 @@ from streamproc.archive import migrate
 from streamproc.archive.signing_key import make_key
 from streamproc.archive.store import connection
 from streamproc.errors import WHEN_LOST, ConfigError, named
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.health import Deferred
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import doctor, doctor_log

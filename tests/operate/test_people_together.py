@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from streamproc.clients.slack import CALLS_BURST, CALLS_PER_S
 from streamproc.errors import TryAgain
-from streamproc.log.inspect import clock_us
+from streamproc.log.clock import clock_us
 from streamproc.log.names import SHARED_PARTITION, Names
 from streamproc.operate.people import PACE, opened_channels
 from tests.people import People, people

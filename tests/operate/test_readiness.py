@@ -12,9 +12,9 @@ from streamproc.api.health import Check
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.store import connection, open_head
 from streamproc.errors import WHEN_LOST
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected
-from streamproc.log.health import Deferred, deferred, group_rows
-from streamproc.log.inspect import clock_us
+from streamproc.log.health import Deferred, deferred, group_states
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.operate import readiness
@@ -129,9 +129,9 @@ async def test_a_group_lags_too_if_redis_does_not_know_by_how_many_entries(redis
         for later in range(3):
             await client.xadd(log, {"e": "[]", "m": "{}"}, id=f"{now_ms - 900_000}-{later}")
         await client.xdel(log, f"{now_ms - 900_000}-1")
-        [row] = await group_rows(client, 0, (consumers.GOVERNANCE,))
-        assert row["lag"] is None
-        assert 900_000 <= row["oldest_ms"] < 900_000 + DEADLINE_S * 1000
+        [row] = await group_states(client, 0, (consumers.GOVERNANCE,))
+        assert row.lag is None
+        assert 900_000 <= row.oldest_ms < 900_000 + DEADLINE_S * 1000
         assert (
             "an entry waits in governance of partition 0 for 9" in (await groups_check(redis_url, 1)).detail
         )

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from streamproc.clients.slack import open_slack
 from streamproc.domain.button import button_value
-from streamproc.domain.governance import Reputation
+from streamproc.domain.case import Reputation
 from streamproc.ingress.refusals import Refusals
 from streamproc.ingress.slack_review import SlackReview
 from streamproc.operate.holds import answer

@@ -19,7 +19,7 @@ from streamproc.domain.payouts import decode_record, encode_record, fold
 from streamproc.domain.wire import decode_events, decode_meta, encode_events
 from streamproc.log import grants
 from streamproc.log.connection import connected
-from streamproc.log.templates import Fate
+from streamproc.log.templates import OfferFate
 from streamproc.log.work import Group
 from tests.engine import ZONE, Engine
 from tests.profiles import policy_fields
@@ -257,12 +257,12 @@ async def test_of_payouts_of_one_batch_each_is_told_its_own(redis_url: str) -> N
 
 
 @pytest.fixture
-def fates(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fate]:
+def fates(monkeypatch: pytest.MonkeyPatch) -> dict[str, OfferFate]:
     """What the script answers to each payout that is offered to it."""
-    fates: dict[str, Fate] = {}
+    fates: dict[str, OfferFate] = {}
     real = grants.grant
 
-    async def watched(*args: Any, **named: Any) -> list[Fate]:
+    async def watched(*args: Any, **named: Any) -> list[OfferFate]:
         answer = await real(*args, **named)
         fates.update({one.offer.ask.payout: fate for one, fate in zip(args[3], answer, strict=True)})
         return answer
@@ -272,7 +272,7 @@ def fates(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fate]:
 
 
 async def test_what_is_plain_takes_the_fast_path_and_the_rest_the_chain(
-    redis_url: str, fates: dict[str, Fate]
+    redis_url: str, fates: dict[str, OfferFate]
 ) -> None:
     intent = requested(100, agent="free")
     shop = URLS[1]
@@ -295,15 +295,15 @@ async def test_what_is_plain_takes_the_fast_path_and_the_rest_the_chain(
         records = await engine.records()
         await kept(engine)  # which holds each record against the fold of its events
     assert fates == {
-        "plain": Fate.DONE,
-        intent.payout: Fate.DONE,
-        "no_room": Fate.NO_ROOM,
-        "above": Fate.DONE,
-        "last_slot": Fate.DONE,
-        "no_slot": Fate.NO_SLOT,
-        "new_payee": Fate.LEFT,
-        "blocked": Fate.DONE,
-        "nobodys": Fate.DONE,
+        "plain": OfferFate.DONE,
+        intent.payout: OfferFate.DONE,
+        "no_room": OfferFate.NO_ROOM,
+        "above": OfferFate.DONE,
+        "last_slot": OfferFate.DONE,
+        "no_slot": OfferFate.NO_SLOT,
+        "new_payee": OfferFate.LEFT,
+        "blocked": OfferFate.DONE,
+        "nobodys": OfferFate.DONE,
     }
     reasons = {payout: record.reason for payout, record in records.items()}
     assert reasons == {
@@ -345,7 +345,7 @@ async def test_what_a_register_says_is_recorded_alike_whether_it_is_asked_or_rem
 
 
 async def test_a_contact_takes_the_fast_path_once_its_entity_is_remembered(
-    redis_url: str, fates: dict[str, Fate]
+    redis_url: str, fates: dict[str, OfferFate]
 ) -> None:
     known, away, malformed = contact("Verified Ltd"), contact("Away Ltd"), {"lei": "no LEI"}
     first, second = (requested(100, agent="strict", payee=known, key=key) for key in ("1", "2"))
@@ -358,7 +358,7 @@ async def test_a_contact_takes_the_fast_path_once_its_entity_is_remembered(
             await engine.settled()
         records = await engine.records()
         await kept(engine)
-    assert fates == {second.payout: Fate.DONE, unasked.payout: Fate.DONE}
+    assert fates == {second.payout: OfferFate.DONE, unasked.payout: OfferFate.DONE}
     decisions = [records[event.payout].decision for event in (first, second, *asked, unasked)]
     assert decisions == ["APPROVED", "APPROVED", "HELD", "HELD", "HELD"]
 

@@ -13,7 +13,7 @@ Outcome: TypeAlias = tuple[str, str]
 """Decision and primary reason."""
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class ChangedPayout(Struct, frozen=True, kw_only=True):
     """A payout with another outcome. `rules`: what the rules decided first; `end`: after people and time."""
 
     payout: str
@@ -65,7 +65,7 @@ class Comparison:
     """The outcome in the end."""
     moves: dict[tuple[Outcome, Outcome], Sum] = field(default_factory=dict)
     """Old and new outcome of the rules with their reasons, if they differ."""
-    changes: list[Change] = field(default_factory=list)
+    changes: list[ChangedPayout] = field(default_factory=list)
     changed: Sum = field(default_factory=Sum)
     assumed: dict[str, Sum] = field(default_factory=dict)
     unjudged: dict[str, Sum] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Comparison:
     counters_differing: int = 0
     skipped_numbers: int = 0
 
-    def close(self, change: Change) -> None:
+    def close(self, change: ChangedPayout) -> None:
         """Count a payout whose end is known, changed or not."""
         amount = change.amount
         self.judged.add(amount)

@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from streamproc.domain.budget import US, Window
+from streamproc.domain.case import NO_URL, Reputation, case_under
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.events import (
     BudgetReserved,
@@ -18,12 +19,11 @@ from streamproc.domain.events import (
     ReputationChecked,
     ReviewCounted,
 )
-from streamproc.domain.governance import NO_URL, Reputation, case_under
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import PolicyBook
 from streamproc.domain.record import Review
 from streamproc.domain.review import approvals_missing, recheck, reviewer_of, why_not_now, why_refused
-from streamproc.domain.whatif.comparison import Change, Comparison, Outcome
+from streamproc.domain.whatif.comparison import ChangedPayout, Comparison, Outcome
 from streamproc.domain.whatif.judge import Assumptions, Judge, Judgement, recorded_windows
 from streamproc.domain.whatif.trial import Books, DecodedEntry, Trial, reputation_of
 
@@ -267,7 +267,7 @@ class Fates:
         if fate.new_end[0] == "APPROVED" != fate.old_end[0]:
             self._found.assume(PAID, fate.amount)
         self._found.close(
-            Change(
+            ChangedPayout(
                 payout=fate.payout,
                 agent=fate.agent,
                 vendor=fate.vendor,

@@ -21,18 +21,10 @@ from streamproc.domain.budget import (
     RateAsk,
     Window,
 )
+from streamproc.domain.case import NO_URL, Case, Reputation
+from streamproc.domain.domains import vendor_of
 from streamproc.domain.events import BeneficiarySeen, BudgetReserved, EntitySeen, Evidence
-from streamproc.domain.governance import (
-    NO_URL,
-    RULES,
-    Case,
-    Reputation,
-    Verdict,
-    conclude,
-    find,
-    is_rejected,
-    vendor_of,
-)
+from streamproc.domain.governance import RULES, Verdict, conclude, find, is_rejected
 from streamproc.domain.legal_entities import question_of
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from streamproc.domain.asks import slot_of
 from streamproc.domain.budget import US, RateAnswer
+from streamproc.domain.case import Case, Reputation, case_under
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import (
     BudgetReserved,
@@ -26,7 +27,7 @@ from streamproc.domain.events import (
     ReputationChecked,
     VelocityChecked,
 )
-from streamproc.domain.governance import Case, Reputation, Verdict, case_under
+from streamproc.domain.governance import Verdict
 from streamproc.domain.identity import Party, party_of
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import PolicyBook

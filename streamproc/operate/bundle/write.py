@@ -21,7 +21,7 @@ from msgspec import Struct
 from streamproc.archive.attest import checkpoint_states, identity
 from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.evidence import (
-    Entry,
+    ChainedEntry,
     Places,
     PolicyRef,
     entries,
@@ -225,7 +225,7 @@ def filters_json(wanted: AuditFilter) -> dict[str, str]:
     }
 
 
-def _entry_json(partition: int, entry: Entry, path: list[bytes]) -> dict[str, Any]:
+def _entry_json(partition: int, entry: ChainedEntry, path: list[bytes]) -> dict[str, Any]:
     line: dict[str, Any] = {"partition": partition, "seq": entry.seq, "entry": entry.id}
     line |= _bytes_json("e", entry.e) | _bytes_json("m", entry.m)
     return line | {
