@@ -39,7 +39,7 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
     \b
     Example:
       streamproc log tail -n 50 --follow
-      streamproc log tail --json | jq .events[].type
+      streamproc log tail --json | jq '.events[].type'
     """
     from streamproc.operate import logview
 
