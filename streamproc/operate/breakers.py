@@ -1,6 +1,10 @@
-"""All processes' breakers, in one place for operators: each process reports its own, doctor and `/readyz` read them."""
+"""All processes' breakers, in one place for operators: each process reports its own, doctor and `/readyz` read them.
+
+With them goes the time zone in which a worker charges days: with two zones a limit of a day would count twice.
+"""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
@@ -10,26 +14,42 @@ from streamproc.errors import LogUnavailable
 from streamproc.log.breaker_reports import REPORT_EVERY_S, BreakerReport, report_breakers, reported_breakers
 from streamproc.waiting import set_within
 
+log = logging.getLogger(__name__)
+
 
 class Open(NamedTuple):
-    """The open breakers, in words, and how many breakers were reported."""
+    """The open breakers, in words, how many breakers were reported, and the time zones in which workers charge days."""
 
     detail: str
     reported: int
+    zones: tuple[str, ...] = ()
 
 
 async def report_until(
-    url: str, process: str, breakers: Mapping[str, Breaker], stopping: asyncio.Event
+    url: str, process: str, breakers: Mapping[str, Breaker], stopping: asyncio.Event, *, zone: str = ""
 ) -> None:
-    """Report these breakers, by the name of the system, until `stopping`."""
+    """Report these breakers, by the name of the system, until `stopping`.
+
+    With a `zone`, in whose days this process charges, an alarm is logged when workers charge days of others too.
+    """
+    alarmed: tuple[str, ...] = ()
     while not stopping.is_set():
         reports = [
-            BreakerReport(process, system, breaker.state, int(breaker.opened_for_s))
+            BreakerReport(process, system, breaker.state, int(breaker.opened_for_s), zone=zone)
             for system, breaker in breakers.items()
         ]
         with suppress(LogUnavailable):
             await report_breakers(url, process, reports)
+            zones = (await open_breakers(url)).zones if zone else ()
+            if len(zones) > 1 and zones != alarmed:
+                log.error("ALARM, %s", in_several(zones))
+            alarmed = zones
         await set_within(stopping, REPORT_EVERY_S)
+
+
+def in_several(zones: tuple[str, ...]) -> str:
+    """What it means that workers charge days of several time zones."""
+    return f"workers charge days of {' and '.join(zones)}: a limit of a day counts in each of them"
 
 
 async def open_breakers(url: str) -> Open:
@@ -40,4 +60,5 @@ async def open_breakers(url: str) -> Open:
         for report in reported
         if report.state == "open"  # half open: the next call tries it, and nothing has to wait
     ]
-    return Open("; ".join(texts), len(reported))
+    zones = sorted({report.zone for report in reported} - {""})
+    return Open("; ".join(texts), len(reported), tuple(zones))
