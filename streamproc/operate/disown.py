@@ -70,7 +70,11 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
             why=attribution.why,
             channel=attribution.channel,
         )
-    raise JobFailed(f"entry {said.entry} can be read: only what cannot be read can be disowned")
+    # Of an entry without fields the archive has no events, which is not unreadable; it is only a dead letter.
+    raise JobFailed(
+        f"entry {said.entry} can be read: only what cannot be read can be disowned, and no view stands still at this;"
+        " `streamproc dead discard` closes its dead letters"
+    )
 
 
 def recorded(event: EntryDisowned) -> tuple[bytes, bytes]:
