@@ -129,7 +129,9 @@ async def run_worker(
         async with asyncio.TaskGroup() as tasks:
             if tells:
                 tasks.create_task(people_until(settings, channels, stopping), name="people")
-            tasks.create_task(report_until(settings.redis_url, _me(), breakers, stopping), name="breakers")
+            zone = settings.timezone if consumers.GOVERNANCE in names else ""
+            reporting = report_until(settings.redis_url, _me(), breakers, stopping, zone=zone)
+            tasks.create_task(reporting, name="breakers")
             for consumer in _consumers(settings, groups, concurrency):
                 tasks.create_task(_consume(consumer, stopping), name=consumer.name)
 

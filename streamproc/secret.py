@@ -32,6 +32,13 @@ class Secret:
         return "Secret(set)" if self._value else "Secret(empty)"
 
 
+def header_secret(text: str) -> Secret:
+    """A secret that is sent as it is in a header. Raises ValueError, never with the value, if no header can hold it."""
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("must be one line of ASCII characters, because it is sent in a header")
+    return Secret(text)
+
+
 def seed_of(text: str) -> bytes:
     """The seed of a signing key, written in base64. Raises ValueError, never with the value, for anything else."""
     try:

@@ -21,7 +21,7 @@ from streamproc.domain.duration import exact_duration_s
 from streamproc.domain.plain import is_text
 from streamproc.errors import ConfigError
 from streamproc.secret import Secret as Secret
-from streamproc.secret import seed_of
+from streamproc.secret import header_secret, seed_of
 from streamproc.setting_urls import dsn, file_or_url, host_names, http_url, origins, redis_url, words
 
 PREFIX = "STREAMPROC_"
@@ -173,6 +173,14 @@ def _zone(raw: str) -> str:
     return raw
 
 
+def _account_id(raw: str) -> str:
+    # The bank's pages show it without acc_. Then what the poller finds would be of another account than what webhooks
+    # report, and the account's freezes and limits would not hold for it.
+    if not re.fullmatch(r"acc_[A-Za-z0-9]{1,60}", raw):
+        raise ValueError("must be acc_ and letters or digits, as in the account's webhooks")
+    return raw
+
+
 def _signing_key(raw: str) -> Secret:
     seed_of(raw)
     return Secret(raw)
@@ -202,14 +210,14 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("DATA_DIR", "data_dir", Path),
     Variable("RAZORPAY_KEY_ID", "razorpay_key_id", _text),
     Variable("RAZORPAY_KEY_SECRET", "razorpay_key_secret", Secret, secret=True),
-    Variable("RAZORPAY_OAUTH_TOKEN", "razorpay_oauth_token", Secret, secret=True),
+    Variable("RAZORPAY_OAUTH_TOKEN", "razorpay_oauth_token", header_secret, secret=True),
     Variable("RAZORPAY_OAUTH_CLIENT_ID", "razorpay_oauth_client_id", _text),
     Variable("RAZORPAY_OAUTH_CLIENT_SECRET", "razorpay_oauth_client_secret", Secret, secret=True),
     Variable("RAZORPAY_OAUTH_REFRESH_TOKEN", "razorpay_oauth_refresh_token", Secret, secret=True),
     Variable("RAZORPAY_AUTH_URL", "razorpay_auth_url", http_url()),
     Variable("RAZORPAY_WEBHOOK_SECRETS", "razorpay_webhook_secrets", _secrets, secret=True),
     Variable("RAZORPAY_ACCOUNT_NUMBER", "razorpay_account_number", _text),
-    Variable("RAZORPAY_ACCOUNT_ID", "razorpay_account_id", _text),
+    Variable("RAZORPAY_ACCOUNT_ID", "razorpay_account_id", _account_id),
     Variable("RAZORPAY_BASE_URL", "razorpay_base_url", http_url("/v1")),
     Variable("RAZORPAY_CALLS_PER_S", "razorpay_calls_per_s", _whole(1, CALLS_PER_S_MAX)),
     Variable("POLL_INTERVAL", "poll_interval_s", _duration(0.1)),
@@ -218,13 +226,13 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SAFE_BROWSING_KEY", "safe_browsing_key", Secret, secret=True),
     Variable("SAFE_BROWSING_URL", "safe_browsing_url", http_url("/v4/threatMatches:find")),
     Variable("GLEIF_URL", "gleif_url", http_url("/api/v1")),
-    Variable("SLACK_BOT_TOKEN", "slack_bot_token", Secret, secret=True),
+    Variable("SLACK_BOT_TOKEN", "slack_bot_token", header_secret, secret=True),
     Variable("SLACK_SIGNING_SECRET", "slack_signing_secret", Secret, secret=True),
     Variable("SLACK_CHANNEL_ID", "slack_channel_id", _text),
     Variable("SLACK_BASE_URL", "slack_base_url", http_url()),
     Variable("NTFY_URL", "ntfy_url", http_url()),
     Variable("NTFY_TOPIC", "ntfy_topic", _text),
-    Variable("NTFY_TOKEN", "ntfy_token", Secret, secret=True),
+    Variable("NTFY_TOKEN", "ntfy_token", header_secret, secret=True),
     Variable("PUBLIC_URL", "public_url", http_url()),
     Variable("TIMEZONE", "timezone", _zone),
     Variable("RETENTION", "retention_s", _duration(60.0)),
@@ -232,7 +240,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("SIGNING_KEY", "signing_key", _signing_key, secret=True),
     Variable("CHECKPOINT_KEYS", "checkpoint_keys", words),
     Variable("CHECKPOINT_TO", "checkpoint_to", file_or_url),
-    Variable("CHECKPOINT_TOKEN", "checkpoint_token", Secret, secret=True),
+    Variable("CHECKPOINT_TOKEN", "checkpoint_token", header_secret, secret=True),
     Variable("CHECKPOINT_ENTRIES", "checkpoint_entries", _whole(1, CHECKPOINT_ENTRIES_MAX)),
     Variable("CHECKPOINT_INTERVAL", "checkpoint_interval_s", _duration(0.1)),
     Variable("CLAIM_IDLE", "claim_idle_s", _duration(CLAIM_IDLE_MIN_S)),
@@ -243,7 +251,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("BODY_LIMIT", "body_limit", _whole(1024, BODY_LIMIT_MAX)),
     Variable("API_RATE", "api_rate", _whole(0, API_RATE_MAX)),
     Variable("CORS_ORIGINS", "cors_origins", origins),
-    Variable("TOKEN", "token", Secret, secret=True),
+    Variable("TOKEN", "token", header_secret, secret=True),
     Variable("METRICS_TOKEN", "metrics_token", _metrics_token, secret=True),
     Variable("METRICS_PORT", "metrics_port", _whole(0, 65_535)),
     Variable("METRICS_AGENTS", "metrics_agents", _whole(0, METRICS_AGENTS_MAX)),

@@ -202,6 +202,23 @@ def test_a_signing_key_that_is_none_is_refused_and_not_shown(text: str) -> None:
     assert text not in problem
 
 
+@pytest.mark.parametrize(
+    "name", ["RAZORPAY_OAUTH_TOKEN", "SLACK_BOT_TOKEN", "NTFY_TOKEN", "CHECKPOINT_TOKEN", "TOKEN"]
+)
+@pytest.mark.parametrize("text", ["\u201chunter2\u201d", "hunter2\nhunter3", "hunt\x00er2"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(name: str, text: str) -> None:
+    assert problems(**{name: text}) == [
+        f"STREAMPROC_{name} must be one line of ASCII characters, because it is sent in a header"
+    ]
+
+
+@pytest.mark.parametrize("text", ["Sandbox0000001", "7878780080316316", "acc_", "acc_a b", "acc_\u0661"])
+def test_an_account_that_is_not_named_as_in_its_webhooks_is_refused(text: str) -> None:
+    assert problems(RAZORPAY_ACCOUNT_ID=text) == [
+        "STREAMPROC_RAZORPAY_ACCOUNT_ID must be acc_ and letters or digits, as in the account's webhooks"
+    ]
+
+
 def test_a_token_of_metrics_that_could_be_guessed_is_refused_and_not_shown() -> None:
     assert problems(METRICS_TOKEN="fifteen-letters") == [
         "STREAMPROC_METRICS_TOKEN must have at least 16 characters"

@@ -47,7 +47,9 @@ def versions() -> dict[str, str]:
     try:
         return {"faststream": version("faststream")}
     except PackageNotFoundError as problem:
-        raise InputError("FastStream needs the extra `bench`: pip install 'streamproc[bench]'") from problem
+        raise InputError(
+            "FastStream needs the extra `bench`: in a checkout, pip install '.[bench]'"
+        ) from problem
 
 
 class Side(ABC):

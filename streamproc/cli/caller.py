@@ -4,6 +4,7 @@ from pathlib import Path
 
 from streamproc.domain.tokens import SECRET
 from streamproc.errors import ConfigError, InputError
+from streamproc.secret import header_secret
 from streamproc.setting_urls import http_url
 from streamproc.settings import Settings
 
@@ -14,16 +15,23 @@ FILE_BYTES_MAX = 65_536
 def token_of(settings: Settings, file: Path | None) -> str:
     """The token in the file of --token, or in the settings. Raises ConfigError if there is none.
 
-    Raises InputError, which never repeats a token, if the file cannot be read.
+    Raises InputError, which never repeats a token, if the file cannot be read, or no header can hold what it has.
     """
     if file is not None and SECRET.fullmatch(str(file)):  # errors must not repeat it: MCP clients log them
         raise InputError(
             "--token names a file that holds the token: what was given is a token, and was not used"
         )
-    secret = small_text(file, "--token").strip() if file is not None else settings.token.reveal()
+    secret = _token_in(file) if file is not None else settings.token.reveal()
     if not secret:
         raise ConfigError("no token: give --token FILE, STREAMPROC_TOKEN or STREAMPROC_TOKEN_FILE")
     return secret
+
+
+def _token_in(file: Path) -> str:
+    try:
+        return header_secret(small_text(file, "--token").strip()).reveal()
+    except ValueError as problem:
+        raise InputError(f"the token in {file} {problem}") from None
 
 
 def api_url(settings: Settings, given: str = "") -> str:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from streamproc.cli import output
 from streamproc.cli.logline import log_to_stderr
 from streamproc.errors import ConfigError
-from streamproc.run_file import discover, holder, is_held
+from streamproc.run_file import RUN_FILE, discover, holder, is_held
 from streamproc.settings import PREFIX, Role, Settings, load, require, secrets_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def operator_settings() -> Settings:
     """The settings, completed from the `up` that runs on the same DATA_DIR. Raises ConfigError without a log."""
     settings = discover(load(os.environ))
     if not settings.redis_url:
-        raise ConfigError(no_system(settings, f"{PREFIX}REDIS_URL or {PREFIX}DATA_DIR"))
+        raise ConfigError(no_system(settings, f"{PREFIX}REDIS_URL"))
     return settings
 
 
@@ -76,14 +76,17 @@ def archive_settings() -> Settings:
     """The settings of a command that reads the archive and needs no log. Raises ConfigError without an archive."""
     settings = discover(load(os.environ))
     if not settings.postgres_dsn:
-        raise ConfigError(no_system(settings, f"{PREFIX}POSTGRES_DSN or {PREFIX}DATA_DIR"))
+        raise ConfigError(no_system(settings, f"{PREFIX}POSTGRES_DSN"))
     return settings
 
 
-def no_system(settings: Settings, otherwise: str) -> str:
-    """That no system was found, or that it is not there yet: its run file is written when it is ready. `otherwise`: the
-    variables that would name one."""
+def no_system(settings: Settings, *variables: str) -> str:
+    """Why no system was found: none runs, it is not there yet (its run file is written when it is ready), or its store
+    was named to it alone. `variables`: those that would name the store."""
     where = settings.data_dir
-    if is_held(where):
-        return f"a streamproc{holder(where)} on {where} starts or stops; try again when it says that it is up"
-    return f"no `streamproc up` runs on {where}; start one, or set {otherwise}"
+    if not is_held(where):
+        return f"no `streamproc up` runs on {where}; start one, or set {' or '.join((*variables, f'{PREFIX}DATA_DIR'))}"
+    if variables and (where / RUN_FILE).exists():
+        # It has only the stores that `up` started itself: the operator's own may be a secret.
+        return f"the streamproc{holder(where)} on {where} has its own {' and '.join(variables)}: set that here too"
+    return f"a streamproc{holder(where)} on {where} starts or stops; try again when it says that it is up"

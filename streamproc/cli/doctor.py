@@ -9,7 +9,7 @@ from streamproc.cli import output
 from streamproc.cli.context import no_system
 from streamproc.errors import JobFailed
 from streamproc.run_file import discover
-from streamproc.settings import PREFIX, load
+from streamproc.settings import load
 
 
 @click.command()
@@ -28,7 +28,7 @@ def doctor(as_json: bool) -> None:
     from streamproc.operate.doctor import examine
 
     if not settings.redis_url and not settings.postgres_dsn:
-        note = no_system(settings, f"{PREFIX}DATA_DIR")
+        note = no_system(settings)
         output.note(f"{note}; where one refused to start, its own last lines say why")
     checks = output.run(examine(settings))
     if as_json:

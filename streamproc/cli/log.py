@@ -39,7 +39,7 @@ def tail(partition: int | None, count: int, follow: bool, as_json: bool) -> None
     \b
     Example:
       streamproc log tail -n 50 --follow
-      streamproc log tail --json | jq .events[].type
+      streamproc log tail --json | jq '.events[].type'
     """
     from streamproc.operate import logview
 
@@ -70,7 +70,7 @@ def stats(as_json: bool) -> None:
     """Show each partition's length, memory, and what keeps old entries.
 
     The first and the last entry are shown too. Dead letters are counted separately, with their memory: each keeps a
-    copy of its entry until somebody closes it.
+    copy of its entry until somebody closes it. Timers are reminders and expiries of holds, also of answered ones.
 
     \b
     Example:

@@ -55,7 +55,7 @@ def mcp(over_http: bool, token: Path | None, url: str) -> None:
         if (problem.name or "").partition(".")[0] not in SDK:
             raise
         raise ConfigError(
-            "`streamproc mcp` needs the extra `mcp`: pip install 'streamproc[mcp]'"
+            "`streamproc mcp` needs the extra `mcp`: in a checkout, pip install '.[mcp]'"
         ) from problem
     if over_http:
         run_until_stopped(role.run_http, settings, where)

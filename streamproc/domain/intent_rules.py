@@ -118,6 +118,10 @@ class _Reading:
     def get(self, field: str) -> Any:
         return self._fields.get(field)
 
+    def must(self, field: str, what: str) -> None:
+        """Report the field, as missing where it is."""
+        self.wrong(field, f"is missing; it must be {what}" if self.get(field) is None else f"must be {what}")
+
 
 def read_request(body: Mapping[str, Any]) -> Wanted | list[Problem]:
     """A decoded body as what is wanted, or everything that is wrong with it."""
@@ -171,7 +175,7 @@ def _purpose(top: _Reading) -> str:
 def _mode(top: _Reading) -> str:
     value = top.get("mode")
     if not isinstance(value, str) or value not in MODES:
-        top.wrong("mode", f"must be one of {', '.join(MODES)}")
+        top.must("mode", f"one of {', '.join(MODES)}")
         return ""
     return value
 
@@ -179,7 +183,7 @@ def _mode(top: _Reading) -> str:
 def _amount(top: _Reading, mode: str) -> int:
     value = top.get("amount")
     if type(value) is not int:  # bool is an int to isinstance, and true is not one paisa
-        top.wrong("amount", "must be a whole number of paise")
+        top.must("amount", "a whole number of paise")
         return 0
     least, most = (MODES[mode].least, MODES[mode].most) if mode else (AMOUNT_MIN_PAISE, AMOUNT_MAX_PAISE)
     if not least <= value <= most:

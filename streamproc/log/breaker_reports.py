@@ -20,13 +20,17 @@ FORGOTTEN_S = 3600.0
 
 
 class BreakerReport(Struct, frozen=True):
-    """A breaker of a process. `state` is closed, open or half_open; `said_at` (Unix s) is set by reporting."""
+    """A breaker of a process. `state` is closed, open or half_open; `said_at` (Unix s) is set by reporting.
+
+    `zone`: whose days the process charges where a policy names no zone; '' of one that charges nothing.
+    """
 
     process: str
     system: str
     state: str
     opened_for_s: int
     said_at: int = 0
+    zone: str = ""
 
 
 async def report_breakers(url: str, process: str, breakers: list[BreakerReport]) -> None:

@@ -71,9 +71,11 @@ def disowning(said: Statement, row: Row, at_us: int) -> EntryDisowned:
             why=attribution.why,
             channel=attribution.channel,
         )
+    # Of an entry without fields the archive has no events, which is not unreadable; it is only a dead letter.
     raise JobFailed(
         f"entry {said.entry} can be read: only what cannot be read can be disowned."
-        " If views stop at it: docs/runbook.md, StreamprocViewsStandStill"
+        " If views stop at it: docs/runbook.md, StreamprocViewsStandStill;"
+        " `streamproc dead discard` closes its dead letters"
     )
 
 

@@ -33,7 +33,7 @@ from streamproc.log.health import (
 )
 from streamproc.log.inspect import log_exists, partitions_of_log
 from streamproc.operate.bank import opened_bank
-from streamproc.operate.breakers import open_breakers
+from streamproc.operate.breakers import in_several, open_breakers
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check, missing
 from streamproc.operate.doctor_entities import examine_entities
 from streamproc.operate.doctor_log import clock_of_log, dead_letters, examine_log
@@ -284,12 +284,18 @@ async def _breakers(settings: Settings) -> list[Check]:
     if not settings.redis_url:
         return []
     found = await open_breakers(settings.redis_url)
+    checks = []
+    if len(found.zones) > 1:
+        todo = "set the same STREAMPROC_TIMEZONE for every worker, and restart those that had another"
+        checks.append(Check("time zone", "bad", in_several(found.zones), todo))
     if found.detail:
         todo = (
             "the system answers with errors or not at all; work waits and goes on by itself when it is back"
         )
-        return [Check("breakers", "bad", found.detail, todo)]
-    return [Check("breakers", "ok", f"{found.reported} reported, none open")] if found.reported else []
+        return [*checks, Check("breakers", "bad", found.detail, todo)]
+    if found.reported:
+        checks.append(Check("breakers", "ok", f"{found.reported} reported, none open"))
+    return checks
 
 
 async def _deferred(settings: Settings) -> list[Check]:

@@ -241,7 +241,9 @@ def _parquet() -> Callable[[BinaryIO], Writer]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as problem:
-        raise InputError("Parquet needs the extra `parquet`: pip install 'streamproc[parquet]'") from problem
+        raise InputError(
+            "Parquet needs the extra `parquet`: in a checkout, pip install '.[parquet]'"
+        ) from problem
     return lambda file: _Parquet(file, pyarrow, pyarrow.parquet)
 
 

@@ -285,7 +285,9 @@ def test_without_the_extra_faststream_is_refused_with_the_command(
     option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["bench", "floor", option]) == 2
-    assert "FastStream needs the extra `bench`: pip install 'streamproc[bench]'" in capsys.readouterr().err
+    assert (
+        "FastStream needs the extra `bench`: in a checkout, pip install '.[bench]'" in capsys.readouterr().err
+    )
 
 
 def runs(*rates: tuple[float, ...], sides: tuple[str, ...] = (*SIDES, RIVAL)) -> Measured:

@@ -23,6 +23,14 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         token_of(load({}), tmp_path / "none")
 
 
+@pytest.mark.parametrize("text", ["spt_\u2026", "spt_a\nspt_b"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_repeated(tmp_path: Path, text: str) -> None:
+    (tmp_path / "two.token").write_text(text)
+    with pytest.raises(InputError, match=r"the token in .*/two\.token must be one line of ASCII") as refused:
+        token_of(load({}), tmp_path / "two.token")
+    assert "spt_" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8080"), ("::1", "http://[::1]:8080")]
 )

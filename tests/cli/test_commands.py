@@ -20,6 +20,8 @@ from streamproc.errors import ConfigError, InputError, JobFailed, LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
+from streamproc.run_file import write_run_file
+from streamproc.settings import load
 
 HEAVY = ("redis", "asyncpg", "httpx", "razorpay", "uvicorn", "sqlalchemy", "rich", "mcp", "pydantic")
 POLICIES = "policies: {bot: {daily_limit: 1_000}}"
@@ -629,6 +631,20 @@ def test_an_operator_is_told_that_the_system_is_starting(tmp_path: Path):
             assert done.returncode == 2
             assert f"a streamproc (pid 4711) on {tmp_path} starts or stops" in done.stderr
             assert "no `streamproc up` runs" not in done.stderr
+
+
+def test_an_operator_is_told_that_the_system_has_a_store_of_its_own(tmp_path: Path):
+    """`up` names in its run file the stores that it started, and no others: it is not about to start then."""
+    write_run_file(load({"STREAMPROC_DATA_DIR": str(tmp_path)}), {"STREAMPROC_PORT": "8080"})
+    with (tmp_path / "up.lock").open("w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command, variable in ((["hold", "list"], "REDIS_URL"), (["audit", "verify"], "POSTGRES_DSN")):
+            done = in_a_shell(*command, STREAMPROC_DATA_DIR=str(tmp_path))
+            assert done.returncode == 2
+            named = f"the streamproc (pid 4711) on {tmp_path} has its own STREAMPROC_{variable}: set that here too"
+            assert named in done.stderr
 
 
 def test_a_reader_that_had_enough_ends_the_command_quietly(system: str):

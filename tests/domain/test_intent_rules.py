@@ -100,6 +100,14 @@ CONTROLS = "\0\n\x1b\x7f\x80\x85\x9f"
 HIDDEN = "\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ufeff\U000e0000\U000e0041\U000e007f"
 
 
+@pytest.mark.parametrize("field", ["amount", "mode", "purpose"])
+def test_a_field_that_is_missing_is_said_to_be(field: str) -> None:
+    """An agent that left it out must not look for a mistake in a value that it never gave."""
+    wrong = read_request({name: value for name, value in ORDER.items() if name != field})
+    assert isinstance(wrong, list)
+    assert [(one.field, one.problem.partition(";")[0]) for one in wrong] == [(field, "is missing")]
+
+
 @pytest.mark.parametrize("char", [*CONTROLS, *HIDDEN, "\ud800"])
 def test_what_a_reader_would_obey_or_not_see_is_refused_by_field(char: str) -> None:
     text = f"vendor{char}bill"

@@ -1,12 +1,14 @@
 """The client of docs/agents.md, as it stands there, against the running system."""
 
 import asyncio
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamproc.domain.intent_rules import Wanted, read_request
 from streamproc.domain.states import TERMINAL_STATES
 from tests.journeys.system import running_system
 from tests.journeys.test_gateway import PAYEE, token
@@ -27,6 +29,11 @@ def client() -> dict[str, Any]:
 
 def order(amount: int) -> dict[str, Any]:
     return {"amount": amount, "mode": "IMPS", "purpose": "vendor bill", "fund_account": PAYEE}
+
+
+def test_the_request_that_is_shown_is_one():
+    [body] = re.findall(r"```json\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+    assert isinstance(read_request(json.loads(body)), Wanted)
 
 
 def test_the_client_ends_at_each_state_in_which_a_payout_ends():

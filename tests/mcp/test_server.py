@@ -263,5 +263,5 @@ def test_without_the_extra_the_command_says_so_in_one_line() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        "streamproc: `streamproc mcp` needs the extra `mcp`: pip install 'streamproc[mcp]'\n"
+        "streamproc: `streamproc mcp` needs the extra `mcp`: in a checkout, pip install '.[mcp]'\n"
     )

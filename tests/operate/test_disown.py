@@ -214,7 +214,7 @@ async def test_what_can_be_read_is_no_entry_or_has_no_reason_is_refused(redis_ur
     async with Engine(redis_url) as engine, site_of(redis_url) as site:
         await engine.deliver(observed("pout_1"))
         [(entry, _), *_] = await site.client.xrange(Names(0).log)
-        with pytest.raises(JobFailed, match="can be read"):
+        with pytest.raises(JobFailed, match=r"can be read.*`streamproc dead discard` closes"):
             await disowned(site, f"0:{entry.decode()}")
         with pytest.raises(JobFailed, match="there is no entry 0:1-1 in Redis and Postgres cannot be asked"):
             await disowned(site, "0:1-1")
