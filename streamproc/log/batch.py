@@ -73,7 +73,7 @@ class Handler:
         """Entries that only have to be acknowledged; nobody waits for that, so `acknowledge` does it later."""
         self.later: list[Work] = []
         """What the last `handle` left to the slow lane, in order."""
-        self.may_wait = False
+        self.may_wait = self.waited = False
         self._say_s, self._said_s, self._unsaid = say_s, -inf, 0
         self._oldest_unsaid: list[Work] = []
 
@@ -81,10 +81,10 @@ class Handler:
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
         """Handle entries to the end: committed, deferred, dead-lettered, in `skipped` or, if they `may_wait`, in
-        `later`. `ahead`: they are opened already."""
+        `later`. `ahead`: they are opened already. `waited` in the slow lane, they leave no trace of that behind."""
         self.later = []
         opened = ahead or self.opener.open(entries, taken=taken)
-        if taken and opened.skipped:  # by a commit, which removes traces of earlier attempts
+        if (taken or self.waited) and opened.skipped:  # by a commit, which removes traces of it
             await self._send(client, [Handover(entry, taken=True) for entry in opened.skipped])
         else:
             self.skipped += opened.skipped
@@ -300,7 +300,7 @@ class Handler:
         return self._caused + work.entry + b'"'
 
     def _handover(self, work: Work) -> Handover:
-        handover = Handover(entry=work.entry, taken=work.taken)
+        handover = Handover(entry=work.entry, taken=work.taken or self.waited)
         changed = work.record is not None and work.record != work.loaded
         if changed or work.out or work.looked_at:
             handover.payout = work.payout

@@ -25,14 +25,14 @@ from redis.asyncio import Redis
 from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
-from streamproc.log.claims import Claims
+from streamproc.log.claims import Claims, TakenUp
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Raw
 from streamproc.log.slow_lane import SAY_S, SlowLane, Turns
-from streamproc.log.upkeep import Found, Upkeep
+from streamproc.log.upkeep import Found, Upkeep, apart, too_often
 from streamproc.log.work import Group
 from streamproc.waiting import set_within
 
@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 UPKEEP_S = 0.2
 """Interval of the upkeep. It is also how soon a consumer that lost its connections has one again, which must be well
 within dead_consumers.MISSING_S: others would take it for dead while it is at the bank."""
-DELIVERIES_MAX = 10
-"""Takeovers of an entry whose workers die with it; after these it becomes a dead letter unseen."""
 APART_S = 1.0
 """How long entries are handled a few or one at a time before the batch that was read meanwhile has its turn."""
 QUIET_S = 0.02
@@ -90,6 +88,8 @@ class Consumer:
         """What the upkeep found and is to be handled. None: it is to look for nothing yet."""
         self._apart: deque[list[bytes]] = deque()
         """Found entries that are still to be handled apart, a few or one at a time."""
+        self._waited: list[TakenUp] = []
+        """Found entries that go into the slow lane after those: what kills in its turn there does not cut these off."""
         self._in_hand_since: float | None = None
         self._skipped_since: float | None = None
         self._lost_beside: LogUnavailable | None = None
@@ -284,11 +284,16 @@ class Consumer:
         if found := await self._upkeep.look(client, may_claim=not (is_long or self._apart)):
             self._claims.add((entry for entry, _ in found.together), asked_s)
             self._claims.add((entry for few in found.apart for entry in few), asked_s)
+            self._claims.add((up.id for up in found.waited), asked_s)
             finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
         await self._handle(client, found.together, taken=True)
         self._apart += found.apart
+        if self._slow.has_room:
+            self._waited += found.waited
+        else:
+            self._apart += apart(found.waited)
 
     async def _handle_apart(self, client: Redis) -> None:
         """Handle entries a few or one at a time, for APART_S: each may be what kills its workers."""
@@ -297,14 +302,16 @@ class Consumer:
         while self._apart and clock() < end:
             entries: list[Raw] = []
             few = self._apart.popleft()
-            for n, _, entry in await self._upkeep.take_up(client, few):
-                if entry is not None and n > DELIVERIES_MAX:
-                    why = f"taken up {n} times without an end, the limit is {DELIVERIES_MAX}"
-                    await self._handler.dead_letter(client, entry, why)
-                elif entry is not None:
-                    entries.append(entry)
+            for up in await self._upkeep.take_up(client, few):
+                if up.entry is not None and (why := too_often(up.deliveries)):
+                    await self._handler.dead_letter(client, up.entry, why)
+                elif up.entry is not None:
+                    entries.append(up.entry)
             await self._handle(client, entries, taken=True)
             self._claims.done(entry for entry in few if entry not in self._slow)
+        if not self._apart:
+            self._slow.resume(self._waited)
+            self._waited = []
 
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: take up again all that is pending with us, since replies may be lost."""
@@ -312,6 +319,7 @@ class Consumer:
         if self.group.outputs_are_facts:  # whoever had an entry may have called the bank, or told people
             self._handler.opener.doubt(await scripts.delivered_before(client, self.names))
         self._apart.clear()
+        self._waited.clear()
         self._claims.clear()
         after = "-"
         while ids := await self._upkeep.pending_ids(client, after):

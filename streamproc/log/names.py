@@ -77,7 +77,8 @@ class Names:
         return f"{self.base}:retries:{group}"
 
     def tries(self, group: str) -> str:
-        """How often entries were deferred: `<id>` by failed attempts, `<id>:waits` by waits."""
+        """How often entries were deferred: `<id>` by failed attempts, `<id>:waits` by waits. `<id>:lane`: it waited in
+        a slow lane, 1 where it overtakes others."""
         return f"{self.base}:tries:{group}"
 
     def own(self, group: str) -> str:

@@ -3,7 +3,8 @@
 People are told at a message a second. A stage leaves there what may wait for that (`Later`), so that what comes after
 it in the log need not. Nothing is kept of it but ids: the entries stay pending with the consumer, which renews its
 claims on them, so whoever takes over what a dead consumer had in hand takes these over too. To wait is no delivery:
-an entry counts as delivered when its turn comes.
+an entry counts as delivered when its turn comes. What waited when its consumer died is not opened before that: so each
+death that it causes afterwards is counted against it, wherever it caused the first.
 """
 
 import asyncio
@@ -16,8 +17,8 @@ from redis.asyncio import Redis
 
 from streamproc.errors import LogUnavailable
 from streamproc.log.batch import Handler
-from streamproc.log.claims import Claims, not_begun
-from streamproc.log.upkeep import Upkeep
+from streamproc.log.claims import Claims, TakenUp, not_begun
+from streamproc.log.upkeep import Upkeep, too_often
 from streamproc.log.work import Later, Work
 
 ENTRIES_MAX = 10_000
@@ -41,6 +42,7 @@ class SlowLane:
 
     def __init__(self, handler: Handler, upkeep: Upkeep, claims: Claims, turns: Turns) -> None:
         self._handler, self._upkeep, self._claims, self._turns = handler, upkeep, claims, turns
+        handler.waited = True
         self._soon: OrderedDict[bytes, bool] = OrderedDict()
         self._waiting: OrderedDict[bytes, bool] = OrderedDict()
         """Ids, each with whether it was taken (`Work.taken`), in order. Those in `_soon` have every second turn."""
@@ -83,18 +85,27 @@ class SlowLane:
         if not works:
             return
         names, group, me = self._upkeep.names, self._upkeep.group, self._upkeep.name
-        entries, asked_s = [work.entry for work in works], asyncio.get_running_loop().time()
-        delivered = [entry for entry in entries if entry not in self._given_back]
+        soon = {work.entry: isinstance(work.problem, Later) and work.problem.soon for work in works}
+        asked_s = asyncio.get_running_loop().time()
+        delivered = {entry: is_soon for entry, is_soon in soon.items() if entry not in self._given_back}
         await not_begun(client, names, group, me, delivered)
-        self._given_back.difference_update(entries)
+        self._given_back.difference_update(soon)
         for work in works:
-            is_soon = isinstance(work.problem, Later) and work.problem.soon
-            queue, other = (self._soon, self._waiting) if is_soon else (self._waiting, self._soon)
-            was_taken = other.pop(work.entry, False) or queue.get(work.entry, False)
-            queue[work.entry] = was_taken or work.taken
+            self._put(work.entry, soon=soon[work.entry], taken=work.taken)
         # Once more: of one that was in hand, the end of that may have let go of the claim meanwhile.
-        self._claims.add(entries, asked_s)
+        self._claims.add(soon, asked_s)
         self._came.set()
+
+    def resume(self, waited: Sequence[TakenUp]) -> None:
+        """Entries that waited in the slow lane of another consumer, and are claimed for this one."""
+        for up in waited:
+            self._put(up.id, soon=up.soon, taken=True)
+        self._came.set()
+
+    def _put(self, entry: bytes, *, soon: bool, taken: bool) -> None:
+        queue, other = (self._soon, self._waiting) if soon else (self._waiting, self._soon)
+        was_taken = other.pop(entry, False) or queue.get(entry, False)
+        queue[entry] = was_taken or taken
 
     @asynccontextmanager
     async def running(self, client: Redis) -> AsyncIterator[None]:
@@ -149,7 +160,9 @@ class SlowLane:
         try:
             # Others may have it by now, as after a pause of this process; then nothing is left of it here.
             for up in await self._upkeep.take_up(client, [entry]):
-                if up.entry is not None:
+                if up.entry is not None and (why := too_often(up.deliveries)):
+                    await self._handler.dead_letter(client, up.entry, why)
+                elif up.entry is not None:
                     await self._handler.handle(client, [up.entry], taken=taken)
             await self._handler.acknowledge(client)
         finally:

@@ -198,7 +198,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await scripts.due_retries(client, NAMES, "g", "b", limit=4)
     await claims.take_up(client, NAMES, "g", "b", [entry], most=9)
     await claims.renew(client, NAMES, "g", "b", [entry])
-    await claims.not_begun(client, NAMES, "g", "b", [entry])
+    await claims.not_begun(client, NAMES, "g", "b", {entry: True})
     await DeadConsumers(NAMES, "g", "c")._take_from(client, "b", 0, 9)
     await client.execute_command("XGROUP", "CREATECONSUMER", NAMES.log, "g", "idle")
     await scripts.leave(client, NAMES, "g", "idle")

@@ -6,18 +6,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
 from streamproc.errors import LogUnavailable, TryAgain
-from streamproc.log import batch, dead_consumers, scripts, slow_lane, upkeep
+from streamproc.log import batch, claims, dead_consumers, scripts, slow_lane, upkeep
 from streamproc.log.batch import Limits
 from streamproc.log.claims import TakenUp
-from streamproc.log.group import DELIVERIES_MAX, Consumer
+from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.slow_lane import Turns
-from streamproc.log.upkeep import SUSPECT_DELIVERIES
+from streamproc.log.upkeep import DELIVERIES_MAX, SUSPECT_DELIVERIES
 from streamproc.log.work import BatchContext, Group, Item, Later, Stage, Work
 from tests.bank import until
 from tests.deadline import DEADLINE_S
@@ -280,7 +281,8 @@ async def test_a_suspect_of_killing_its_workers_waits_too_and_nothing_waits_for_
         await slack.told_of("pout_alert")
         assert set(ids) <= consumer._claims._since.keys()
         # Nor was it put off, for the time of a pass being over.
-        assert not await client.exists(NAMES.tries("g"))
+        assert {name.rpartition(b":")[2] for name in await client.hkeys(NAMES.tries("g"))} == {b"lane"}
+        assert not await client.exists(NAMES.retries("g"))
         slack.answers.set()
         await slack.told_of(HOLDS[2])
     assert slack.told == ["pout_alert", *HOLDS[:3]]
@@ -387,6 +389,69 @@ async def test_what_waits_is_never_held_to_kill_its_workers(
         await slack.told_of(HOLDS[2])
     assert DELIVERIES_MAX - 1 > SUSPECT_DELIVERIES
     assert slack.told == HOLDS[:3]
+
+
+async def left_waiting(client: Redis, waits: dict[bytes, bool]) -> None:
+    """Entries that waited with one who has died; of each, whether it overtakes others."""
+    await hold(client, list(waits), 1)
+    await claims.not_begun(client, NAMES, "g", "killed", waits)
+
+
+async def test_what_waited_when_its_worker_died_is_not_opened_before_its_turn(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them may have killed it, and would do so again without being in hand. They overtake as they did."""
+    take_over_at_once(monkeypatch)
+    monkeypatch.setattr(upkeep, "CALLED_S", 0.0)
+    ids = await pay(client, *HOLDS[:4], *ENDED)
+    await left_waiting(client, {entry: n > 3 for n, entry in enumerate(ids)})
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await are_pending(client, 0)
+    assert slack.left == []
+    assert slack.told == [ENDED[0], HOLDS[0], ENDED[1], *HOLDS[1:4]]
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def test_what_waited_and_was_in_hand_at_two_deaths_has_its_turn_after_the_others(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_over_at_once(monkeypatch)
+    ids = await pay(client, *HOLDS[:3])
+    await left_waiting(client, dict.fromkeys(ids, False))
+    claim = ("XCLAIM", NAMES.log, "g", "killed", 0, ids[0], "RETRYCOUNT", SUSPECT_DELIVERIES, "JUSTID")
+    await client.execute_command(*claim)
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await are_pending(client, 0)
+    assert slack.told == [HOLDS[1], HOLDS[2], HOLDS[0]]
+
+
+@pytest.mark.parametrize("room", [None, 0])
+async def test_where_nothing_can_wait_what_waited_with_another_is_handled_all_the_same(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch, room: int | None
+) -> None:
+    """There is no slow lane where no channel is set, and a full one takes no more."""
+    take_over_at_once(monkeypatch)
+    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", room)
+    await left_waiting(client, dict.fromkeys(await pay(client, *HOLDS[:3]), False))
+    if room is None:
+        slack.group = replace(slack.group, slow_lane=False)
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await are_pending(client, 0)
+    assert (slack.left, slack.told) == ([], HOLDS[:3])
+    assert await client.exists(NAMES.tries("g")) == 0
+
+
+async def test_what_waited_leaves_no_trace_of_that(client: Redis, redis_url: str, slack: Slack) -> None:
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await pay(client, *HOLDS)
+        await slack.told_of(HOLDS[-1])
+        await are_pending(client, 0)
+    assert slack.left == HOLDS
+    assert await client.exists(NAMES.tries("g")) == 0
 
 
 # ---- the lane by itself ----
