@@ -73,6 +73,10 @@ def retry_after_s(header: str | None, now_s: float) -> float | None:
     return None if at_s is None else min(max(0.0, at_s - now_s), RETRY_AFTER_S_MAX)
 
 
+def _asked_s(response: httpx.Response) -> float | None:
+    return retry_after_s(response.headers.get("retry-after"), time.time())
+
+
 def _time_of(date: str | None) -> int | None:
     try:
         # Of no zone, or of -0000, it is UTC too, and not this host's local time.
@@ -183,7 +187,12 @@ class OutboundClient:
                 # Cancelled, or a defect: the breaker must not wait for this probe for ever.
                 if progress.ticket is not None:
                     self.breaker.abandoned(progress.ticket)
-            answer = self._read(what, progress, response, body)
+            try:
+                answer = self._read(what, progress, response, body)
+            except TryAgain:
+                if response.status_code == 429 and (asked_s := _asked_s(response)):
+                    await self._limiter.put_off(asked_s)
+                raise
             called.outcome = f"{answer.status // 100}xx"
             return answer
 
@@ -222,7 +231,7 @@ class OutboundClient:
 
     def _read(self, what: str, progress: _Progress, response: httpx.Response, body: bytes | None) -> Answer:
         status = response.status_code
-        asked_s = retry_after_s(response.headers.get("retry-after"), time.time())
+        asked_s = _asked_s(response)
         if status == 429:
             after_s = self._failed(progress, asked_s)
             raise TryAgain(f"{what}: answered 429, too many requests", after_s=after_s)

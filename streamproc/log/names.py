@@ -121,6 +121,10 @@ class Names:
         """When the next call to an outside system may be made, by any process."""
         return f"{self.base}:pace:{system}"
 
+    def pause(self, system: str) -> str:
+        """When the pause ends that an outside system asked for; it expires then."""
+        return f"{self.base}:pause:{system}"
+
 
 @lru_cache(maxsize=4096)
 def partition_of(account: str, partitions: int) -> int:

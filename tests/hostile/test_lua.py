@@ -206,6 +206,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await scripts.delivered_before(client, NAMES)
     pace = Pace(url, name="turn", per_s=1000.0, burst=2)
     await pace.reserve()
+    await pace.put_off(0.1)
     await pace.aclose()
     await take_request(client, "t", per_min=2, reads=False)
     await Policies(NAMES).now(client)
