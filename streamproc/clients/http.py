@@ -1,7 +1,7 @@
 """One outside system over HTTP: time limits, a call rate, a breaker, and failures named by what to do next.
 
     Answer           the system answered: 2xx or 4xx, the caller reads it
-    TryAgain         nothing was done: no connection, 429, the breaker is open, no token in time
+    TryAgain         nothing was done: no connection, 429, the breaker is open; NotItsTurn: no turn in time
     OutcomeUnknown   the request may have been carried out, but no usable answer came back (a TryAgain)
 
 There are no automatic retries and no redirects: only the caller knows whether a call to a bank may be repeated.
@@ -22,7 +22,7 @@ import httpx
 from msgspec import Struct
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.limiter import QUEUE_MAX, Limiter, Turns
+from streamproc.clients.limiter import QUEUE_MAX, Limiter, NotItsTurn, Turns
 from streamproc.errors import TryAgain
 from streamproc.telemetry.watch import Called, Server
 
@@ -177,10 +177,10 @@ class OutboundClient:
                         limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                     response, body = await self._send(request)
             except TimeoutError as error:
-                late = f"no answer within {self._timeout_s:g} s"
                 if progress.ticket is None:
-                    late = f"its turn did not come within {self._wait_s_max:g} s"
-                raise self._lost(what, progress, late) from error
+                    late = f"{what}: its turn did not come within {self._wait_s_max:g} s"
+                    raise NotItsTurn(late, after_s=self._failed(progress, None)) from error
+                raise self._lost(what, progress, f"no answer within {self._timeout_s:g} s") from error
             except httpx.HTTPError as error:
                 raise self._lost(what, progress, type(error).__name__) from error
             finally:
@@ -200,7 +200,7 @@ class OutboundClient:
         self._refuse_if_open(what, self.breaker.wait_s)
         wait_s = self._limiter.wait_s(urgent=urgent)
         if wait_s > self._wait_s_max or self._limiter.queued >= QUEUE_MAX:
-            raise TryAgain(f"{what}: {self._limiter.queued} calls wait for their turn", after_s=wait_s)
+            raise NotItsTurn(f"{what}: {self._limiter.queued} calls wait for their turn", after_s=wait_s)
         await self._limiter.take(urgent=urgent)
         progress.ticket = self.breaker.begin()
         if progress.ticket is None:

@@ -23,6 +23,10 @@ class NoTurn(TryAgain):
     """The call was not made, since Redis, which counts the turns of all processes, cannot be asked."""
 
 
+class NotItsTurn(TryAgain):
+    """The call was not made, since its turn did not come within the time that it may wait. Nothing has failed."""
+
+
 class Turns(Protocol):
     """What a client needs from a limiter."""
 

@@ -29,7 +29,7 @@ FINISH_S = 5.0
 AT_ONCE_MAX = 3
 """Slow lanes of one process that have an entry in hand, of however many partitions. Each waits for its turn at Slack,
 which gives one a second, or one in two while alerts overtake: so the last of them waits for less than the 8 s after
-which a message goes to another channel, if this process alone tells people."""
+which a message is put off, if this process alone tells people."""
 SAY_S = 5.0
 """How often the log says at most that what waits is put off: while Slack is away, that is each of them every few
 seconds."""
