@@ -19,21 +19,22 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 
 from redis.asyncio import Redis
 
 from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
-from streamproc.log.batch import Handler, Limits
+from streamproc.log.batch import BACKOFF, Handler, Limits
 from streamproc.log.claims import Claims, TakenUp
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
-from streamproc.log.scripts import Raw
-from streamproc.log.slow_lane import SAY_S, SlowLane, Turns
+from streamproc.log.scripts import Deferral, Raw
+from streamproc.log.slow_lane import FULL_S, SAY_S, SlowLane, Turns
 from streamproc.log.upkeep import Found, Upkeep, apart, too_often
-from streamproc.log.work import Group
+from streamproc.log.work import Group, Work
 from streamproc.waiting import set_within
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class Consumer:
         """Found entries that are still to be handled apart, a few or one at a time."""
         self._waited: list[TakenUp] = []
         """Found entries that go into the slow lane after those: what kills in its turn there does not cut these off."""
+        self._said_s = -inf
+        """When the log last said that the slow lane is full."""
         self._in_hand_since: float | None = None
         self._skipped_since: float | None = None
         self._lost_beside: LogUnavailable | None = None
@@ -181,13 +184,27 @@ class Consumer:
         ours = await self._claims.ours(client, entries)
         self._in_hand_since = asyncio.get_running_loop().time()
         known = ahead if ours is entries else None
-        self._handler.may_wait = self._slow.has_room
+        self._handler.may_wait = self._slow.is_running
         try:
             await self._handler.handle(client, ours, taken=taken, ahead=known)
         finally:
             self._in_hand_since = None
-        await self._slow.add(client, self._handler.later)
+        room = self._slow.room
+        await self._slow.add(client, self._handler.later[:room])
+        await self._put_off(client, self._handler.later[room:])
         self._claims.done(entry for entry, _ in entries if entry not in self._slow)
+
+    async def _put_off(self, client: Redis, works: Sequence[Work]) -> None:
+        """Put off what the slow lane has no room for, so that nothing waits for it."""
+        if not works:
+            return
+        if (now := asyncio.get_running_loop().time()) >= self._said_s + FULL_S:
+            self._said_s = now
+            what = "%s/%d: %d entries wait for their turn, and no more can; the rest is put off for %d s each time"
+            log.warning(what, self.group.name, self.partition, len(self._slow), FULL_S)
+        self._handler.telemetry.deferred(works)
+        deferrals = [Deferral(work.entry, FULL_S, counts=False) for work in works]
+        await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF, self.name)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
         """Acknowledge skipped entries and write telemetry when that delays no payout, or when it is due."""

@@ -22,8 +22,9 @@ from streamproc.log.upkeep import Upkeep, too_often
 from streamproc.log.work import Later, Work
 
 ENTRIES_MAX = 10_000
-"""Entries that wait: at a message a second more than two hours of them. What comes when so many wait is handled in the
-pass that reads it, as in a group without a slow lane."""
+"""Entries that wait: at a message a second more than two hours of them. What comes when so many wait is put off."""
+FULL_S = 600.0
+"""For how long that is put off. All come back in their order, and those that find room wait again."""
 FINISH_S = 5.0
 """A consumer that stops goes on with these for so long. What still waits then stays pending, and is taken over."""
 AT_ONCE_MAX = 3
@@ -59,7 +60,17 @@ class SlowLane:
     @property
     def has_room(self) -> bool:
         """Whether it runs and takes more entries."""
-        return self._task is not None and len(self) < ENTRIES_MAX
+        return self.is_running and self.room > 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether entries may be left to it at all; not in a group without a slow lane."""
+        return self._task is not None
+
+    @property
+    def room(self) -> int:
+        """How many more entries may wait."""
+        return max(0, ENTRIES_MAX - len(self))
 
     def __len__(self) -> int:
         """Entries that wait."""

@@ -15,6 +15,7 @@ from streamproc.log import batch, claims, dead_consumers, scripts, slow_lane, up
 from streamproc.log.batch import Limits
 from streamproc.log.claims import TakenUp
 from streamproc.log.group import Consumer
+from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.slow_lane import Turns
@@ -240,16 +241,40 @@ async def test_what_is_under_way_is_not_cut_off_and_told_twice_where_another_con
     assert slack.asked == slack.told == HOLDS[:3]
 
 
-async def test_when_too_many_wait_the_rest_is_told_in_its_pass(
-    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+async def test_when_too_many_wait_the_rest_is_put_off_in_order_and_nothing_waits_for_it(
+    client: Redis,
+    redis_url: str,
+    slack: Slack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", 0)
-    await pay(client, *HOLDS[:3], "pout_alert")
+    """It was told in its pass, and alerts behind it waited for that."""
+    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", 2)
+    ids = await pay(client, *HOLDS[:20], "pout_alert")
     async with telling(redis_url, slack):
         await slack.asking.wait()
-        assert slack.told == []
+        await slack.told_of("pout_alert")
+        await are_pending(client, 20)
+
+        async def the_rest_is_put_off() -> bool:
+            return await client.zcard(NAMES.retries("g")) >= 17  # or 18, if none was in hand yet
+
+        await until(the_rest_is_put_off, what="all are put off that do not wait")
+        due_us = dict(await client.zrange(NAMES.retries("g"), 0, -1, withscores=True))
+        assert [due_us[entry] for entry in ids if entry in due_us] == sorted(due_us.values())
+        assert min(due_us.values()) > await clock_us(client) + 300_000_000
         slack.answers.set()
-    assert slack.told == [*HOLDS[:3], "pout_alert"]
+
+        async def none_is_left() -> bool:
+            for entry in await client.zrange(NAMES.retries("g"), 0, -1):
+                await client.zadd(NAMES.retries("g"), {entry: 0}, xx=True)
+            return not await pending(client)
+
+        await until(none_is_left, what="all find room in the end")
+    assert {*slack.told} == {*HOLDS[:20], "pout_alert"}
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+    lines = [line.getMessage() for line in caplog.records if "no more can" in line.getMessage()]
+    assert len(lines) == 1
 
 
 async def test_to_wait_is_no_delivery_and_the_deaths_of_those_who_had_it_waiting_are_not_of_it(
@@ -427,21 +452,34 @@ async def test_what_waited_and_was_in_hand_at_two_deaths_has_its_turn_after_the_
     assert slack.told == [HOLDS[1], HOLDS[2], HOLDS[0]]
 
 
-@pytest.mark.parametrize("room", [None, 0])
 async def test_where_nothing_can_wait_what_waited_with_another_is_handled_all_the_same(
-    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch, room: int | None
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no slow lane where no channel is set, and a full one takes no more."""
+    """There is no slow lane where no channel is set."""
     take_over_at_once(monkeypatch)
-    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", room)
     await left_waiting(client, dict.fromkeys(await pay(client, *HOLDS[:3]), False))
-    if room is None:
-        slack.group = replace(slack.group, slow_lane=False)
+    slack.group = replace(slack.group, slow_lane=False)
     slack.answers.set()
     async with telling(redis_url, slack):
         await are_pending(client, 0)
     assert (slack.left, slack.told) == ([], HOLDS[:3])
     assert await client.exists(NAMES.tries("g")) == 0
+
+
+async def test_where_the_lane_is_full_what_waited_with_another_is_put_off(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_over_at_once(monkeypatch)
+    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", 0)
+    ids = await pay(client, *HOLDS[:3])
+    await left_waiting(client, dict.fromkeys(ids, False))
+    async with telling(redis_url, slack):
+
+        async def all_are_put_off() -> bool:
+            return await client.zrange(NAMES.retries("g"), 0, -1) == ids
+
+        await until(all_are_put_off, what="all are put off")
+    assert slack.told == []
 
 
 async def test_what_waited_leaves_no_trace_of_that(client: Redis, redis_url: str, slack: Slack) -> None:
