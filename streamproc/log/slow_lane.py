@@ -11,14 +11,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeAlias
 
 from redis.asyncio import Redis
 
 from streamproc.errors import LogUnavailable
 from streamproc.log.batch import Handler
 from streamproc.log.claims import Claims, TakenUp, not_begun
-from streamproc.log.upkeep import Upkeep, too_often
+from streamproc.log.upkeep import SUSPECT_DELIVERIES, Upkeep, too_often
 from streamproc.log.work import Later, Work
 
 ENTRIES_MAX = 10_000
@@ -34,8 +33,30 @@ which a message is put off, if this process alone tells people."""
 SAY_S = 5.0
 """How often the log says at most that what waits is put off: while Slack is away, that is each of them every few
 seconds."""
-Turns: TypeAlias = asyncio.Semaphore
-"""Shared by the slow lanes of a process, which have their turns in order."""
+
+
+class Turns(asyncio.Semaphore):
+    """Shared by the slow lanes of a process, which have their turns in order, `at_once` of them together."""
+
+    def __init__(self, at_once: int) -> None:
+        super().__init__(at_once)
+        self._all = max(1, at_once)
+        self._asking = asyncio.Lock()
+        """Held by the next in order until it has what it wants: so no two wait for what the other has."""
+
+    @asynccontextmanager
+    async def turn(self, *, alone: bool) -> AsyncIterator[None]:
+        """Have a turn, beside no other if `alone`."""
+        taken = 0
+        try:
+            async with self._asking:
+                while taken < (self._all if alone else 1):
+                    await self.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self.release()
 
 
 class SlowLane:
@@ -48,6 +69,9 @@ class SlowLane:
         self._waiting: OrderedDict[bytes, bool] = OrderedDict()
         """Ids, each with whether it was taken (`Work.taken`), in order. Those in `_soon` have every second turn."""
         self._soon_was_last = False
+        self._suspects: set[bytes] = set()
+        """Of what waited with one who died: what was in hand at several deaths, and has its turn alone. Else what is in
+        hand in another lane would be cut off each time, and held to be the killer."""
         self._given_back: set[bytes] = set()
         """Of what waited when the connection was lost: to take these up again is no delivery, so none is taken back."""
         self._in_hand: bytes | None = None
@@ -111,6 +135,8 @@ class SlowLane:
         """Entries that waited in the slow lane of another consumer, and are claimed for this one."""
         for up in waited:
             self._put(up.id, soon=up.soon, taken=True)
+            if up.deliveries >= SUSPECT_DELIVERIES:
+                self._suspects.add(up.id)
         self._came.set()
 
     def _put(self, entry: bytes, *, soon: bool, taken: bool) -> None:
@@ -122,8 +148,8 @@ class SlowLane:
     async def running(self, client: Redis) -> AsyncIterator[None]:
         """Handle entries over `client`, beginning with none: what Redis said before may not hold any more."""
         self._given_back = {*self._soon, *self._waiting}
-        self._soon.clear()
-        self._waiting.clear()
+        for queue in (self._soon, self._waiting, self._suspects):
+            queue.clear()
         self._end_s = None
         self._handler.forget()
         clock = asyncio.get_running_loop().time
@@ -157,16 +183,26 @@ class SlowLane:
     async def _run(self, client: Redis) -> None:
         while self._goes_on():
             if len(self):
-                async with self._turns:
-                    if self._goes_on():
+                alone = self._next_is_suspect()
+                async with self._turns.turn(alone=alone):
+                    # What is next may have changed meanwhile.
+                    if self._goes_on() and (alone or not self._next_is_suspect()):
                         await self._handle_next(client)
             else:
                 self._came.clear()
                 await self._came.wait()
 
+    def _soon_is_next(self) -> bool:
+        return bool(self._soon) and not (self._soon_was_last and self._waiting)
+
+    def _next_is_suspect(self) -> bool:
+        queue = self._soon if self._soon_is_next() else self._waiting
+        return next(iter(queue), b"") in self._suspects
+
     async def _handle_next(self, client: Redis) -> None:
-        self._soon_was_last = bool(self._soon) and not (self._soon_was_last and self._waiting)
+        self._soon_was_last = self._soon_is_next()
         entry, taken = (self._soon if self._soon_was_last else self._waiting).popitem(last=False)
+        self._suspects.discard(entry)
         self._in_hand, self._since_s = entry, asyncio.get_running_loop().time()
         try:
             # Others may have it by now, as after a pause of this process; then nothing is left of it here.

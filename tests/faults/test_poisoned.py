@@ -6,14 +6,16 @@ import sys
 import pytest
 from redis.asyncio import Redis
 
+from streamproc.domain.wire import encode_events
 from streamproc.log.connection import connected
 from streamproc.log.inspect import letter_of
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
 from streamproc.log.upkeep import DELIVERIES_MAX
 from tests.bank import until
-from tests.faults.poisoned import DIED, GROUP, HOLD
+from tests.faults.poisoned import DIED, GROUP, HOLD, SLOW
 from tests.log.test_left import pay
+from tests.words import observed
 
 NAMES = Names(0)
 INNOCENT = [f"{HOLD}_{n}" for n in range(12)]
@@ -23,22 +25,14 @@ ALERT = "pout_alert"
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 
-async def live(client: Redis, url: str, name: str, where: str) -> tuple[bool, list[str]]:
+async def live(client: Redis, url: str, name: str, where: str, partitions: int = 1) -> tuple[bool, list[str]]:
     """A worker's life, until nothing is left or it dies of the poison: whether it died, and whom it told of."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.faults.poisoned",
-        url,
-        name,
-        POISON,
-        where,
-        stdout=asyncio.subprocess.PIPE,
-    )
+    command = (sys.executable, "-m", "tests.faults.poisoned", url, name, POISON, where, str(partitions))
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
 
     async def is_over() -> bool:
-        (row,) = await client.xinfo_groups(NAMES.log)
-        return process.returncode is not None or (row["lag"] == 0 and row["pending"] == 0)
+        rows = [row for n in range(partitions) for row in await client.xinfo_groups(Names(n).log)]
+        return process.returncode is not None or not any(row["lag"] or row["pending"] for row in rows)
 
     try:
         await until(is_over, what="it died, or nothing is left")
@@ -49,11 +43,11 @@ async def live(client: Redis, url: str, name: str, where: str) -> tuple[bool, li
     return process.returncode == DIED, told.decode().split()
 
 
-async def lives(client: Redis, url: str, where: str) -> tuple[list[str], int]:
+async def lives(client: Redis, url: str, where: str, partitions: int = 1) -> tuple[list[str], int]:
     """Workers, one after another, until nothing is left: whom they told of, and how many died."""
     told, deaths = list[str](), 0
     while True:
-        has_died, of = await live(client, url, f"worker-{deaths}", where)
+        has_died, of = await live(client, url, f"worker-{deaths}", where, partitions)
         told += of
         if not has_died:
             return told, deaths
@@ -87,3 +81,15 @@ async def test_what_killed_a_worker_while_it_waited_kills_no_other_before_its_tu
         assert await client.xlen(NAMES.dead) == 0
     assert deaths == 1
     assert {*told} == {*INNOCENT, POISON, ALERT}
+
+
+async def test_what_has_its_turn_in_another_partition_is_not_held_to_be_the_killer(redis_url: str) -> None:
+    """Both had their turns at once in every life, and both were dead letters in the end."""
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=2, groups=[GROUP])
+        [poison] = await pay(client, POISON)
+        await client.xadd(Names(1).log, {"e": encode_events([observed(SLOW, 100)]), "m": b'{"by":"webhook"}'})
+        told, deaths = await lives(client, redis_url, "turn", partitions=2)
+        assert [letter_of(row).entry for row in await client.xrange(NAMES.dead)] == [poison.decode()]
+        assert await client.xlen(Names(1).dead) == 0
+    assert (SLOW in told, deaths) == (True, DELIVERIES_MAX)

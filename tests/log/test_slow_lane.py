@@ -22,6 +22,7 @@ from streamproc.log.slow_lane import Turns
 from streamproc.log.upkeep import DELIVERIES_MAX, SUSPECT_DELIVERIES
 from streamproc.log.work import BatchContext, Group, Item, Later, Stage, Work
 from tests.bank import until
+from tests.clients.test_limiter import all_have_run
 from tests.deadline import DEADLINE_S
 from tests.log.test_left import hold, pay
 
@@ -490,6 +491,49 @@ async def test_what_waited_leaves_no_trace_of_that(client: Redis, redis_url: str
         await are_pending(client, 0)
     assert slack.left == HOLDS
     assert await client.exists(NAMES.tries("g")) == 0
+
+
+async def test_a_turn_alone_comes_when_the_others_are_over_and_none_begins_before_it_is() -> None:
+    turns, began, over = (
+        Turns(2),
+        list[str](),
+        {name: asyncio.Event() for name in ("a", "b", "alone", "c", "d")},
+    )
+
+    async def have(name: str) -> None:
+        async with turns.turn(alone=name == "alone"):
+            began.append(name)
+            await over[name].wait()
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        for name in over:
+            tasks.create_task(have(name))
+        for ends, then in [("a", ["a", "b"]), ("b", ["a", "b"]), ("alone", ["a", "b", "alone"])]:
+            await all_have_run()
+            assert began == then
+            over[ends].set()
+        await all_have_run()
+        assert began == ["a", "b", "alone", "c", "d"]
+        over["c"].set()
+        over["d"].set()
+
+
+async def test_who_gives_up_waiting_for_a_turn_alone_keeps_none() -> None:
+    turns = Turns(2)
+
+    async def alone() -> None:
+        async with turns.turn(alone=True):
+            raise AssertionError("another has a turn")
+
+    async with asyncio.timeout(DEADLINE_S), turns.turn(alone=False):
+        waiting = asyncio.create_task(alone())
+        await all_have_run()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        async with turns.turn(alone=False):
+            pass
+    async with asyncio.timeout(DEADLINE_S), turns.turn(alone=True):
+        pass
 
 
 # ---- the lane by itself ----
