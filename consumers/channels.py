@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
+from streamproc.clients.limiter import NotItsTurn
 from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX, Push
 from streamproc.domain.alerts import Alarm
 from streamproc.domain.console import link_to
@@ -90,18 +91,22 @@ Send: TypeAlias = Callable[[], Awaitable[str]]
 
 class Message(Struct, frozen=True):
     """A message as each channel would send it, in the order in which they are tried. Sending returns the message's
-    ref there."""
+    ref there. `waits` for its turn at the first channel, however long the queue there is."""
 
     ways: tuple[tuple[Channel, Send], ...]
+    waits: bool = False
 
 
 async def deliver(channels: Channels, message: Message) -> tuple[Channel, str]:
-    """Send by the first channel that takes it: that channel, and the message's ref there. Raises Undeliverable."""
+    """Send by the first channel that takes it: that channel, and the message's ref there. Raises Undeliverable, and
+    NotItsTurn for a message that waits: the channel works, and is busy with others."""
     problems: list[TryAgain] = []
     for channel, send in message.ways:
         try:
             return channel, await send()
         except TryAgain as problem:
+            if message.waits and not problems and isinstance(problem, NotItsTurn):
+                raise
             problems.append(problem)
     if not problems:
         raise Undeliverable("no channel is configured")
@@ -128,7 +133,7 @@ async def hold_message(
         priority = PRIORITY_MAX if kind == "escalation" else PRIORITY_HIGH
         push = _hold_push(notice, heading, priority, record)
         ways["ntfy"] = lambda: topic.publish(push)
-    return _ordered(ways, order)
+    return _ordered(ways, order, waits=True)
 
 
 def alert_message(channels: Channels, alarm: Alarm) -> Message:
@@ -227,8 +232,8 @@ def _closed(work: Work, ctx: BatchContext, channel: Channel, ref: str) -> None:
     work.emit(NotificationSent(at=ctx.now_us, payout=work.payout, kind="outcome", channel=channel, ref=ref))
 
 
-def _ordered(ways: dict[Channel, Send], order: Sequence[Channel]) -> Message:
-    return Message(tuple((channel, ways[channel]) for channel in order if channel in ways))
+def _ordered(ways: dict[Channel, Send], order: Sequence[Channel], *, waits: bool = False) -> Message:
+    return Message(tuple((channel, ways[channel]) for channel in order if channel in ways), waits)
 
 
 def _hold_push(notice: HoldNotice, heading: str, priority: int, record: PayoutRecord) -> Push:

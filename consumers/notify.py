@@ -115,7 +115,7 @@ class Notifier:
                 work.fail(Later(soon=work.known().state != "held"))
             else:
                 at_once[work] = events
-        # Alerts first here too: there may be no room in the slow lane.
+        # Alerts first here too, before what is looked at once more.
         ordered = sorted(at_once.items(), key=lambda item: item[0] not in now)
         jobs = [
             (work, partial(self._handle_one, work, events, now.get(work, []), ctx))

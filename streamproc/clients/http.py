@@ -1,7 +1,7 @@
 """One outside system over HTTP: time limits, a call rate, a breaker, and failures named by what to do next.
 
     Answer           the system answered: 2xx or 4xx, the caller reads it
-    TryAgain         nothing was done: no connection, 429, the breaker is open, no token in time
+    TryAgain         nothing was done: no connection, 429, the breaker is open; NotItsTurn: no turn in time
     OutcomeUnknown   the request may have been carried out, but no usable answer came back (a TryAgain)
 
 There are no automatic retries and no redirects: only the caller knows whether a call to a bank may be repeated.
@@ -22,7 +22,7 @@ import httpx
 from msgspec import Struct
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.limiter import QUEUE_MAX, Limiter, Turns
+from streamproc.clients.limiter import QUEUE_MAX, Limiter, NotItsTurn, Turns
 from streamproc.errors import TryAgain
 from streamproc.telemetry.watch import Called, Server
 
@@ -73,6 +73,10 @@ def retry_after_s(header: str | None, now_s: float) -> float | None:
         return min(float(text[:18]), RETRY_AFTER_S_MAX)
     at_s = _time_of(text)
     return None if at_s is None else min(max(0.0, at_s - now_s), RETRY_AFTER_S_MAX)
+
+
+def _asked_s(response: httpx.Response) -> float | None:
+    return retry_after_s(response.headers.get("retry-after"), time.time())
 
 
 def _time_of(date: str | None) -> int | None:
@@ -175,17 +179,22 @@ class OutboundClient:
                         limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                     response, body = await self._send(request)
             except TimeoutError as error:
-                late = f"no answer within {self._timeout_s:g} s"
                 if progress.ticket is None:
-                    late = f"its turn did not come within {self._wait_s_max:g} s"
-                raise self._lost(what, progress, late) from error
+                    late = f"{what}: its turn did not come within {self._wait_s_max:g} s"
+                    raise NotItsTurn(late, after_s=self._failed(progress, None)) from error
+                raise self._lost(what, progress, f"no answer within {self._timeout_s:g} s") from error
             except httpx.HTTPError as error:
                 raise self._lost(what, progress, type(error).__name__) from error
             finally:
                 # Cancelled, or a defect: the breaker must not wait for this probe for ever.
                 if progress.ticket is not None:
                     self.breaker.abandoned(progress.ticket)
-            answer = self._read(what, progress, response, body)
+            try:
+                answer = self._read(what, progress, response, body)
+            except TryAgain:
+                if response.status_code == 429 and (asked_s := _asked_s(response)):
+                    await self._limiter.put_off(asked_s)
+                raise
             called.outcome = f"{answer.status // 100}xx"
             return answer
 
@@ -193,7 +202,7 @@ class OutboundClient:
         self._refuse_if_open(what, self.breaker.wait_s)
         wait_s = self._limiter.wait_s(urgent=urgent)
         if wait_s > self._wait_s_max or self._limiter.queued >= QUEUE_MAX:
-            raise TryAgain(f"{what}: {self._limiter.queued} calls wait for their turn", after_s=wait_s)
+            raise NotItsTurn(f"{what}: {self._limiter.queued} calls wait for their turn", after_s=wait_s)
         await self._limiter.take(urgent=urgent)
         progress.ticket = self.breaker.begin()
         if progress.ticket is None:
@@ -224,7 +233,7 @@ class OutboundClient:
 
     def _read(self, what: str, progress: _Progress, response: httpx.Response, body: bytes | None) -> Answer:
         status = response.status_code
-        asked_s = retry_after_s(response.headers.get("retry-after"), time.time())
+        asked_s = _asked_s(response)
         if status == 429:
             after_s = self._failed(progress, asked_s)
             raise TryAgain(f"{what}: answered 429, too many requests", after_s=after_s)

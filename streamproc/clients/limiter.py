@@ -8,6 +8,7 @@ each turn from a counter that all processes share, one at a time, so that they t
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol, TypeAlias
 
 from streamproc.errors import LogUnavailable, TryAgain
@@ -20,6 +21,10 @@ Reserve: TypeAlias = Callable[[], Awaitable[float]]
 
 class NoTurn(TryAgain):
     """The call was not made, since Redis, which counts the turns of all processes, cannot be asked."""
+
+
+class NotItsTurn(TryAgain):
+    """The call was not made, since its turn did not come within the time that it may wait. Nothing has failed."""
 
 
 class Turns(Protocol):
@@ -36,6 +41,22 @@ class Turns(Protocol):
 
     async def take(self, *, urgent: bool = False) -> None:
         """Wait for a turn. Raises TryAgain if there can be none."""
+        ...
+
+    async def put_off(self, seconds: float) -> None:
+        """The system asks for no calls for so long."""
+        ...
+
+
+class Pauses(Protocol):
+    """Pauses that the outside system asked for, which all processes keep. Each call raises LogUnavailable."""
+
+    async def pause_s(self) -> float:
+        """Seconds until it may be called again; 0 if it may now."""
+        ...
+
+    async def put_off(self, seconds: float) -> None:
+        """Begin a pause."""
         ...
 
 
@@ -129,6 +150,9 @@ class Limiter:
                 self._serve()
             raise
 
+    async def put_off(self, seconds: float) -> None:
+        """Nothing: other calls are tried, until the breaker opens."""
+
     def _refill(self) -> None:
         now = asyncio.get_running_loop().time()
         if self._refilled is not None:
@@ -159,10 +183,15 @@ class SharedLimiter:
     It reserves one turn at a time and gives it, when it comes, to the most urgent call that waits then. So a process
     never holds more than one turn, and waiting processes alternate. An urgent call overtakes all calls that wait in
     this process, and waits for at most one turn of each other process.
+
+    `pauses`: during one that the system asked for no call is made, by any process; a turn that comes then lapses.
+    Without it only the call is delayed that was answered so. Calls wait for the end of a pause of `patience_s` at most.
     """
 
-    def __init__(self, reserve: Reserve, per_s: float) -> None:
-        self._reserve = reserve
+    def __init__(
+        self, reserve: Reserve, per_s: float, *, pauses: Pauses | None = None, patience_s: float = 0.0
+    ) -> None:
+        self._reserve, self._pauses, self._patience_s = reserve, pauses, patience_s
         self._least_s = 1 / per_s
         self._spacing_s = self._least_s
         self._lanes = _Lanes()
@@ -192,17 +221,36 @@ class SharedLimiter:
                 self._lanes.serve()
             raise
 
+    async def put_off(self, seconds: float) -> None:
+        """Begin a pause, if they are kept. Where Redis is away nobody makes a call anyway."""
+        if self._pauses is not None:
+            with suppress(LogUnavailable):
+                await self._pauses.put_off(seconds)
+
     async def _serve(self) -> None:
         while self.queued:
             try:
+                if await self._paused():
+                    continue
                 wait_s = await self._reserve()
+                self._spacing_s = max(self._least_s, wait_s)
+                if wait_s > 0:
+                    await asyncio.sleep(wait_s)
+                    if await self._paused():
+                        continue
             except LogUnavailable as problem:
                 self._lanes.refuse(NoTurn(f"no turn for a call can be counted: {problem}"))
                 return
             except BaseException:
                 self._lanes.refuse(TryAgain("no turn for a call can be counted now"))
                 raise
-            self._spacing_s = max(self._least_s, wait_s)
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
             self._lanes.serve()
+
+    async def _paused(self) -> bool:
+        """Whether there was a pause; it is over, or the calls were refused that would have waited for too long."""
+        pause_s = 0.0 if self._pauses is None else await self._pauses.pause_s()
+        if pause_s > self._patience_s:
+            self._lanes.refuse(TryAgain(f"a pause of {pause_s:.0f} s was asked for", after_s=pause_s))
+        elif pause_s > 0:
+            await asyncio.sleep(pause_s)
+        return pause_s > 0

@@ -108,3 +108,6 @@ class Counted:
 
     async def take(self, *, urgent: bool = False) -> None:
         """Nothing is waited for."""
+
+    async def put_off(self, seconds: float) -> None:
+        """Nothing is counted here."""

@@ -24,7 +24,7 @@ TIMEOUT_S = 5.0
 """For a worker's call, from its turn on; no person waits for it."""
 WAIT_S_MAX = 8.0
 """Longest wait for a turn: more than the concurrent calls of one worker, or one call of each of eight, need. It is
-apart from TIMEOUT_S, since waiting is not Slack's failure, and no reason to use the other channel."""
+apart from TIMEOUT_S, since waiting is not Slack's failure: a hold that waits for longer is put off."""
 CALLS_PER_S = 1.0
 """Slack's limit for posting to a channel."""
 CALLS_BURST = 20

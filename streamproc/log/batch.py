@@ -64,16 +64,16 @@ class Handler:
         """Entries that only have to be acknowledged; nobody waits for that, so `acknowledge` does it later."""
         self.later: list[Work] = []
         """What the last `handle` left to the slow lane, in order."""
-        self.may_wait = False
+        self.may_wait = self.waited = False
 
     async def handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
         """Handle entries to the end: committed, deferred, dead-lettered, in `skipped` or, if they `may_wait`, in
-        `later`. `ahead`: they are opened already."""
+        `later`. `ahead`: they are opened already. `waited` in the slow lane, they leave no trace of that behind."""
         self.later = []
         opened = ahead or self.opener.open(entries, taken=taken)
-        if taken and opened.skipped:  # by a commit, which removes traces of earlier attempts
+        if (taken or self.waited) and opened.skipped:  # by a commit, which removes traces of it
             handovers = [Handover(entry, taken=True) for entry in opened.skipped]
             await scripts.commit(client, self.names, self.group.name, handovers)
         else:
@@ -280,7 +280,7 @@ class Handler:
         return [work for work in stale if work.stale_times <= STALE_MAX]
 
     def _handover(self, work: Work) -> Handover:
-        handover = Handover(entry=work.entry, taken=work.taken)
+        handover = Handover(entry=work.entry, taken=work.taken or self.waited)
         changed = work.record is not None and work.record != work.loaded
         if changed or work.out or work.looked_at:
             handover.payout = work.payout

@@ -6,8 +6,8 @@ what waits long is renewed, since each renewal is a write that waits for the dis
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
@@ -16,30 +16,44 @@ from streamproc.log.scripts import BATCH_MAX, Raw, Script
 
 PART = 4
 """Renewals within one claim time, so that a late or lost one does no harm."""
+ANY = 2**31
+"""No limit of deliveries: the entry's turn has come."""
 
 _take_up, _renew, _not_begun = (Script(name, "checks") for name in ("take_up", "renew", "not_begun"))
 
 
 class TakenUp(NamedTuple):
     """An entry that is pending with this consumer now: how often it was delivered, and itself unless that is too
-    often."""
+    often, or it waited in another's slow lane."""
 
     deliveries: int
     id: bytes
     entry: Raw | None = None
+    waited: bool = False
+    soon: bool = False
+    """Of one that waited: whether it overtakes others (`Later`)."""
 
 
 async def take_up(
     client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes], *, most: int | None
 ) -> list[TakenUp]:
-    """Take up entries that were claimed from others, if they were delivered at most `most` times with this one.
+    """Take up entries that were claimed from others, if they were delivered at most `most` times with this one and did
+    not wait in a slow lane.
 
-    `most` None: take up again all of them, which this process may have had before, and survived; that is no delivery.
-    What is not pending with the consumer, is deferred or has left the log is left out.
+    `most` ANY: their turn has come, so take them up in any case. None: take up again all of them, which this process
+    may have had before, and survived; that is no delivery. What is not pending with the consumer, is deferred or has
+    left the log is left out.
     """
     keys = [names.log, names.retries(group), names.tries(group)]
-    rows = await _take_up(client, keys, [group, consumer, "" if most is None else most, *entries])
-    return [TakenUp(int(n), entry, *(tuple(raw) for raw in more)) for n, entry, *more in rows]
+    wanted = "" if most is None else "turn" if most == ANY else most
+    rows = await _take_up(client, keys, [group, consumer, wanted, *entries])
+    return [_taken_up(int(n), entry, *more) for n, entry, *more in rows]
+
+
+def _taken_up(deliveries: int, entry: bytes, more: bytes | list[Any] | None = None) -> TakenUp:
+    if isinstance(more, bytes):
+        return TakenUp(deliveries, entry, waited=True, soon=more == b"1")
+    return TakenUp(deliveries, entry, None if more is None else (more[0], more[1]))
 
 
 async def renew(
@@ -49,10 +63,15 @@ async def renew(
     return list(await _renew(client, [names.log], [group, consumer, *entries]))
 
 
-async def not_begun(client: Redis, names: Names, group: str, consumer: str, entries: Sequence[bytes]) -> None:
-    """Take back the last delivery of entries that only wait: if their workers die meanwhile, it is not of them."""
-    for start in range(0, len(entries), BATCH_MAX):
-        await _not_begun(client, [names.log], [group, consumer, *entries[start : start + BATCH_MAX]])
+async def not_begun(
+    client: Redis, names: Names, group: str, consumer: str, entries: Mapping[bytes, bool]
+) -> None:
+    """Take back the last delivery of entries that only wait, and note of each that it does, and whether it overtakes
+    others: if their workers die meanwhile, it is not known to be of them."""
+    ids = list(entries)
+    for start in range(0, len(ids), BATCH_MAX):
+        flat = [x for entry in ids[start : start + BATCH_MAX] for x in (entry, int(entries[entry]))]
+        await _not_begun(client, [names.log, names.tries(group)], [group, consumer, *flat])
 
 
 class Claims:

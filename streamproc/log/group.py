@@ -19,21 +19,23 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 
 from redis.asyncio import Redis
 
 from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
-from streamproc.log.claims import Claims
+from streamproc.log.claims import Claims, TakenUp
 from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
+from streamproc.log.failures import BACKOFF
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.roster import Roster
-from streamproc.log.scripts import Raw
-from streamproc.log.slow_lane import SAY_S, SlowLane, Turns
-from streamproc.log.upkeep import Found, Upkeep
-from streamproc.log.work import Group
+from streamproc.log.scripts import Deferral, Raw
+from streamproc.log.slow_lane import FULL_S, SAY_S, SlowLane, Turns
+from streamproc.log.upkeep import Found, Upkeep, apart, too_often
+from streamproc.log.work import Group, Work
 from streamproc.waiting import set_within
 
 log = logging.getLogger(__name__)
@@ -41,8 +43,6 @@ log = logging.getLogger(__name__)
 UPKEEP_S = 0.2
 """Interval of the upkeep. It is also how soon a consumer that lost its connections has one again, which must be well
 within dead_consumers.MISSING_S: others would take it for dead while it is at the bank."""
-DELIVERIES_MAX = 10
-"""Takeovers of an entry whose workers die with it; after these it becomes a dead letter unseen."""
 APART_S = 1.0
 """How long entries are handled a few or one at a time before the batch that was read meanwhile has its turn."""
 QUIET_S = 0.02
@@ -90,6 +90,10 @@ class Consumer:
         """What the upkeep found and is to be handled. None: it is to look for nothing yet."""
         self._apart: deque[list[bytes]] = deque()
         """Found entries that are still to be handled apart, a few or one at a time."""
+        self._waited: list[TakenUp] = []
+        """Found entries that go into the slow lane after those: what kills in its turn there does not cut these off."""
+        self._said_s = -inf
+        """When the log last said that the slow lane is full."""
         self._in_hand_since: float | None = None
         self._skipped_since: float | None = None
         self._lost_beside: LogUnavailable | None = None
@@ -181,13 +185,27 @@ class Consumer:
         ours = await self._claims.ours(client, entries)
         self._in_hand_since = asyncio.get_running_loop().time()
         known = ahead if ours is entries else None
-        self._handler.may_wait = self._slow.has_room
+        self._handler.may_wait = self._slow.is_running
         try:
             await self._handler.handle(client, ours, taken=taken, ahead=known)
         finally:
             self._in_hand_since = None
-        await self._slow.add(client, self._handler.later)
+        room = self._slow.room
+        await self._slow.add(client, self._handler.later[:room])
+        await self._put_off(client, self._handler.later[room:])
         self._claims.done(entry for entry, _ in entries if entry not in self._slow)
+
+    async def _put_off(self, client: Redis, works: Sequence[Work]) -> None:
+        """Put off what the slow lane has no room for, so that nothing waits for it."""
+        if not works:
+            return
+        if (now := asyncio.get_running_loop().time()) >= self._said_s + FULL_S:
+            self._said_s = now
+            what = "%s/%d: %d entries wait for their turn, and no more can; the rest is put off for %d s each time"
+            log.warning(what, self.group.name, self.partition, len(self._slow), FULL_S)
+        self._handler.telemetry.deferred(works)
+        deferrals = [Deferral(work.entry, FULL_S, counts=False) for work in works]
+        await scripts.defer(client, self.names, self.group.name, deferrals, BACKOFF, self.name)
 
     async def _acknowledge(self, client: Redis, *, is_quiet: bool) -> None:
         """Acknowledge skipped entries and write telemetry when that delays no payout, or when it is due."""
@@ -284,11 +302,16 @@ class Consumer:
         if found := await self._upkeep.look(client, may_claim=not (is_long or self._apart)):
             self._claims.add((entry for entry, _ in found.together), asked_s)
             self._claims.add((entry for few in found.apart for entry in few), asked_s)
+            self._claims.add((up.id for up in found.waited), asked_s)
             finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
         await self._handle(client, found.together, taken=True)
         self._apart += found.apart
+        if self._slow.has_room:
+            self._waited += found.waited
+        else:
+            self._apart += apart(found.waited)
 
     async def _handle_apart(self, client: Redis) -> None:
         """Handle entries a few or one at a time, for APART_S: each may be what kills its workers."""
@@ -297,14 +320,16 @@ class Consumer:
         while self._apart and clock() < end:
             entries: list[Raw] = []
             few = self._apart.popleft()
-            for n, _, entry in await self._upkeep.take_up(client, few):
-                if entry is not None and n > DELIVERIES_MAX:
-                    why = f"taken up {n} times without an end, the limit is {DELIVERIES_MAX}"
-                    await self._handler.dead_letter(client, entry, why)
-                elif entry is not None:
-                    entries.append(entry)
+            for up in await self._upkeep.take_up(client, few):
+                if up.entry is not None and (why := too_often(up.deliveries)):
+                    await self._handler.dead_letter(client, up.entry, why)
+                elif up.entry is not None:
+                    entries.append(up.entry)
             await self._handle(client, entries, taken=True)
             self._claims.done(entry for entry in few if entry not in self._slow)
+        if not self._apart:
+            self._slow.resume(self._waited)
+            self._waited = []
 
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: take up again all that is pending with us, since replies may be lost."""
@@ -312,6 +337,7 @@ class Consumer:
         if self.group.outputs_are_facts:  # whoever had an entry may have called the bank, or told people
             self._handler.opener.doubt(await scripts.delivered_before(client, self.names))
         self._apart.clear()
+        self._waited.clear()
         self._claims.clear()
         after = "-"
         while ids := await self._upkeep.pending_ids(client, after):

@@ -77,7 +77,8 @@ class Names:
         return f"{self.base}:retries:{group}"
 
     def tries(self, group: str) -> str:
-        """How often entries were deferred: `<id>` by failed attempts, `<id>:waits` by waits."""
+        """How often entries were deferred: `<id>` by failed attempts, `<id>:waits` by waits. `<id>:lane`: it waited in
+        a slow lane, 1 where it overtakes others."""
         return f"{self.base}:tries:{group}"
 
     def own(self, group: str) -> str:
@@ -119,6 +120,10 @@ class Names:
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by any process."""
         return f"{self.base}:pace:{system}"
+
+    def pause(self, system: str) -> str:
+        """When the pause ends that an outside system asked for; it expires then."""
+        return f"{self.base}:pause:{system}"
 
 
 @lru_cache(maxsize=4096)

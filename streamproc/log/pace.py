@@ -1,16 +1,19 @@
 """The pace of calls to an outside system, kept by all processes together and counted in Redis (ADR 17)."""
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
-from streamproc.log.connection import connect
+from streamproc.log.connection import connect, named_errors
 from streamproc.log.names import SHARED_PARTITION, Names
 from streamproc.log.scripts import Script
 
 LONGEST_WAIT_S = 30.0
 """No wait can be longer: a process holds one turn at most, so this is 240 processes at 8 calls a second."""
+PAUSE_S_MAX = 60.0
+"""The longest pause that all processes keep, whatever a system asks for: people wait, and a call is cheap."""
 
-_take_turn = Script("take_turn", "checks")
+_take_turn, _put_off = Script("take_turn", "checks"), Script("put_off", "checks")
 
 
 class Turn(NamedTuple):
@@ -26,11 +29,13 @@ class Pace:
 
     def __init__(self, url: str, *, name: str, per_s: float, burst: int) -> None:
         self._url = url
-        self._key = Names(SHARED_PARTITION).pace(name)
+        names = Names(SHARED_PARTITION)
+        self._turn, self._pause = names.pace(name), names.pause(name)
         self._between_us = max(1, round(1_000_000 / per_s))
         self._burst = burst
         self._client = connect(url)
-        self._one_at_a_time = asyncio.Lock()
+        self._one = asyncio.Lock()
+        """The connection has one command at a time."""
 
     async def reserve(self) -> float:
         """Take the next turn; the seconds until it has come. Raises LogUnavailable."""
@@ -40,15 +45,29 @@ class Pace:
         """Take the next turn if it comes within so many seconds, with so many more that are free by then. Raises
         LogUnavailable."""
         args = [self._between_us, self._burst, *map(_us, (LONGEST_WAIT_S, within_s)), beside]
-        async with self._one_at_a_time:
+        taken, wait_us = await self._ask(lambda: _take_turn(self._client, [self._turn], args))
+        return Turn(bool(taken), wait_us / 1_000_000)
+
+    async def put_off(self, seconds: float) -> None:
+        """Give nobody a turn for so long, PAUSE_S_MAX at most. Raises LogUnavailable."""
+        args = [max(1, _us(seconds)), _us(PAUSE_S_MAX), self._between_us, self._burst]
+        await self._ask(lambda: _put_off(self._client, [self._turn, self._pause], args))
+
+    async def pause_s(self) -> float:
+        """Seconds until turns are given again; 0 if they are. Raises LogUnavailable."""
+        left_ms = int(await self._ask(lambda: self._client.pttl(self._pause)))
+        return min(max(0, left_ms) / 1_000, PAUSE_S_MAX)
+
+    async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        async with self._one:
             try:
-                taken, wait_us = await _take_turn(self._client, [self._key], args)
+                with named_errors():
+                    return await call()
             except BaseException:
                 # A reply may still be on its way on this connection: never use it again.
                 await self._client.aclose()
                 self._client = connect(self._url)
                 raise
-        return Turn(bool(taken), wait_us / 1_000_000)
 
     async def aclose(self) -> None:
         """Close the connection."""

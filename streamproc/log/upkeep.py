@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from streamproc.log import claims, scripts
-from streamproc.log.claims import TakenUp
+from streamproc.log.claims import ANY, TakenUp
 from streamproc.log.connection import named_errors
 from streamproc.log.dead_consumers import CALLED_S, LOOK_S, MISSING_S, DeadConsumers
 from streamproc.log.names import Names
@@ -30,8 +30,8 @@ SUSPECT_DELIVERIES = 2
 FEW = 16
 """Suspects that are handled together the first time. Workers that are killed for other reasons leave hundreds, which
 one at a time would take seconds. One that was delivered once more after that is handled alone."""
-ANY = 2**31
-"""No limit of deliveries."""
+DELIVERIES_MAX = 10
+"""Takeovers of an entry whose workers die with it; after these it becomes a dead letter unseen."""
 
 
 class Found(NamedTuple):
@@ -40,10 +40,14 @@ class Found(NamedTuple):
 
     Suspects are taken up (`Upkeep.take_up`), which counts a delivery, only when their turn comes: what merely waited
     behind a killer was not delivered. The least suspicious come first.
+
+    `waited`: those that waited in the slow lane of another, and go into ours unopened, since any of them may be what
+    it died of. Suspects among them come last. Where there is no slow lane they are handled apart.
     """
 
     together: list[Raw]
     apart: list[list[bytes]]
+    waited: Sequence[TakenUp] = ()
 
 
 class Upkeep:
@@ -124,7 +128,7 @@ class Upkeep:
         """Take up what was pending with us when the connection was lost, without those that are deferred, in the
         parts in which it is to be handled: together, and then each suspect alone."""
         taken = await claims.take_up(client, self.names, self.group, self.name, entries, most=None)
-        counted = [(n, entry) for n, _, entry in taken if entry is not None]
+        counted = [(up.deliveries, up.entry) for up in taken if up.entry is not None]
         together = [entry for n, entry in counted if n <= SUSPECT_DELIVERIES]
         return [together, *([entry] for n, entry in counted if n > SUSPECT_DELIVERIES)]
 
@@ -161,7 +165,12 @@ class Upkeep:
             return None
         log.info("%s/%d: took over %d entries", self.group, self.names.partition, len(taken))
         watch.taken_up(self.group, "claim", len(taken))
-        return Found([up.entry for up in taken if up.entry is not None], _apart(taken))
+        waited = [up for up in taken if up.waited]
+        return Found(
+            [up.entry for up in taken if up.entry is not None],
+            apart([up for up in taken if up.entry is None and not up.waited]),
+            tuple(sorted(waited, key=lambda up: up.deliveries >= SUSPECT_DELIVERIES)),
+        )
 
     async def _remove_stale_consumers(self, client: Redis) -> None:
         with named_errors():
@@ -173,9 +182,16 @@ class Upkeep:
                 await scripts.leave(client, self.names, self.group, name)
 
 
-def _apart(taken: Sequence[TakenUp]) -> list[list[bytes]]:
+def too_often(deliveries: int) -> str:
+    """Why an entry that was taken up so often becomes a dead letter; '' if it does not."""
+    if deliveries <= DELIVERIES_MAX:
+        return ""
+    return f"taken up {deliveries} times without an end, the limit is {DELIVERIES_MAX}"
+
+
+def apart(suspects: Sequence[TakenUp]) -> list[list[bytes]]:
     """Suspects in the groups in which they are handled, the least suspicious first."""
-    suspects = sorted((entry for entry in taken if entry.entry is None), key=lambda entry: entry.deliveries)
+    suspects = sorted(suspects, key=lambda entry: entry.deliveries)
     few = [entry.id for entry in suspects if entry.deliveries <= SUSPECT_DELIVERIES]
     groups = [few[at : at + FEW] for at in range(0, len(few), FEW)]
     return groups + [[entry.id] for entry in suspects[len(few) :]]

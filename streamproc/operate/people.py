@@ -47,7 +47,7 @@ def opened_channels(settings: Settings, stack: AsyncExitStack, breakers: dict[st
         if settings.redis_url:
             pace = Pace(settings.redis_url, name=PACE, per_s=CALLS_PER_S, burst=CALLS_BURST)
             stack.push_async_callback(pace.aclose)
-            turns = SharedLimiter(pace.reserve, CALLS_PER_S)
+            turns = SharedLimiter(pace.reserve, CALLS_PER_S, pauses=pace, patience_s=WAIT_S_MAX)
         token = settings.slack_bot_token.reveal()
         slack = open_slack(settings.slack_base_url, token, wait_s_max=WAIT_S_MAX, turns=turns)
         stack.push_async_callback(slack.aclose)

@@ -21,6 +21,7 @@ from streamproc.clients.http import (
     backoff_s,
     retry_after_s,
 )
+from streamproc.clients.limiter import NotItsTurn
 from streamproc.errors import TryAgain
 from tests.clients.loopback import (
     Asked,
@@ -198,7 +199,7 @@ async def test_a_call_that_gets_no_token_in_time_was_not_made() -> None:
         await client.call("GET", "/first")
         with pytest.raises(TryAgain, match="wait for their turn") as caught:
             await client.call("GET", "/second")
-        assert type(caught.value) is TryAgain
+        assert type(caught.value) is NotItsTurn
         assert len(server.asked) == 1
 
 
@@ -380,7 +381,7 @@ async def test_a_turn_that_does_not_come_is_named_and_is_no_failure_of_the_syste
     ):  # fmt: skip
         with pytest.raises(TryAgain, match=r"its turn did not come within 0\.1 s") as caught:
             await client.call("GET", "/")
-    assert type(caught.value) is TryAgain
+    assert type(caught.value) is NotItsTurn
     assert server.asked == []
 
 

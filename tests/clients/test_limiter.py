@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from streamproc.clients.limiter import Limiter, SharedLimiter, Turns
-from streamproc.errors import TryAgain
+from streamproc.errors import LogUnavailable, TryAgain
 from tests.deadline import DEADLINE_S
 
 STEPS = range(8)
@@ -161,6 +161,70 @@ async def test_a_process_reserves_one_turn_at_a_time_however_many_calls_wait() -
     async with asyncio.timeout(DEADLINE_S):
         await asyncio.gather(*(limiter.take() for _ in range(5)))
     assert at_once == [1] * 5
+
+
+class HandPauses:
+    """A pause as the test says, which processes begin too."""
+
+    def __init__(self, left_s: float = 0.0) -> None:
+        self.left_s, self.begun_s = left_s, list[float]()
+
+    async def pause_s(self) -> float:
+        return self.left_s
+
+    async def put_off(self, seconds: float) -> None:
+        if not self.begun_s:
+            self.begun_s.append(seconds)
+            return
+        raise LogUnavailable("away")
+
+
+async def test_in_a_pause_no_turn_is_reserved_and_calls_wait_for_its_end(clock: HandClock) -> None:
+    turns: asyncio.Queue[float] = asyncio.Queue()
+    turns.put_nowait(0.0)
+    pauses = HandPauses(5.0)
+    waiting = Waiting(SharedLimiter(turns.get, per_s=8, pauses=pauses, patience_s=8.0), "a")
+    await all_have_run()
+    await clock.pass_s(4.9)
+    assert (waiting.served, turns.qsize()) == ([], 1)
+    pauses.left_s = 0.0
+    await clock.pass_s(0.2)
+    assert (waiting.served, turns.qsize()) == (["a"], 0)
+
+
+async def test_a_turn_that_comes_in_a_pause_lapses(clock: HandClock) -> None:
+    """It was reserved before: each process would be answered 429 once more."""
+    turns: asyncio.Queue[float] = asyncio.Queue()
+    turns.put_nowait(1.0)
+    pauses = HandPauses()
+    waiting = Waiting(SharedLimiter(turns.get, per_s=8, pauses=pauses, patience_s=8.0), "a")
+    await all_have_run()
+    pauses.left_s = 5.0
+    await clock.pass_s(1.1)
+    pauses.left_s = 0.0
+    await clock.pass_s(5.1)
+    assert waiting.served == []
+    turns.put_nowait(0.0)
+    await all_have_run()
+    assert waiting.served == ["a"]
+
+
+async def test_who_would_wait_for_the_end_of_a_long_pause_is_told_so_at_once() -> None:
+    limiter = SharedLimiter(asyncio.Queue[float]().get, per_s=8, pauses=HandPauses(8.5), patience_s=8.0)
+    for _ in range(2):
+        with pytest.raises(TryAgain, match="a pause of 8 s was asked for") as caught:
+            await asyncio.wait_for(limiter.take(), DEADLINE_S)
+        assert caught.value.after_s == 8.5
+
+
+async def test_a_pause_is_begun_where_pauses_are_kept_and_redis_is_there() -> None:
+    pauses, turns = HandPauses(), asyncio.Queue[float]()
+    limiter = SharedLimiter(turns.get, per_s=8, pauses=pauses)
+    await limiter.put_off(7.0)
+    await limiter.put_off(9.0)  # it is away by then
+    await SharedLimiter(turns.get, per_s=8).put_off(7.0)
+    await Limiter(1.0, 1).put_off(7.0)
+    assert pauses.begun_s == [7.0]
 
 
 @pytest.mark.parametrize("steps", STEPS)

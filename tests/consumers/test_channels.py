@@ -17,6 +17,7 @@ from consumers.channels import (
     notice_of,
     show_progress,
 )
+from streamproc.clients.limiter import NotItsTurn
 from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX
 from streamproc.domain.alerts import Alarm
 from streamproc.domain.events import NotificationSent
@@ -90,6 +91,28 @@ async def test_a_channel_that_does_not_take_it_leaves_it_to_the_other() -> None:
     people.room.problem = TryAgain("slack is away")
     letter = await hold_message(people.channels, held(), "hold", ctx(), "")
     assert await deliver(people.channels, letter) == ("ntfy", "ref-1")
+
+
+async def test_a_hold_waits_for_its_turn_at_a_channel_that_works_and_an_alert_goes_to_the_other() -> None:
+    """From some eight notifiers on a turn at Slack was too far away, and holds went where there are no buttons."""
+    people = People()
+    people.room.problem = people.topic.problem = NotItsTurn("31 calls wait", after_s=3.0)
+    hold = await hold_message(people.channels, held(), "hold", ctx(), "")
+    with pytest.raises(NotItsTurn):
+        await deliver(people.channels, hold)
+    people.room.problem = None
+    assert (await deliver(people.channels, notice_message(people.channels, Notice("a title", ("a line",)))))[
+        0
+    ] == "slack"
+
+
+async def test_a_hold_that_the_first_channel_does_not_take_is_undeliverable_where_the_other_has_no_turn() -> (
+    None
+):
+    people = People()
+    people.room.problem, people.topic.problem = TryAgain("slack is away"), NotItsTurn("31 calls wait")
+    with pytest.raises(Undeliverable, match="slack is away; 31 calls wait"):
+        await deliver(people.channels, await hold_message(people.channels, held(), "hold", ctx(), ""))
 
 
 async def test_where_none_takes_it_the_problem_has_what_each_said_and_the_shortest_wait() -> None:

@@ -19,6 +19,7 @@ from consumers.notify import (
     Notifier,
     notification,
 )
+from streamproc.clients.limiter import NotItsTurn
 from streamproc.domain.events import (
     EntrySetAside,
     Event,
@@ -470,6 +471,16 @@ async def test_who_cannot_be_told_privately_or_was_told_is_not(
     stage = Stage(People(slack=slack))
     work = await stage.told_of(event, record=rejected(), out=out)
     assert (stage.people.heard, work.out, work.problem) == ([], out, None)
+
+
+async def test_a_hold_whose_turn_does_not_come_is_put_off_and_nobody_says_that_people_cannot_be_told() -> (
+    None
+):
+    stage = Stage()
+    stage.people.room.problem = NotItsTurn("31 calls wait", after_s=3.0)
+    late = await stage.told_of(decided(), record=held())
+    assert late.problem is stage.people.room.problem
+    assert (stage.people.heard, late.out, stage.untold, stage.once) == ([], [], [], [])
 
 
 async def test_an_answer_to_one_person_is_put_off_for_two_minutes_and_then_given_up() -> None:

@@ -12,10 +12,10 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import dead_consumers, scripts, upkeep
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
-from streamproc.log.group import DELIVERIES_MAX, Consumer
+from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Deferral
-from streamproc.log.upkeep import SUSPECT_DELIVERIES, Found, Upkeep
+from streamproc.log.upkeep import DELIVERIES_MAX, SUSPECT_DELIVERIES, Found, Upkeep
 from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.bank import until
 from tests.words import observed

@@ -6,21 +6,24 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from streamproc.domain.events import PayoutObserved
 from streamproc.errors import LogUnavailable, TryAgain
-from streamproc.log import dead_consumers, failures, scripts, slow_lane, upkeep
+from streamproc.log import claims, dead_consumers, failures, scripts, slow_lane, upkeep
 from streamproc.log.batch import Limits
 from streamproc.log.batch_telemetry import BatchTelemetry
 from streamproc.log.claims import TakenUp
-from streamproc.log.group import DELIVERIES_MAX, Consumer
+from streamproc.log.group import Consumer
+from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.slow_lane import Turns
-from streamproc.log.upkeep import SUSPECT_DELIVERIES
+from streamproc.log.upkeep import DELIVERIES_MAX, SUSPECT_DELIVERIES
 from streamproc.log.work import BatchContext, Group, Item, Later, Stage, Work
 from tests.bank import until
+from tests.clients.test_limiter import all_have_run
 from tests.deadline import DEADLINE_S
 from tests.log.test_left import hold, pay
 
@@ -240,16 +243,40 @@ async def test_what_is_under_way_is_not_cut_off_and_told_twice_where_another_con
     assert slack.asked == slack.told == HOLDS[:3]
 
 
-async def test_when_too_many_wait_the_rest_is_told_in_its_pass(
-    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+async def test_when_too_many_wait_the_rest_is_put_off_in_order_and_nothing_waits_for_it(
+    client: Redis,
+    redis_url: str,
+    slack: Slack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", 0)
-    await pay(client, *HOLDS[:3], "pout_alert")
+    """It was told in its pass, and alerts behind it waited for that."""
+    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", 2)
+    ids = await pay(client, *HOLDS[:20], "pout_alert")
     async with telling(redis_url, slack):
         await slack.asking.wait()
-        assert slack.told == []
+        await slack.told_of("pout_alert")
+        await are_pending(client, 20)
+
+        async def the_rest_is_put_off() -> bool:
+            return await client.zcard(NAMES.retries("g")) >= 17  # or 18, if none was in hand yet
+
+        await until(the_rest_is_put_off, what="all are put off that do not wait")
+        due_us = dict(await client.zrange(NAMES.retries("g"), 0, -1, withscores=True))
+        assert [due_us[entry] for entry in ids if entry in due_us] == sorted(due_us.values())
+        assert min(due_us.values()) > await clock_us(client) + 300_000_000
         slack.answers.set()
-    assert slack.told == [*HOLDS[:3], "pout_alert"]
+
+        async def none_is_left() -> bool:
+            for entry in await client.zrange(NAMES.retries("g"), 0, -1):
+                await client.zadd(NAMES.retries("g"), {entry: 0}, xx=True)
+            return not await pending(client)
+
+        await until(none_is_left, what="all find room in the end")
+    assert {*slack.told} == {*HOLDS[:20], "pout_alert"}
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+    lines = [line.getMessage() for line in caplog.records if "no more can" in line.getMessage()]
+    assert len(lines) == 1
 
 
 async def test_to_wait_is_no_delivery_and_the_deaths_of_those_who_had_it_waiting_are_not_of_it(
@@ -281,7 +308,8 @@ async def test_a_suspect_of_killing_its_workers_waits_too_and_nothing_waits_for_
         await slack.told_of("pout_alert")
         assert set(ids) <= consumer._claims._since.keys()
         # Nor was it put off, for the time of a pass being over.
-        assert not await client.exists(NAMES.tries("g"))
+        assert {name.rpartition(b":")[2] for name in await client.hkeys(NAMES.tries("g"))} == {b"lane"}
+        assert not await client.exists(NAMES.retries("g"))
         slack.answers.set()
         await slack.told_of(HOLDS[2])
     assert slack.told == ["pout_alert", *HOLDS[:3]]
@@ -388,6 +416,125 @@ async def test_what_waits_is_never_held_to_kill_its_workers(
         await slack.told_of(HOLDS[2])
     assert DELIVERIES_MAX - 1 > SUSPECT_DELIVERIES
     assert slack.told == HOLDS[:3]
+
+
+async def left_waiting(client: Redis, waits: dict[bytes, bool]) -> None:
+    """Entries that waited with one who has died; of each, whether it overtakes others."""
+    await hold(client, list(waits), 1)
+    await claims.not_begun(client, NAMES, "g", "killed", waits)
+
+
+async def test_what_waited_when_its_worker_died_is_not_opened_before_its_turn(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them may have killed it, and would do so again without being in hand. They overtake as they did."""
+    take_over_at_once(monkeypatch)
+    monkeypatch.setattr(upkeep, "CALLED_S", 0.0)
+    ids = await pay(client, *HOLDS[:4], *ENDED)
+    await left_waiting(client, {entry: n > 3 for n, entry in enumerate(ids)})
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await are_pending(client, 0)
+    assert slack.left == []
+    assert slack.told == [ENDED[0], HOLDS[0], ENDED[1], *HOLDS[1:4]]
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def test_what_waited_and_was_in_hand_at_two_deaths_has_its_turn_after_the_others(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_over_at_once(monkeypatch)
+    ids = await pay(client, *HOLDS[:3])
+    await left_waiting(client, dict.fromkeys(ids, False))
+    claim = ("XCLAIM", NAMES.log, "g", "killed", 0, ids[0], "RETRYCOUNT", SUSPECT_DELIVERIES, "JUSTID")
+    await client.execute_command(*claim)
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await are_pending(client, 0)
+    assert slack.told == [HOLDS[1], HOLDS[2], HOLDS[0]]
+
+
+async def test_where_nothing_can_wait_what_waited_with_another_is_handled_all_the_same(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no slow lane where no channel is set."""
+    take_over_at_once(monkeypatch)
+    await left_waiting(client, dict.fromkeys(await pay(client, *HOLDS[:3]), False))
+    slack.group = replace(slack.group, slow_lane=False)
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await are_pending(client, 0)
+    assert (slack.left, slack.told) == ([], HOLDS[:3])
+    assert await client.exists(NAMES.tries("g")) == 0
+
+
+async def test_where_the_lane_is_full_what_waited_with_another_is_put_off(
+    client: Redis, redis_url: str, slack: Slack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_over_at_once(monkeypatch)
+    monkeypatch.setattr(slow_lane, "ENTRIES_MAX", 0)
+    ids = await pay(client, *HOLDS[:3])
+    await left_waiting(client, dict.fromkeys(ids, False))
+    async with telling(redis_url, slack):
+
+        async def all_are_put_off() -> bool:
+            return await client.zrange(NAMES.retries("g"), 0, -1) == ids
+
+        await until(all_are_put_off, what="all are put off")
+    assert slack.told == []
+
+
+async def test_what_waited_leaves_no_trace_of_that(client: Redis, redis_url: str, slack: Slack) -> None:
+    slack.answers.set()
+    async with telling(redis_url, slack):
+        await pay(client, *HOLDS)
+        await slack.told_of(HOLDS[-1])
+        await are_pending(client, 0)
+    assert slack.left == HOLDS
+    assert await client.exists(NAMES.tries("g")) == 0
+
+
+async def test_a_turn_alone_comes_when_the_others_are_over_and_none_begins_before_it_is() -> None:
+    turns, began, over = (
+        Turns(2),
+        list[str](),
+        {name: asyncio.Event() for name in ("a", "b", "alone", "c", "d")},
+    )
+
+    async def have(name: str) -> None:
+        async with turns.turn(alone=name == "alone"):
+            began.append(name)
+            await over[name].wait()
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        for name in over:
+            tasks.create_task(have(name))
+        for ends, then in [("a", ["a", "b"]), ("b", ["a", "b"]), ("alone", ["a", "b", "alone"])]:
+            await all_have_run()
+            assert began == then
+            over[ends].set()
+        await all_have_run()
+        assert began == ["a", "b", "alone", "c", "d"]
+        over["c"].set()
+        over["d"].set()
+
+
+async def test_who_gives_up_waiting_for_a_turn_alone_keeps_none() -> None:
+    turns = Turns(2)
+
+    async def alone() -> None:
+        async with turns.turn(alone=True):
+            raise AssertionError("another has a turn")
+
+    async with asyncio.timeout(DEADLINE_S), turns.turn(alone=False):
+        waiting = asyncio.create_task(alone())
+        await all_have_run()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        async with turns.turn(alone=False):
+            pass
+    async with asyncio.timeout(DEADLINE_S), turns.turn(alone=True):
+        pass
 
 
 # ---- the lane by itself ----

@@ -4,13 +4,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from streamproc.clients.slack import CALLS_BURST, CALLS_PER_S
+from streamproc.clients.slack import CALLS_BURST, CALLS_PER_S, WAIT_S_MAX
 from streamproc.errors import TryAgain
 from streamproc.log.clock import clock_us
 from streamproc.log.names import SHARED_PARTITION, Names
+from streamproc.log.pace import PAUSE_S_MAX, Pace
 from streamproc.operate.people import PACE, opened_channels
+from tests.clients.loopback import always, loopback
 from tests.people import People, people
 
 CALLS = 6
@@ -34,6 +37,38 @@ async def test_processes_together_take_turns_at_slack_at_one_pace(redis_url: str
         next_us = int(await client.get(Names(SHARED_PARTITION).pace(PACE)) or 0)
     assert len(await told.slack()) == CALLS
     assert next_us - began_us >= (CALLS - (CALLS_BURST - 1)) * 1_000_000 / CALLS_PER_S
+
+
+async def test_what_slack_asks_one_process_to_wait_for_all_of_them_wait(redis_url: str) -> None:
+    """Each was told so by a call of its own, and what it said went to ntfy, which has no buttons."""
+    before, other = [Pace(redis_url, name=PACE, per_s=1.0, burst=20) for _ in range(2)]
+    async with Redis.from_url(redis_url) as client:
+        now_us = await clock_us(client)
+        await before.put_off(40.0)
+        await other.put_off(5.0)  # is not the end of a longer one
+        assert 30.0 < await other.pause_s() <= 40.0
+        next_us = int(await client.get(Names(SHARED_PARTITION).pace(PACE)) or 0)
+        assert next_us >= now_us + 40_000_000  # no twenty turns at once after the rest
+        await before.put_off(900.0)
+        assert 40.0 < await other.pause_s() <= PAUSE_S_MAX
+        await client.delete(Names(SHARED_PARTITION).pause(PACE))
+        assert await other.pause_s() == 0.0
+    for pace in (before, other):
+        await pace.aclose()
+
+
+async def test_a_429_of_slack_to_one_process_is_a_pause_for_all(redis_url: str, told: People) -> None:
+    refusing = always(429, {"ok": False, "error": "ratelimited"}, retry_after=str(int(WAIT_S_MAX) + 45))
+    async with AsyncExitStack() as stack, loopback(refusing) as slack:
+        settings = replace(told.settings, slack_base_url=slack.url)
+        one, other = (opened_channels(settings, stack, {}).slack for _ in range(2))
+        assert one is not None
+        assert other is not None
+        with pytest.raises(TryAgain, match="answered 429"):
+            await one.answer("U0ASHA", "It does not count")
+        with pytest.raises(TryAgain, match="a pause of"):
+            await other.answer("U0ASHA", "It does not count")
+        assert len(slack.asked) == 1
 
 
 async def test_without_redis_no_message_is_sent_uncounted() -> None:

@@ -8,7 +8,7 @@
 --   entry id, index of its payout's hash or 0, version that was read (or -1: write without a check),
 --   record JSON or '' (no change), `e` or '' (no output), `m` without its closing brace, number of arguments that follow:
 --   none, or: s to keep a finished record, -1 to keep for good one that is open again, or 0, settlement 'committed' | 'released' | '',
---   1 if the entry was taken from retries or claims, dead letter's JSON `problem` or '', number of budget hashes to
+--   1 if the entry was taken from retries or claims, or waited, dead letter's JSON `problem` or '', number of budget hashes to
 --   settle, number of timers, number of notes, total of fees committed with the amount (paise), what the archive has of the
 --   reservation of a payout that has left Redis ('STATE FEES ADMISSION', else ''), the hashes' indexes,
 --   then score (µs) and member of each timer, then of each note the index of a beneficiaries' hash, the name to note in it,
@@ -128,7 +128,7 @@ local function write_rare(at, id, payout, m)
   for k = first, first + 4 * notes - 1, 4 do note(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
   if ARGV[at + 2] == '1' then
     call('ZREM', KEYS[5], id)
-    call('HDEL', KEYS[6], id, id .. ':waits')
+    call('HDEL', KEYS[6], id, id .. ':waits', id .. ':lane')
   end
   return m
 end

@@ -22,7 +22,7 @@ for _, id in ipairs(due) do
     reply[#reply + 1] = entry[1]
   else
     -- acknowledged meanwhile, by a consumer that did not know of the deferral or only skipped the entry
-    redis.call('HDEL', KEYS[3], id, id .. ':waits')
+    redis.call('HDEL', KEYS[3], id, id .. ':waits', id .. ':lane')
   end
 end
 return reply
