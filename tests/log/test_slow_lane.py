@@ -15,8 +15,8 @@ from streamproc.log import claims, dead_consumers, failures, scripts, slow_lane,
 from streamproc.log.batch import Limits
 from streamproc.log.batch_telemetry import BatchTelemetry
 from streamproc.log.claims import TakenUp
+from streamproc.log.clock import clock_us
 from streamproc.log.group import Consumer
-from streamproc.log.inspect import clock_us
 from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.slow_lane import Turns
