@@ -129,13 +129,12 @@ async def test_wrong_arguments_are_named_and_nothing_is_asked(
     assert "nothing was asked for" in answer.text
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf"), "\ud800", 5000 * "[" + 5000 * "]"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), "\ud800", "nested"])
 async def test_what_no_json_can_hold_is_refused_here_and_nothing_is_asked(value: Any) -> None:
-    if isinstance(value, str) and value.startswith("["):
-        nested: list[Any] = []
-        for _ in range(5000):
-            nested = [nested]
-        value = nested
+    if value == "nested":
+        value = []
+        for _ in range(100_000):  # Python 3.13 writes 5,000 of them
+            value = [value]
     async with desk(always(500)) as it:
         answer = await it.call("request_payout", {**KEYED, "notes": {"a": value}})
         assert it.api.asked == []
