@@ -30,8 +30,6 @@ from streamproc.settings import PREFIX, Settings, load, require
 READY_WAIT_S = 60.0  # a long log is read back, a schema migrated; a second start takes a few seconds
 PROBE_S = 0.05  # between two looks
 PROBE_WAIT_S = 5.0  # for one answer: /readyz asks every dependency
-ROOM_BYTES = 1 << 20
-"""Free at a start. On a full disk the stores end, and cannot say why: their logs are there too."""
 SANDBOX_KEY_ID = "rzp_test_sandbox"
 SANDBOX_ACCOUNT_NUMBER = "7878780080316316"
 SANDBOX_ACCOUNT_ID = "acc_Sandbox0000001"  # must never change: the account decides the partition
@@ -79,7 +77,8 @@ def _open_data_dir(directory: Path) -> None:
     try:
         make_data_dir(directory)
         with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(b"\0" * ROOM_BYTES)
+            # On a full disk the stores end, and cannot say why: their logs are there too.
+            file.write(b"\0" * processes.ROOM_BYTES)
             file.flush()
     except OSError as problem:
         raise ConfigError(
