@@ -222,7 +222,7 @@ async def _barrier(settings: Settings, stack: AsyncExitStack) -> Barrier:
             return _synced
 
 
-async def _synced(partition: int, entry: str) -> None:
+async def _synced(partition: int, entry: str, e: bytes) -> None:
     """The barrier of `EXECUTE_AFTER=synced`: nothing to wait for, since commits are synced to the server's disk."""
 
 

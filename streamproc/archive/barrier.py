@@ -29,21 +29,21 @@ class ArchiveBarrier:
         self._upto: dict[int, tuple[int, int]] = {}
         self._asking: dict[int, asyncio.Lock] = {}
 
-    async def __call__(self, partition: int, entry: str) -> None:
-        """Return when `entry` of `partition` is archived. Raises TryAgain if it is not within WAIT_S_MAX, or
-        Postgres is away."""
+    async def __call__(self, partition: int, entry: str, e: bytes) -> None:
+        """Return when `entry` of `partition`, with the events `e`, is archived. Raises TryAgain if it is not within
+        WAIT_S_MAX, or Postgres is away."""
         wanted = id_key(entry)
         try:
             async with asyncio.timeout(WAIT_S_MAX):
                 await self._until_past(partition, wanted)
                 # That the head is past this id does not mean that the entry is archived: after a failover to a
-                # server whose clock is behind, new ids are below those of the lost tail.
-                archived = await entry_archived(self._pool, partition, entry)
+                # server whose clock is behind, new ids are below those of the lost tail, or the same.
+                archived = await entry_archived(self._pool, partition, entry, e)
                 if not archived:
                     # Or Postgres failed over to a standby that had less: then the projector archives it once more.
                     self._upto.pop(partition, None)
                     await self._until_past(partition, wanted)
-                    archived = await entry_archived(self._pool, partition, entry)
+                    archived = await entry_archived(self._pool, partition, entry, e)
         except TimeoutError:
             problem = f"decision {partition}:{entry} is not archived yet; is the projector running?"
             raise TryAgain(problem, after_s=AGAIN_S) from None

@@ -115,11 +115,11 @@ async def await_views(pool: asyncpg.Pool, partition: int, entry: str, *, timeout
         raise TryAgain(problem) from None
 
 
-async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool:
-    """Whether this very entry is in the archive."""
+async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str, e: bytes) -> bool:
+    """Whether this very entry is in the archive, with the bytes `e` of its events."""
     async with acquired(pool) as db:
         found: bool = await db.fetchval(
-            _SQL["entry_archived"], partition, *id_key(entry), timeout=QUERY_TIMEOUT_S
+            _SQL["entry_archived"], partition, *id_key(entry), e, timeout=QUERY_TIMEOUT_S
         )
     return found
 

@@ -394,7 +394,7 @@ async def decided_by_a_clock_that_was_wrong(
     the answer to the first call is lost."""
     opened = asyncio.Event()
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         await opened.wait()
 
     async with gateway(redis_url, barrier, workflow="off") as gate:
@@ -469,7 +469,7 @@ async def test_what_was_approved_and_not_created_when_redis_was_lost_is_created_
 ) -> None:
     is_open = False
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         if not is_open:
             raise TryAgain("the barrier is closed", after_s=0.1)
 
@@ -524,7 +524,7 @@ async def test_an_intent_of_an_agent_that_was_frozen_after_its_approval_is_not_c
     """The barrier holds the call while a person freezes: what counts is the moment of the call."""
     held, opened = asyncio.Event(), asyncio.Event()
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         held.set()
         await opened.wait()
 
@@ -573,7 +573,7 @@ async def test_a_freeze_after_a_lost_answer_rejects_at_the_bank_what_was_made_th
     again = asyncio.Event()
     calls = 0
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -619,7 +619,7 @@ async def frozen_after_a_lost_answer(redis_url: str) -> AsyncIterator[tuple[Gate
     """An intent whose answer was lost, whose agent is frozen before the next attempt, and that is rejected then."""
     again, opened, calls = asyncio.Event(), asyncio.Event(), 0
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
