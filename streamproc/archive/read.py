@@ -13,7 +13,7 @@ import asyncpg
 from msgspec import Struct
 
 from streamproc.archive.pool import QUERY_TIMEOUT_S, acquired
-from streamproc.archive.rows import ArchivedEntry
+from streamproc.archive.rows import ArchivedEntry, Row
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.payouts import PayoutRecord, decode_record
@@ -122,6 +122,13 @@ async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str, e: byte
             _SQL["entry_archived"], partition, *id_key(entry), e, timeout=QUERY_TIMEOUT_S
         )
     return found
+
+
+async def last_archived(pool: asyncpg.Pool, partition: int) -> Row | None:
+    """The archive's last entry; None where there is none."""
+    async with acquired(pool) as db:
+        found = await db.fetchrow(_SQL["last_archived"], partition, timeout=QUERY_TIMEOUT_S)
+    return Row(*found) if found else None
 
 
 async def payout_history(pool: asyncpg.Pool, payout: str, limit: int) -> list[ArchivedEntry]:

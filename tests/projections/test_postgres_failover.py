@@ -69,7 +69,7 @@ async def test_what_the_new_primary_lacks_is_archived_again_and_its_checkpoints_
         await both.cut()
         log.entries += later
         await archived(both.dsn, log.entries[-1].id, task)
-        passes = ArchiveBarrier(pool)
+        passes = ArchiveBarrier(pool, log.logged)
         await passes(0, log.entries[-1].id, log.entries[-1].e)
         async with asyncio.timeout(DEADLINE_S):
             while await fetch(both.dsn, "SELECT max(size) FROM checkpoints_published") != [(30,)]:
