@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from consumers.verdicts import stopped
-from streamproc.domain.copies import COPIES_MAX, copy_of
+from streamproc.domain.copies import copy_of
 from streamproc.domain.events import BankCommandAnswered, BankPayout, CommandOutcome, PayoutObserved
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.ours import could_be
@@ -33,6 +33,12 @@ LOST_FOR_GOOD_S = 3_600
 hour."""
 LOOK_AGAIN_S = 5.0
 """Least time between two looks for it; the interval grows."""
+DECIDED_AT_ONCE_S = 2.0
+"""An intent that was decided later than this after its request may have been decided and paid before, by entries that
+were lost together with Postgres's newest ones: then the bank is searched before a first attempt too."""
+BANK_BEHIND_S = 5
+"""What is older than the decision by more than this was not made by it, though the bank's clock may be behind ours. A
+restored Postgres and a recovery take longer."""
 UNREADABLE_AFTER_S = 5.0
 """Delay before a call is repeated whose answer could not be read."""
 NOT_SET_AFTER_S = 60.0
@@ -93,11 +99,11 @@ async def create(attempt: Attempt) -> BankPayout | None:
         return None
     _check_debit(record, debit)
     found: Sequence[BankPayout] = ()
-    if work.taken or record.copies:
+    if work.taken or record.copies or _may_be_second(record, attempt.decided_at):
         found = await bank.find(debit.number, record.payout)
         if (mine := _ours(record, found)) is not None:
             return _bind(attempt, mine, "already")
-        _refuse_doubtful(work, found, attempt.decided_at)
+        _refuse_doubtful(attempt, found)
     _refuse_forgotten(work, found, (ctx.now_us - attempt.decided_at) / 1_000_000)
     if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
@@ -257,12 +263,17 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
     )
 
 
-def _refuse_doubtful(work: Work, found: Sequence[BankPayout], decided_at: int) -> None:
+def _may_be_second(record: PayoutRecord, decided_at: int) -> bool:
+    """Whether a lost decision may have come before this one."""
+    return decided_at - record.received_at > DECIDED_AT_ONCE_S * 1_000_000
+
+
+def _refuse_doubtful(attempt: Attempt, found: Sequence[BankPayout]) -> None:
     """Raise Unprocessable if a payout that agrees moved at the bank without us: it may be this very payment, made
     around us."""
-    record = work.known()
+    record = attempt.work.known()
     same = [payout for payout in found if _pays_the_same(record, payout)]
-    doubtful = [payout.id for payout in same if _is_around_us(work, record, payout, decided_at)]
+    doubtful = [payout.id for payout in same if _is_around_us(attempt, record, payout)]
     if doubtful:
         raise Unprocessable(
             f"ALARM: {', '.join(doubtful)} moved at the bank under the reference {record.payout} and with its amount,"
@@ -270,16 +281,15 @@ def _refuse_doubtful(work: Work, found: Sequence[BankPayout], decided_at: int) -
         )
 
 
-def _is_around_us(work: Work, record: PayoutRecord, payout: BankPayout, decided_at: int) -> bool:
-    """Whether a payout under the reference moved without us. Where the record had no room for it only its status tells
-    that, and only if no attempt of ours can have made it: before a first one, or if it is older than the decision."""
+def _is_around_us(attempt: Attempt, record: PayoutRecord, payout: BankPayout) -> bool:
+    """Whether a payout under the reference moved without this decision: the record says so, or it moved and no attempt
+    of ours can have made it, since it was there before a first one, or is older than the decision."""
     kept = next((copy for copy in record.copies if copy.id == payout.id), None)
-    if kept is not None:
-        return kept.bypassed
-    is_older = 0 < payout.created_at < decided_at // 1_000_000
-    return (
-        payout.status in MOVED_STATUSES and (is_older or not work.taken) and len(record.copies) >= COPIES_MAX
-    )
+    if kept is not None and kept.bypassed:
+        return True
+    is_older = 0 < payout.created_at < attempt.decided_at // 1_000_000 - BANK_BEHIND_S
+    was_ahead = attempt.ctx.now_us < attempt.decided_at  # our clock, at the decision: then age tells nothing
+    return payout.status in MOVED_STATUSES and (not attempt.work.taken or (is_older and not was_ahead))
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:

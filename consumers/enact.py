@@ -66,9 +66,10 @@ class Bank(Creator, Protocol):
 
 
 class Barrier(Protocol):
-    """Returns when the entry is as durable as the operator requires before money moves; else raises TryAgain."""
+    """Returns when the entry, with the events `e`, is as durable as the operator requires before money moves; else
+    raises TryAgain."""
 
-    async def __call__(self, partition: int, entry: str) -> None: ...
+    async def __call__(self, partition: int, entry: str, e: bytes) -> None: ...
 
 
 class _Order(Struct, frozen=True):
@@ -130,7 +131,7 @@ async def _enact_one(
     if wanted in MOVES_MONEY:
         # Before any call: while Postgres is away, retries must not use up the bank's calls.
         with Called("barrier"):
-            await barrier(ctx.partition, work.entry.decode())
+            await barrier(ctx.partition, work.entry.decode(), work.e)
     await _tell_bank(attempt, cause, bank, creates=wanted == "create" and not record.created_as)
 
 

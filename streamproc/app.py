@@ -7,6 +7,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 
 import asyncpg
 
@@ -50,6 +51,7 @@ from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
 from streamproc.log.digests import Digests
 from streamproc.log.group import Consumer
+from streamproc.log.inspect import logged_entry
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
 from streamproc.log.roster import rosters_of
@@ -208,14 +210,15 @@ async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
 async def _barrier(settings: Settings, stack: AsyncExitStack) -> Barrier:
     match settings.execute_after:
         case "archived":
-            return ArchiveBarrier(await postgres_pool(settings, stack))
+            logged = partial(logged_entry, settings.redis_url)
+            return ArchiveBarrier(await postgres_pool(settings, stack), logged)
         case "replicated":
             return ReplicaBarrier(settings.redis_url)
         case _:
             return _synced
 
 
-async def _synced(partition: int, entry: str) -> None:
+async def _synced(partition: int, entry: str, e: bytes) -> None:
     """The barrier of `EXECUTE_AFTER=synced`: nothing to wait for, since commits are synced to the server's disk."""
 
 

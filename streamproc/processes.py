@@ -12,12 +12,15 @@ import importlib.util
 import os
 import pwd
 import re
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from streamproc.errors import ConfigError
 
+ROOM_BYTES = 1 << 20
+"""A disk with less is full: a server that ends at a write may leave some room behind."""
 _PR_SET_PDEATHSIG = 1
 _FATAL, _END_BYTES = re.compile(r"\b(FATAL|PANIC):"), 2_048  # of a log's end: what is earlier was survived
 # "FATAL:  the database system is starting up" ends a client's session, and not the server.
@@ -137,9 +140,14 @@ def last_line(log: Path) -> str:
 
 
 def why_it_ended(log: Path) -> str:
-    """The line of a server's log that says best why it ended: Postgres says so some lines before the last one."""
+    """The line of a server's log that says best why it ended: Postgres says so some lines before the last one.
+
+    If the log's disk is full, that is added: on it Valkey ends with a line that does not name it, or with none.
+    """
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
         lines = file.read().decode(errors="replace").strip().splitlines()
     why = [line for line in lines if _FATAL.search(line) and not _TO_CLIENTS.search(line)]
-    return (why or lines)[-1].strip() if lines else "it printed nothing"
+    said = (why or lines)[-1].strip() if lines else "it printed nothing"
+    is_full = shutil.disk_usage(log.parent).free < ROOM_BYTES
+    return f"{said} (the disk of {log.parent} is full)" if is_full else said

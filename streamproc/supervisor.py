@@ -29,8 +29,6 @@ from streamproc.probe import answering, authority
 from streamproc.run_file import forget_run_file, write_run_file
 from streamproc.settings import PREFIX, Settings, load, require
 
-ROOM_BYTES = 1 << 20
-"""Free at a start. On a full disk the stores end, and cannot say why: their logs are there too."""
 SANDBOX_KEY_ID = "rzp_test_sandbox"
 SANDBOX_ACCOUNT_NUMBER = "7878780080316316"
 SANDBOX_ACCOUNT_ID = "acc_Sandbox0000001"  # must never change: the account decides the partition
@@ -78,7 +76,8 @@ def _open_data_dir(directory: Path) -> None:
     try:
         make_data_dir(directory)
         with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(b"\0" * ROOM_BYTES)
+            # On a full disk the stores end, and cannot say why: their logs are there too.
+            file.write(b"\0" * processes.ROOM_BYTES)
             file.flush()
     except OSError as problem:
         raise ConfigError(

@@ -41,3 +41,16 @@ from streamproc import processes
 def test_why_a_server_ended_is_the_line_that_says_it_best(tmp_path: Path, said: str, why: str) -> None:
     (tmp_path / "log").write_text(said)
     assert processes.why_it_ended(tmp_path / "log") == why
+
+
+@pytest.mark.parametrize(
+    ("free", "added"), [(0, " (the disk of {} is full)"), (processes.ROOM_BYTES, "")], ids=["full", "room"]
+)
+def test_why_a_server_ended_names_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, added: str
+) -> None:
+    """On a full disk Valkey's last line is of the policy by which it ends, and what came first is `Short write`."""
+    (tmp_path / "log").write_text("# Can't recover from AOF write error. Exiting...\n")
+    monkeypatch.setattr(processes.shutil, "disk_usage", lambda _: type("Disk", (), {"free": free}))
+    said = f"# Can't recover from AOF write error. Exiting...{added.format(tmp_path)}"
+    assert processes.why_it_ended(tmp_path / "log") == said

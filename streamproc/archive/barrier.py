@@ -1,13 +1,17 @@
-"""The barrier: no money moves by a decision that only Redis has.
+"""The barrier: no money moves by a decision that only Redis has, nor while Redis lacks what the archive has.
 
-Redis replicates asynchronously, so a failover may lose the log's tail. What Postgres has archived is not lost.
+Redis replicates asynchronously, so a failover may lose the log's tail. What Postgres has archived is not lost. But a
+log that was set back has forgotten freezes too, and the outcome of what was sent before.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 import asyncpg
 
-from streamproc.archive.read import archived_upto, entry_archived
+from streamproc.archive.read import archived_upto, entry_archived, last_archived
+from streamproc.archive.store import Entry
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import TryAgain, kind_of
 
@@ -19,31 +23,38 @@ AGAIN_S = 0.5
 NEVER_S = 60.0
 """Delay of an entry that the archive has skipped. The projector has stopped with an alarm by then; a person must
 look."""
+SET_BACK_S = 5.0
+"""Delay while the log lacks the archive's last entry: it waits for a person to run `streamproc recover`."""
+
+Logged: TypeAlias = Callable[[int, str], Awaitable[Entry | None]]
+"""An entry of a partition, by its id, as the log has it now."""
 
 
 class ArchiveBarrier:
     """Waits until an entry is archived. Those that wait for one partition share one query at a time."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, logged: Logged) -> None:
         self._pool = pool
+        self._logged = logged
         self._upto: dict[int, tuple[int, int]] = {}
         self._asking: dict[int, asyncio.Lock] = {}
 
-    async def __call__(self, partition: int, entry: str) -> None:
-        """Return when `entry` of `partition` is archived. Raises TryAgain if it is not within WAIT_S_MAX, or
-        Postgres is away."""
+    async def __call__(self, partition: int, entry: str, e: bytes) -> None:
+        """Return when `entry` of `partition`, with the events `e`, is archived. Raises TryAgain if it is not within
+        WAIT_S_MAX, the log was set back, or Postgres is away, and as `logged` does."""
         wanted = id_key(entry)
         try:
             async with asyncio.timeout(WAIT_S_MAX):
                 await self._until_past(partition, wanted)
                 # That the head is past this id does not mean that the entry is archived: after a failover to a
-                # server whose clock is behind, new ids are below those of the lost tail.
-                archived = await entry_archived(self._pool, partition, entry)
+                # server whose clock is behind, new ids are below those of the lost tail, or the same.
+                archived = await entry_archived(self._pool, partition, entry, e)
                 if not archived:
                     # Or Postgres failed over to a standby that had less: then the projector archives it once more.
                     self._upto.pop(partition, None)
                     await self._until_past(partition, wanted)
-                    archived = await entry_archived(self._pool, partition, entry)
+                    archived = await entry_archived(self._pool, partition, entry, e)
+            set_back = archived and await self._set_back(partition)
         except TimeoutError:
             problem = f"decision {partition}:{entry} is not archived yet; is the projector running?"
             raise TryAgain(problem, after_s=AGAIN_S) from None
@@ -52,6 +63,18 @@ class ArchiveBarrier:
         if not archived:
             skipped = f"decision {partition}:{entry} is not in the archive, though the archive is past it"
             raise TryAgain(skipped, after_s=NEVER_S)
+        if set_back:
+            raise TryAgain(
+                f"the log of partition {partition} lacks the archive's last entry, so it may lack a freeze: no money"
+                " moves before `streamproc recover`",
+                after_s=SET_BACK_S,
+            )
+
+    async def _set_back(self, partition: int) -> bool:
+        """Whether the log lacks the archive's last entry, which is never trimmed, or has another one under its id."""
+        last = await last_archived(self._pool, partition)
+        found = await self._logged(partition, last.id) if last is not None else None
+        return last is None or found is None or (found.e, found.m) != (last.e, last.m)
 
     async def _until_past(self, partition: int, wanted: tuple[int, int]) -> None:
         while not await self._passed(partition, wanted):  # noqa: ASYNC110  # Postgres sets no Event

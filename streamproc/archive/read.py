@@ -13,7 +13,7 @@ import asyncpg
 from msgspec import Struct
 
 from streamproc.archive.pool import QUERY_TIMEOUT_S, acquired
-from streamproc.archive.rows import ArchivedEntry
+from streamproc.archive.rows import ArchivedEntry, Row
 from streamproc.archive.sql import statements
 from streamproc.domain.entry_ids import ZERO, id_key
 from streamproc.domain.payouts import PayoutRecord, decode_record
@@ -115,13 +115,20 @@ async def await_views(pool: asyncpg.Pool, partition: int, entry: str, *, timeout
         raise TryAgain(problem) from None
 
 
-async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str) -> bool:
-    """Whether this very entry is in the archive."""
+async def entry_archived(pool: asyncpg.Pool, partition: int, entry: str, e: bytes) -> bool:
+    """Whether this very entry is in the archive, with the bytes `e` of its events."""
     async with acquired(pool) as db:
         found: bool = await db.fetchval(
-            _SQL["entry_archived"], partition, *id_key(entry), timeout=QUERY_TIMEOUT_S
+            _SQL["entry_archived"], partition, *id_key(entry), e, timeout=QUERY_TIMEOUT_S
         )
     return found
+
+
+async def last_archived(pool: asyncpg.Pool, partition: int) -> Row | None:
+    """The archive's last entry; None where there is none."""
+    async with acquired(pool) as db:
+        found = await db.fetchrow(_SQL["last_archived"], partition, timeout=QUERY_TIMEOUT_S)
+    return Row(*found) if found else None
 
 
 async def payout_history(pool: asyncpg.Pool, payout: str, limit: int) -> list[ArchivedEntry]:

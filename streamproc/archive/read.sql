@@ -2,7 +2,12 @@
 SELECT entry_id FROM heads WHERE partition = $1;
 
 -- name: entry_archived
-SELECT EXISTS (SELECT FROM events WHERE partition = $1 AND entry_ms = $2 AND entry_n = $3);
+SELECT EXISTS (SELECT FROM events WHERE partition = $1 AND entry_ms = $2 AND entry_n = $3 AND e = $4);
+
+-- name: last_archived
+SELECT a.seq, a.entry_id, a.e, a.m
+FROM heads AS h JOIN events AS a ON a.partition = h.partition AND a.seq = h.seq
+WHERE h.partition = $1;
 
 -- name: payout_history
 SELECT seq, entry_id, e, m, payout, hash, partition, archived_at

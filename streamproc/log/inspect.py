@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.payouts import PayoutRecord, decode_record, is_terminal
 from streamproc.errors import JobFailed
-from streamproc.log.connection import named_errors
+from streamproc.log.connection import named_errors, session
 from streamproc.log.names import META, Names
 from streamproc.log.nodes import text_of
 from streamproc.log.scripts import SEEN_TTL_S
@@ -200,6 +200,13 @@ async def entry_at(client: Redis, names: Names, entry: str) -> Entry | None:
     with named_errors():
         rows = await client.execute_command("XRANGE", names.log, entry, entry)
     return entry_of(rows[0]) if rows else None
+
+
+async def logged_entry(url: str, partition: int, entry: str) -> Entry | None:
+    """An entry as the log has it now; None if it does not have it. Raises LogUnavailable."""
+    names = Names(partition)
+    async with session(url, home=names.log) as client:
+        return await entry_at(client, names, entry)
 
 
 async def newest_entries(client: Redis, names: Names, count: int) -> list[Entry]:

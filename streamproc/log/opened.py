@@ -204,7 +204,7 @@ def work_of(entry: Raw, *, taken: bool) -> Work:
     if not payout and not ASKED.isdisjoint(map(type, events)):
         # Its record would belong to no payout.
         raise Unprocessable("the request for a payout has no payout id")
-    return Work(entry[0], events, payout, taken, m=entry[1][3])
+    return Work(entry[0], events, payout, taken, e=entry[1][1], m=entry[1][3])
 
 
 async def events_in(client: Redis, names: Names, entry: str) -> list[Event]:

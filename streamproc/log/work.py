@@ -80,6 +80,8 @@ class Work(Struct, eq=False):
     """A stage relied on the payout's state without recording anything; the commit checks that it has not moved on."""
     recalled: bytes = b""
     """What the archive has of the reservation, in commit.lua's form, if the payout has left Redis."""
+    e: bytes = b"[]"
+    """The entry's events, as they were read."""
     m: bytes = b"{}"
     """The entry's metadata, as it was read."""
 

@@ -5,12 +5,25 @@ import pytest
 
 from projections.schema import prepare
 from streamproc.archive import barrier
-from streamproc.archive.barrier import ArchiveBarrier
+from streamproc.archive.barrier import ArchiveBarrier, Logged
 from streamproc.archive.load import archive, make_ranges
+from streamproc.archive.read import last_archived
+from streamproc.archive.rows import Row
 from streamproc.archive.store import open_head, read_head
 from streamproc.errors import TryAgain
 from tests.deadline import DEADLINE_S
-from tests.projections.histories import START_MS, history
+from tests.projections.histories import START_MS, Stored, history
+
+DECISION = b"[]"
+
+
+def nothing_lost(pool: asyncpg.Pool) -> Logged:
+    """A log that has what the archive has."""
+
+    async def logged(partition: int, _: str) -> Row | None:
+        return await last_archived(pool, partition)
+
+    return logged
 
 
 @pytest.fixture
@@ -28,7 +41,45 @@ async def test_an_id_below_the_head_that_is_not_archived_does_not_pass(pool: asy
         bytes(32),
     )
     with pytest.raises(TryAgain, match="not in the archive"):
-        await ArchiveBarrier(pool)(0, "1000-0")
+        await ArchiveBarrier(pool, nothing_lost(pool))(0, "1000-0", DECISION)
+
+
+async def test_an_id_under_which_another_entry_is_archived_does_not_pass(pool: asyncpg.Pool) -> None:
+    """While such a server's clock is behind, its ids follow on its last one, and so may be those of the lost tail."""
+    lost, decided = history(seed=1, payouts=2)[:2]
+    async with pool.acquire() as db:
+        await make_ranges(db, [START_MS])
+        await archive(db, 0, await open_head(db, 0), [lost])
+    passes = ArchiveBarrier(pool, nothing_lost(pool))
+    await passes(0, lost.id, lost.e)
+    with pytest.raises(TryAgain, match="not in the archive"):
+        await passes(0, lost.id, decided.e)
+
+
+@pytest.mark.parametrize("is_other", [False, True], ids=["its tail is lost", "and its ids were given again"])
+async def test_while_the_log_lacks_what_the_archive_has_no_earlier_decision_passes_either(
+    pool: asyncpg.Pool, is_other: bool
+) -> None:
+    """The lost entry may be a freeze, of which the policies in Redis know nothing any more."""
+    decided, lost, other = history(seed=1, payouts=3)[:3]
+    log = {entry.id: entry for entry in (decided, lost)}
+
+    async def logged(_: int, entry: str) -> Stored | None:
+        return log.get(entry)
+
+    passes = ArchiveBarrier(pool, logged)
+    async with pool.acquire() as db:
+        await make_ranges(db, [START_MS])
+        await archive(db, 0, await open_head(db, 0), [decided, lost])
+    await passes(0, decided.id, decided.e)
+    log.pop(lost.id)
+    if is_other:
+        log[lost.id] = other
+    with pytest.raises(TryAgain, match="lacks the archive's last entry") as waits:
+        await passes(0, decided.id, decided.e)
+    assert waits.value.after_s == barrier.SET_BACK_S
+    log[lost.id] = lost
+    await passes(0, decided.id, decided.e)
 
 
 async def test_a_decision_beyond_the_head_is_put_off(
@@ -36,7 +87,7 @@ async def test_a_decision_beyond_the_head_is_put_off(
 ) -> None:
     monkeypatch.setattr(barrier, "WAIT_S_MAX", 0.05)
     with pytest.raises(TryAgain, match="not archived yet"):
-        await ArchiveBarrier(pool)(0, "1000-0")
+        await ArchiveBarrier(pool, nothing_lost(pool))(0, "1000-0", DECISION)
 
 
 async def test_what_a_failover_of_postgres_lost_is_waited_for_as_what_was_never_archived(
@@ -45,24 +96,24 @@ async def test_what_a_failover_of_postgres_lost_is_waited_for_as_what_was_never_
     """The barrier had heard from the old primary that the archive is past it."""
     monkeypatch.setattr(barrier, "WAIT_S_MAX", DEADLINE_S)
     first, lost = history(seed=1, payouts=2)[:2]
-    passes = ArchiveBarrier(pool)
+    passes = ArchiveBarrier(pool, nothing_lost(pool))
     async with pool.acquire() as db:
         await make_ranges(db, [START_MS])
         await archive(db, 0, await open_head(db, 0), [first])
         left = await read_head(db, 0)
         await archive(db, 0, left, [lost])
-        await passes(0, lost.id)
+        await passes(0, lost.id, lost.e)
         await db.execute("SET session_replication_role = replica")
         await db.execute("DELETE FROM events WHERE seq = 2")
         await db.execute("UPDATE heads SET seq = 1, entry_id = $1, hash = $2", left.entry, left.hash)
     with monkeypatch.context() as impatient:
         impatient.setattr(barrier, "WAIT_S_MAX", 0.2)
         with pytest.raises(TryAgain, match="not archived yet") as waits:
-            await passes(0, lost.id)
+            await passes(0, lost.id, lost.e)
     assert waits.value.after_s == barrier.AGAIN_S
     async with pool.acquire() as db:
         await archive(db, 0, left, [lost])
-    await passes(0, lost.id)
+    await passes(0, lost.id, lost.e)
 
 
 async def test_postgres_away_is_a_wait_and_not_a_pass() -> None:
@@ -70,12 +121,12 @@ async def test_postgres_away_is_a_wait_and_not_a_pass() -> None:
         "postgresql://nobody@127.0.0.1:1/x", min_size=0, max_size=1, timeout=1.0
     ) as pool:
         with pytest.raises(TryAgain):
-            await ArchiveBarrier(pool)(0, "1000-0")
+            await ArchiveBarrier(pool, nothing_lost(pool))(0, "1000-0", DECISION)
 
 
 async def test_an_archive_without_its_tables_is_a_wait_and_no_failure_of_the_decision(postgres: str) -> None:
     """As while it is set up anew or restored: after some failed attempts an approved payout would be a dead letter."""
     async with asyncpg.create_pool(postgres, min_size=0, max_size=1) as pool:
         with pytest.raises(TryAgain, match="Postgres is away: UndefinedTableError") as waits:
-            await ArchiveBarrier(pool)(0, "1000-0")
+            await ArchiveBarrier(pool, nothing_lost(pool))(0, "1000-0", DECISION)
     assert waits.value.after_s == barrier.AGAIN_S

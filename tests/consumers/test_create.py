@@ -24,7 +24,7 @@ from streamproc.domain.governance import conclude
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.payouts import PayoutRecord, decode_record, fold
 from streamproc.domain.policy import PolicyBook, build_book
-from streamproc.errors import TryAgain
+from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress.translate import append_of
 from streamproc.log.connection import named_errors
 from streamproc.log.scripts import Script
@@ -394,7 +394,7 @@ async def decided_by_a_clock_that_was_wrong(
     the answer to the first call is lost."""
     opened = asyncio.Event()
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         await opened.wait()
 
     async with gateway(redis_url, barrier, workflow="off") as gate:
@@ -469,7 +469,7 @@ async def test_what_was_approved_and_not_created_when_redis_was_lost_is_created_
 ) -> None:
     is_open = False
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         if not is_open:
             raise TryAgain("the barrier is closed", after_s=0.1)
 
@@ -492,6 +492,34 @@ async def test_what_was_approved_and_not_created_when_redis_was_lost_is_created_
         assert record is not None
         assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [record.created_as]
         assert len(await gate.bank.record(command="payout.create")) == 1
+
+
+async def test_what_was_paid_by_a_decision_that_postgres_lost_is_not_paid_again_after_a_recovery(
+    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres is restored from a backup after the log was trimmed: the request is kept and decided again, so under
+    another idempotency key."""
+    monkeypatch.setattr(creating, "DECIDED_AT_ONCE_S", 0)  # restoring took no time here
+    async with gateway(redis_url, workflow="off") as gate:
+        await archive(redis_url, postgres)
+        [*_, (last, _)] = await gate.engine.client.xrange(gate.engine.names.log)
+        asked = requested(payee=PAYEE)
+        await gate.ask(asked)
+        [paid] = await gate.at_bank(asked.payout)
+        await gate.bank.reaches(paid["id"], "processed")
+        await gate.tells(asked.payout)
+        await gate.engine.stop()
+        await gate.engine.client.xdel(gate.engine.names.log, last)
+        await recovered(redis_url, postgres)
+        gate.engine.start()
+
+        async def set_aside() -> list[str]:
+            events = await gate.engine.story(asked.payout)
+            return [event.problem for event in events if isinstance(event, e.EntrySetAside)]
+
+        [problem] = await until(set_aside, what="it waits for a person")
+        assert problem.startswith(f"ALARM: {paid['id']} moved at the bank under the reference {asked.payout}")
+        assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [paid["id"]]
 
 
 async def test_an_intent_of_another_account_is_not_paid_from_ours(redis_url: str) -> None:
@@ -524,7 +552,7 @@ async def test_an_intent_of_an_agent_that_was_frozen_after_its_approval_is_not_c
     """The barrier holds the call while a person freezes: what counts is the moment of the call."""
     held, opened = asyncio.Event(), asyncio.Event()
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         held.set()
         await opened.wait()
 
@@ -573,7 +601,7 @@ async def test_a_freeze_after_a_lost_answer_rejects_at_the_bank_what_was_made_th
     again = asyncio.Event()
     calls = 0
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -619,7 +647,7 @@ async def frozen_after_a_lost_answer(redis_url: str) -> AsyncIterator[tuple[Gate
     """An intent whose answer was lost, whose agent is frozen before the next attempt, and that is rejected then."""
     again, opened, calls = asyncio.Event(), asyncio.Event(), 0
 
-    async def barrier(partition: int, entry: str) -> None:
+    async def barrier(partition: int, entry: str, e: bytes) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -685,6 +713,61 @@ async def test_a_recovery_goes_on_looking_for_an_attempt_whose_answer_was_lost_b
             return held is not None and held.state == "released"
 
         await until(free, what="the money is free")
+
+
+class Listing:
+    """A bank whose list shows one payout. It keeps the keys by which it is to create another."""
+
+    def __init__(self, facts: e.BankPayout) -> None:
+        self.facts, self.keys = facts, list[str]()
+
+    async def find(self, _account_number: str, _reference: str) -> list[e.BankPayout]:
+        return [self.facts]
+
+    async def create(self, _order: bytes, key: str) -> CommandAnswer:
+        self.keys.append(key)
+        return CommandAnswer(http_status=200, outcome="done", payout=self.facts)
+
+
+LATE_US = 60_000_000
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["not seen yet", "in the record"])
+@pytest.mark.parametrize(
+    ("taken", "status", "made_at", "is_created"),
+    [
+        (False, "processed", NOW, False),
+        (False, "pending", NOW, True),
+        (True, "processed", NOW, False),
+        (True, "processed", NOW + LATE_US, True),
+        (True, "processed", NOW + LATE_US - 1_000_000, True),
+    ],
+    ids=["first attempt", "nothing moved", "later attempt", "ours", "ours, by a clock that is behind"],
+)
+async def test_what_moved_before_a_late_decision_is_not_created_on_top(
+    taken: bool, status: str, made_at: int, is_created: bool, is_known: bool
+) -> None:
+    asked = requested(300, at=NOW, payee=PAYEE, fund_account="")
+    made = copy_of(asked, "pout_first", status, at=made_at)
+    record = fold([asked, made] if is_known else [asked])
+    assert record is not None
+    decided = decision_of(record, None, "claimed", conclude(()), NOW + LATE_US)
+    bank: Any = Listing(made.facts)
+    work = Work(b"5-1", [decided], asked.payout, taken=taken)
+    work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
+    book = build_book({})
+
+    async def book_now() -> PolicyBook:
+        return book
+
+    ctx: Any = BatchContext(NOW + LATE_US, 0, book, at_once, NoCache(), book_now, at_once)  # type: ignore[arg-type]
+    attempt = creating.Attempt(work, ctx, bank, Debit("2323230000000000", ACCOUNT), decided.at, "0:5-1:0")
+    if is_created:
+        await creating.create(attempt)
+    else:
+        with pytest.raises(Unprocessable, match="ALARM: pout_first moved at the bank"):
+            await creating.create(attempt)
+    assert len(bank.keys) == is_created
 
 
 class Lagging:

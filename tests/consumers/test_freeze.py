@@ -29,7 +29,7 @@ class Gate:
     def __init__(self) -> None:
         self.waiting, self.open = asyncio.Event(), asyncio.Event()
 
-    async def __call__(self, partition: int, entry: str) -> None:
+    async def __call__(self, partition: int, entry: str, e: bytes) -> None:
         self.waiting.set()
         await self.open.wait()
 

@@ -166,7 +166,7 @@ async def test_a_payout_that_redis_forgets_under_a_workers_hands_ends_no_worker(
     async def archived(payout: str) -> PayoutRecord | None:
         return ended
 
-    async def forgotten(partition: int, entry: str) -> None:
+    async def forgotten(partition: int, entry: str, e: bytes) -> None:
         times.append(entry)
         await engine.client.delete(engine.names.payout("pout_1"))
 

@@ -58,7 +58,7 @@ class Bank:
         return CommandAnswer(http_status=200, outcome="done", payout=await self.fetch(payout))
 
 
-async def at_once(partition: int, entry: str) -> None:
+async def at_once(partition: int, entry: str, e: bytes) -> None:
     """A barrier that is always passed."""
 
 
@@ -202,7 +202,7 @@ async def test_while_the_barrier_is_closed_the_bank_is_not_asked_again_and_again
 ) -> None:
     tries: list[str] = []
 
-    async def closed(partition: int, entry: str) -> None:
+    async def closed(partition: int, entry: str, e: bytes) -> None:
         tries.append(entry)
         raise TryAgain("not archived yet", after_s=0.0)
 

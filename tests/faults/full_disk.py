@@ -1,7 +1,7 @@
-"""A small disk under Postgres that can be filled to the last byte.
+"""A small disk under a store that can be filled to the last byte.
 
 It is a tmpfs. Only root can mount it (in a container with CAP_SYS_ADMIN). There is no good substitute: a limit on file
-sizes gives EFBIG, which is not what Postgres gets from a full disk.
+sizes gives EFBIG, which is not what a server gets from a full disk.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 SIZE_MB = 320
-"""A new cluster takes about 40 MB; the rest is for what a run writes, mostly WAL."""
+"""A new cluster of Postgres takes about 40 MB; the rest is for what a run writes, mostly WAL."""
 FILLER = "other-peoples-data"
 STEP_BYTES = 1 << 20
 REST_BYTES = 4096
@@ -25,10 +25,10 @@ class CannotMount(Exception):
 
 
 @asynccontextmanager
-async def small_disk(place: Path) -> AsyncIterator[Path]:
-    """Mount a disk of SIZE_MB at `place`. Raises CannotMount."""
+async def small_disk(place: Path, size_mb: int = SIZE_MB) -> AsyncIterator[Path]:
+    """Mount a disk of `size_mb` at `place`. Raises CannotMount."""
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=711", "streamproc-test", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m,mode=711", "streamproc-test", str(place)]
     try:
         done = await asyncio.to_thread(subprocess.run, mount, capture_output=True, text=True, check=False)
     except FileNotFoundError as problem:

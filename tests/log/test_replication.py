@@ -13,12 +13,13 @@ from streamproc.log.replication import ReplicaBarrier
 from tests.faults.replica import replica_of
 
 LOG = Names(0).log
+DECISION = b'[{"type":"payout.decided"}]'
 
 
 async def decided(client: Redis) -> str:
     """The entry of a decision."""
-    entry: bytes = await client.xadd(LOG, {"e": "[]", "m": "{}"})
-    return entry.decode()
+    made: bytes = await client.xadd(LOG, {"e": DECISION, "m": "{}"})
+    return made.decode()
 
 
 async def test_a_decision_that_a_replica_has_may_be_carried_out(
@@ -26,7 +27,7 @@ async def test_a_decision_that_a_replica_has_may_be_carried_out(
 ) -> None:
     async with replica_of(redis_url, tmp_path) as replica:
         entry = await decided(client)
-        await ReplicaBarrier(redis_url)(0, entry)
+        await ReplicaBarrier(redis_url)(0, entry, DECISION)
         assert await replica.last(LOG) == entry
 
 
@@ -35,7 +36,7 @@ async def test_without_a_replica_it_waits(
 ) -> None:
     monkeypatch.setattr(replication, "WAIT_MS", 1)
     with pytest.raises(TryAgain, match="no replica has decision 0:"):
-        await ReplicaBarrier(redis_url)(0, await decided(client))
+        await ReplicaBarrier(redis_url)(0, await decided(client), DECISION)
 
 
 async def test_a_decision_that_the_server_lost_waits_however_many_replicas_it_has(
@@ -51,6 +52,16 @@ async def test_a_decision_that_the_server_lost_waits_however_many_replicas_it_ha
         await first.promote()
         async with replica_of(first.url, places[1]):
             with pytest.raises(TryAgain, match=f"decision 0:{entry} is not in this Redis"):
-                await ReplicaBarrier(first.url)(0, entry)
+                await ReplicaBarrier(first.url)(0, entry, DECISION)
             async with connected(first.url) as taken_over:
-                await ReplicaBarrier(first.url)(0, await decided(taken_over))
+                await ReplicaBarrier(first.url)(0, await decided(taken_over), DECISION)
+
+
+async def test_a_decision_under_whose_id_the_server_has_another_entry_waits(
+    client: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """The clock of the replica that took over is behind: its ids may be those that were lost."""
+    async with replica_of(redis_url, tmp_path):
+        other = await decided(client)
+        with pytest.raises(TryAgain, match=f"decision 0:{other} is not in this Redis"):
+            await ReplicaBarrier(redis_url)(0, other, b'[{"type":"payout.settled"}]')

@@ -58,7 +58,7 @@ class Twin:
         self.base_us = base_us
         self.delivered: list[e.PayoutObserved] = []
 
-    async def barrier(self, partition: int, entry: str) -> None:
+    async def barrier(self, partition: int, entry: str, e: bytes) -> None:
         """Approvals wait while `is_open` is not set."""
         if not self.is_open:
             raise TryAgain("the barrier is closed", after_s=0.1)

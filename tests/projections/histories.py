@@ -48,6 +48,10 @@ class ListedLog:
             await asyncio.sleep(0.005)
         return found
 
+    async def logged(self, _partition: int, entry: str) -> Stored | None:
+        """An entry by its id."""
+        return next((each for each in self.entries if each.id == entry), None)
+
     async def last_id(self) -> str:
         """0-0 when it is empty."""
         return self.entries[-1].id if self.entries else "0-0"

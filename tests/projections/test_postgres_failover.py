@@ -69,8 +69,8 @@ async def test_what_the_new_primary_lacks_is_archived_again_and_its_checkpoints_
         await both.cut()
         log.entries += later
         await archived(both.dsn, log.entries[-1].id, task)
-        passes = ArchiveBarrier(pool)
-        await passes(0, log.entries[-1].id)
+        passes = ArchiveBarrier(pool, log.logged)
+        await passes(0, log.entries[-1].id, log.entries[-1].e)
         async with asyncio.timeout(DEADLINE_S):
             while await fetch(both.dsn, "SELECT max(size) FROM checkpoints_published") != [(30,)]:
                 await asyncio.sleep(0.02)
@@ -79,7 +79,7 @@ async def test_what_the_new_primary_lacks_is_archived_again_and_its_checkpoints_
         assert (await fetch(both.standby_dsn, "SELECT seq FROM heads"))[0][0] <= KEPT + len(later)
         async with asyncio.timeout(DEADLINE_S):
             await archived(both.dsn, log.entries[-1].id, task)
-        await passes(0, log.entries[-1].id)
+        await passes(0, log.entries[-1].id, log.entries[-1].e)
     found = await verify(both.dsn, TRUSTED, file)
     assert found.broken == []
     assert [(part.rows, part.signed, part.not_outside) for part in found.parts] == [(35, 35, 0)]
