@@ -43,7 +43,7 @@ async def pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
 
 async def test_an_empty_archive_answers_that_it_is_empty(pool: asyncpg.Pool):
     assert await archived_upto(pool, 0) == "0-0"
-    assert not await entry_archived(pool, 0, "1-0")
+    assert not await entry_archived(pool, 0, "1-0", b"[]")
     assert await payout_history(pool, "pout_1", 100) == []
     assert await payout_view(pool, "pout_1") is None
     assert await audit_rows(pool, AuditFilter()) == []
@@ -55,9 +55,11 @@ async def test_the_archive_says_how_far_it_is_and_what_it_has(dsn: str, pool: as
     last = log.entries[-1].id
     assert await archived_upto(pool, 0) == last
     assert await archived_upto(pool, 1) == "0-0"
-    assert await entry_archived(pool, 0, last)
-    assert not await entry_archived(pool, 1, last)
-    assert not await entry_archived(pool, 0, last + "9")
+    e = log.entries[-1].e
+    assert await entry_archived(pool, 0, last, e)
+    assert not await entry_archived(pool, 0, last, e + b" ")
+    assert not await entry_archived(pool, 1, last, e)
+    assert not await entry_archived(pool, 0, last + "9", e)
 
 
 async def test_a_payouts_history_is_its_entries_in_log_order_and_folds_to_its_view(
