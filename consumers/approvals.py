@@ -173,20 +173,14 @@ FITS = frozenset(PayoutRecord.__struct_fields__) == OWN | KEYED | _NOT_SEEN | EM
 """False once somebody adds a field to the record: a template would give it the value of the template's first payout.
 Then no templates are shared."""
 
-_VALUES = ("vendor_url", "fund_account", "reference_id", "checked_at", "fresh_until")
-_COMMON = ("agent", "version", "count", "window_s")
-_BLANKS = {
-    **{"payout": PAYOUT, "amount": AMOUNT, "received_at": RECEIVED_AT},
-    **{name: VALUES + place for place, name in enumerate(_VALUES)},
-    **{name: COMMON - place for place, name in enumerate(_COMMON)},
-}
-"""The blank for each field of the record, the reputation, the policy and its rate."""
-_TEXTS = frozenset({"payout", "vendor_url", "fund_account", "reference_id", "agent"})
+_TEXTS = ("payout", "vendor_url", "fund_account", "reference_id", "agent")
+_NUMBERS = ("amount", "received_at", "checked_at", "fresh_until", "version", "count", "window_s")
 _MARKS: dict[str, Any] = {
-    name: secrets.token_hex(16) if name in _TEXTS else 8_100_000_000_000_000_000 + place
-    for name, place in _BLANKS.items()
+    **{name: secrets.token_hex(16) for name in _TEXTS},
+    **{name: 8_100_000_000_000_000_000 + n for n, name in enumerate(_NUMBERS)},
 }
-"""Values that nothing else has: texts that nobody can guess, and numbers longer than any other."""
+"""For each field of the record, the reputation, the policy and its rate that has a blank, a value that nothing else
+has: texts that nobody can guess, and numbers longer than any other."""
 _MARKED_AT = 8_200_000_000_000_000_000
 
 
@@ -267,7 +261,8 @@ def _template_of(marked: Approval) -> Template:
     ask = ask_of(record, rate, marked.windows)
 
     def template(of: Callable[[Ask, str, str], tuple[str, str]], fate: OfferFate) -> Template:
-        return template_with(*map(_with_blanks, of(ask, *_texts(marked, fate))))
+        texts = of(ask, *_texts(marked, fate))
+        return template_with(*(_with_blanks(text, marked) for text in texts))
 
     # Where the limit holds instead of rejecting, the chain goes on with the other rules.
     no_slot = template(no_slot_of, OfferFate.NO_SLOT) if rate is not None and not rate.hold else None
@@ -314,22 +309,33 @@ def _is_usual(approval: Approval) -> bool:
     )
 
 
-def _values(record: PayoutRecord, reputation: Reputation) -> tuple[str, ...]:
-    """The values of `_VALUES`, as JSON."""
-    return (
-        _repeated(record.vendor_url),
-        _repeated(record.fund_account),
-        json_of(record.reference_id).decode(),
-        str(reputation.checked_at),
-        str(reputation.fresh_until),
+def _values(record: PayoutRecord, reputation: Reputation) -> tuple[str, str, str]:
+    """A payout's own values, as JSON: whom it pays, when the vendor was looked up, and until when that holds ('' where
+    nobody was).
+
+    Fields that are neighbours wherever they are written are one value: each blank costs the script.
+    """
+    payee = _fields(
+        vendor_url=_repeated(record.vendor_url),
+        fund_account=_repeated(record.fund_account),
+        reference_id=json_of(record.reference_id).decode(),
     )
+    fresh_until = str(reputation.fresh_until or "")
+    return payee, _fields(checked_at=str(reputation.checked_at or ""), fresh_until=fresh_until), fresh_until
 
 
 def _common(approval: Approval) -> tuple[str, ...]:
-    """The values of `_COMMON`, as JSON."""
-    rate = approval.rate
-    terms = (rate.count, rate.window_us // US) if rate is not None else ()
-    return (_repeated(approval.record.agent), *map(str, (approval.agent.version, *terms)))
+    """What payouts with the same terms share, likewise: the agent, its policy's version, both, and its rate."""
+    agent, version, rate = _repeated(approval.record.agent), str(approval.agent.version), approval.rate
+    common = agent, version, _fields(agent=agent, policy_version=version)
+    if rate is None:
+        return common
+    return (*common, _fields(limit=str(rate.count), window_s=str(rate.window_us // US)))
+
+
+def _fields(**values: str) -> str:
+    """Fields as they stand in an object's JSON, which omits those that are empty."""
+    return ",".join(f'"{name}":{value}' for name, value in values.items() if value not in ("", '""'))
 
 
 @lru_cache(maxsize=TEXTS_MAX)
@@ -362,9 +368,17 @@ def _marked(approval: Approval) -> Approval:
     )
 
 
-def _with_blanks(text: str) -> str:
+def _with_blanks(text: str, marked: Approval) -> str:
     """The text with blanks in place of marks. A payout's id keeps its quotes, since the script has it without."""
-    for name, mark in _MARKS.items():
-        written = f'"{mark}"' if name in _TEXTS - {"payout"} else str(mark)
-        text = text.replace(written, blank(_BLANKS[name]))
+    record = marked.record
+    places = {
+        record.payout: PAYOUT,
+        str(record.amount): AMOUNT,
+        str(record.received_at): RECEIVED_AT,
+        **{value: VALUES + n for n, value in enumerate(_values(record, marked.reputation))},
+        **{value: COMMON - n for n, value in enumerate(_common(marked))},
+    }
+    places.pop("", None)  # of what it does not have
+    for value in sorted(places, key=len, reverse=True):  # each before those that are parts of it
+        text = text.replace(value, blank(places[value]))
     return text.replace(str(_MARKED_AT), AT)

@@ -33,10 +33,10 @@ class Plan(NamedTuple):
     """That of the last one that was looked at as a whole."""
     template: Template
     common: tuple[str, ...]
-    url: str
-    fund_account: str
+    payee: str
+    """The first of the template's values, without the JSON of the payout's own reference id, with which it ends."""
     when: tuple[str, str]
-    """When the vendor was looked up and until when that holds, as JSON."""
+    """The others: when the vendor was looked up and until when that holds."""
     amount_max: float
     """The plan holds up to this amount (paise); inf: any."""
     fresh_until: float
@@ -115,8 +115,9 @@ class BookPlans:
 
         like = plan.approval
         ask = Ask(payout, facts.amount, at, like.rate, like.windows)
-        values = (plan.url, plan.fund_account, json_of(facts.reference_id).decode(), *plan.when)
-        return Offer(ask, now_us, plan.template, plan.common, values, like.record.agent, outputs)
+        reference = facts.reference_id
+        payee = plan.payee + json_of(reference).decode() if reference else plan.payee
+        return Offer(ask, now_us, plan.template, plan.common, (payee, *plan.when), like.record.agent, outputs)
 
 
 def _alike(approval: Approval) -> tuple[object, ...]:
@@ -138,17 +139,16 @@ def plan_of(approval: Approval, offer: Offer) -> Plan | None:
     amount_max = _amount_max(approval.agent)
     if amount_max is None:
         return None
-    reputation, (url, fund_account, _, *when) = approval.reputation, offer.values
+    reputation, record, (payee, *when) = approval.reputation, approval.record, offer.values
     return Plan(
         approval,
         offer.template,
         offer.common,
-        url,
-        fund_account,
+        payee.removesuffix(json_of(record.reference_id).decode()) if record.reference_id else payee,
         (when[0], when[1]),
         amount_max,
         reputation.fresh_until if reputation is not NO_URL else inf,
-        approval.record.received_at // QUARTER_US,
+        record.received_at // QUARTER_US,
     )
 
 

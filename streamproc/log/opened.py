@@ -15,7 +15,7 @@ from typing import NamedTuple
 from redis.asyncio import Redis
 
 from streamproc.domain.beneficiaries import NOTED, look
-from streamproc.domain.entry_ids import ZERO, id_key
+from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import BeneficiarySeen, Event
 from streamproc.domain.payouts import ASKED
 from streamproc.domain.wire import (
@@ -119,7 +119,7 @@ class Opener:
     def __init__(self, names: Names, group: Group) -> None:
         self.names, self.group = names, group
         self.remembered = Remembered()
-        self._doubted = id_key(ZERO)
+        self._doubted: tuple[int, int] | None = None
         self._mine = written_by(group.name)
         tags = b"|".join(re.escape(tag_of(kind).encode()) for kind in group.consumes)
         self._consumed = re.compile(group.wanted or b'"type":"(?:' + tags + b')"').search
@@ -147,7 +147,7 @@ class Opener:
 
     def open(self, entries: Sequence[Raw], *, taken: bool) -> Opened:
         """Decode what concerns the group. `taken`: the entries come from retries or from another consumer."""
-        opened = Opened(entries)
+        opened, doubted = Opened(entries), self._doubted
         for entry in entries:
             if entry[1][:3:2] != _FIELDS:
                 why = "the entry has no fields `e` and `m`"
@@ -155,7 +155,7 @@ class Opener:
                 continue
             try:
                 if self._concerns_us(entry):
-                    had = taken or id_key(entry[0].decode()) <= self._doubted
+                    had = taken or (doubted is not None and id_key(entry[0].decode()) <= doubted)
                     opened.works.append(work_of(entry, taken=had))
                 else:
                     opened.skipped.append(entry[0])

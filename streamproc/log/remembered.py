@@ -16,7 +16,6 @@ from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.events import BeneficiarySeen
 from streamproc.log.names import Note
 from streamproc.log.payees import PAIRS_MAX, First
-from streamproc.log.work import written_ms
 
 CLOCK_S = 10.0
 """How long Redis's clock is extrapolated by this host's monotonic one: at the 50 ppm of a usual clock that errs by
@@ -108,12 +107,14 @@ class Remembered:
         """Redis's clock (µs), never ahead of it: behind by as long as its last answer took to arrive. It is not
         before any of these payouts, which are in the log's order, was seen."""
         carried = self._now_us + int((monotonic() - self._at_s) * 1_000_000)
-        ms = written_ms(first[-1].work.entry)
-        latest = takewhile(lambda last: written_ms(last.work.entry) == ms, reversed(first))
-        return max(carried, *(_since(last, ms) for last in latest))
+        return max(carried, _seen_by(first))
 
 
-def _since(first: First, ms: int) -> int:
-    """The latest moment (µs) that surely lay before an entry was written and its payout was seen. The entry's id has
-    the millisecond by Redis's clock; its producer saw the payout in that one or before."""
-    return max(ms * 1000, min(first.work.events[0].at, ms * 1000 + 999))
+def _seen_by(first: Sequence[First]) -> int:
+    """The latest moment (µs) that surely lay before the last entries were written and their payouts were seen. An
+    entry's id has the millisecond by Redis's clock; its producer saw the payout in that one or before."""
+    last_ms, _, _ = first[-1].work.entry.partition(b"-")
+    begins, same_ms = int(last_ms) * 1000, last_ms + b"-"
+    latest = takewhile(lambda look: look.work.entry.startswith(same_ms), reversed(first))
+    seen = max(look.work.events[0].at for look in latest)
+    return max(begins, min(seen, begins + 999))

@@ -31,7 +31,7 @@ WINDOWS_MAX = 1_024
 """Sets of windows whose texts a process keeps, some 500 bytes each: an agent's are the same until its day ends."""
 
 _SLOT = '"number":0,"used":0'
-_NUMBER = '"number":0'
+_AMOUNT_AND_NUMBER = '"amount":0,"number":0'
 _USE = '"reserved":0,"committed":0'
 _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
@@ -156,7 +156,7 @@ def template_of(ask: Ask, record: str, e: str) -> tuple[str, str]:
     The patterns replaced here contain a quoted name with its colon. Within a JSON string a quote is escaped, so a
     pattern is never found in a value.
     """
-    room = _room_text(ask.windows or ())
+    room = _room_text(ask.amount, ask.windows or ())
     e = _replaced(e, room, blank(ROOM))
     return _replaced(record, room, blank(ROOM)), _with_slot(ask, e)
 
@@ -189,9 +189,10 @@ def _replaced(text: str, mark: str, blanks: str) -> str:
     return before + blanks + after
 
 
-def _room_text(windows: tuple[Window, ...]) -> str:
-    """A reservation's number and windows, with 0 for what only the script knows."""
-    return f'{_NUMBER},"windows":' + _encode(uses(windows, ((0, 0),) * len(windows))).decode()
+def _room_text(amount: int, windows: tuple[Window, ...]) -> str:
+    """A reservation's amount, number and windows, with 0 for what only the script knows."""
+    used = _encode(uses(windows, ((0, 0),) * len(windows))).decode()
+    return f'"amount":{amount},"number":0,"windows":{used}'
 
 
 def _lack_text(window: Window) -> str:
@@ -208,8 +209,8 @@ class WindowTexts(NamedTuple):
     """The pieces that the script concatenates, for payouts that are charged to the same windows."""
 
     room: tuple[str, ...]
-    """The text of the reservation; between the pieces go the number, and what was reserved and committed in each
-    before."""
+    """The text of the reservation; between the pieces go the amount, the number, and what was reserved and committed
+    in each before."""
     lack: tuple[str, ...]
     """For each window the text of the rejection by it, as far as the amount used."""
 
@@ -217,8 +218,8 @@ class WindowTexts(NamedTuple):
 @lru_cache(maxsize=WINDOWS_MAX)
 def texts_of(windows: tuple[Window, ...]) -> WindowTexts:
     """The JSON of a reservation and of a rejection by each of the windows, split where the script puts amounts."""
-    before, *rest = _room_text(windows).removeprefix(_NUMBER).split(_USE)
-    pieces = ['"number":', before]
+    before, *rest = _room_text(0, windows).removeprefix(_AMOUNT_AND_NUMBER).split(_USE)
+    pieces = ['"amount":', ',"number":', before]
     for after in rest:
         pieces[-1] += '"reserved":'
         pieces += (',"committed":', after)
@@ -231,7 +232,8 @@ def as_filled(template: Template, offer: Offer) -> tuple[str, str]:
     ask = offer.ask
     windows = ask.windows or ()
     row = ("", "", ask.payout, str(ask.amount), str(ask.received_at), *offer.values)
-    room = "0".join(texts_of(windows).room)
+    amount, *others = texts_of(windows).room
+    room = f"{amount}{ask.amount}" + "0".join(others)
     computed = ("0", "0", room, _lack_text(windows[0]) if windows else "", *offer.common)
 
     def filled(text: Text) -> str:

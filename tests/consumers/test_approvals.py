@@ -1,5 +1,6 @@
 """What payouts have in common is sent once, with blanks; filled in, it is what is told of each alone."""
 
+import re
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from streamproc.domain.events import BeneficiarySeen
 from streamproc.domain.payouts import encode_record, fold
 from streamproc.domain.policy import AgentPolicy, ScopeState, build_book
 from streamproc.domain.wire import encode_events
-from streamproc.log.templates import Offer, OfferFate, RecordAndEvents, Template, as_filled
+from streamproc.log.templates import COMMON, VALUES, Offer, OfferFate, RecordAndEvents, Template, as_filled
 from tests.words import NOW, observed, policies
 
 FAR = 4_000_000_000
@@ -121,6 +122,16 @@ def test_all_agents_share_a_form_and_the_payouts_of_one_what_is_its_own() -> Non
     assert offers[0].template is offers[1].template is offers[2].template
     assert offers[0].common is offers[1].common
     assert offers[0].common != offers[2].common
+
+
+def test_values_of_one_kind_that_are_always_neighbours_are_one_value() -> None:
+    """Each blank costs the script, so a payout's own values, and those that it shares, come in as few as can be."""
+    one = plain(1)
+    offer = Templates().offer(replace(one, record=replace(one.record, reference_id="r")))
+    for text in (offer.template.record, offer.template.e):
+        for before, piece, after in zip(text.blanks, text.pieces[2::2], text.blanks[1:], strict=False):
+            own, shared = min(before, after) >= VALUES, max(before, after) <= COMMON
+            assert not ((own or shared) and re.fullmatch(r',"\w+":', str(piece))), piece
 
 
 def test_agents_of_different_rates_share_a_form_and_each_bears_its_own() -> None:

@@ -11,13 +11,14 @@ from streamproc.domain.beneficiaries import RENEW_S
 from streamproc.domain.events import PayoutObserved
 from streamproc.domain.payouts import PayoutRecord, decode_record
 from streamproc.domain.wire import encode_events
-from streamproc.log import grants, remembered, scripts
+from streamproc.log import grants, payees, remembered, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
 from streamproc.log.scripts import Script
 from streamproc.log.stream import open_log
+from streamproc.log.work import Work
 from tests.bank import until
 from tests.engine import Engine
 from tests.properties.test_fast_path import governance
@@ -255,6 +256,30 @@ async def test_two_looks_at_a_payout_in_one_batch_are_one_first_look(bench: Benc
     assert bench.called == ["grant", "load", "commit"]
     assert (record.decision, record.bank_status) == ("APPROVED", "queued")
     assert int(await bench.client.get(NAMES.number)) == number + 1
+
+
+@pytest.mark.parametrize(
+    ("entries", "latest"),
+    [
+        ([(b"10-0", 10_400), (b"10-1", 10_700), (b"10-2", 10_500)], 10_700),
+        ([(b"10-0", 10_700), (b"11-0", 10_800)], 11_000),  # seen before it was written
+        ([(b"10-0", 10_700), (b"11-0", 99_000)], 11_999),  # by a producer whose clock is ahead
+        ([(b"1-9", 99_000), (b"11-0", 11_001)], 11_001),
+    ],
+    ids=[
+        "the latest of its millisecond",
+        "written later",
+        "a clock ahead",
+        "an earlier id of the same beginning",
+    ],
+)
+def test_the_time_of_a_batch_is_not_before_its_payouts_were_seen_and_written(
+    entries: list[tuple[bytes, int]], latest: int
+) -> None:
+    memory = remembered.Remembered()
+    memory.learn(1, monotonic(), (), ())  # carried on, that is some µs after 1970
+    firsts = payees.first_looks(NAMES, [Work(entry, [observed(at=at)]) for entry, at in entries])
+    assert memory.now_us(firsts) == latest
 
 
 async def test_where_the_clock_was_set_back_redis_has_the_time(bench: Bench) -> None:

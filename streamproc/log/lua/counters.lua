@@ -105,7 +105,7 @@ local function take_slot(t, start, time, payout)
   local r = rates[t.rate]
   r.newest, r.added[#r.added + 1] = time, time
   local k = #r.z
-  r.z[k + 1], r.z[k + 2] = int(time), payout
+  r.z[k + 1], r.z[k + 2] = time, payout -- a score; Redis makes a text of a whole number itself, for less than `int`
 end
 
 -- Charge an amount for which `exceeded_by` found room.

@@ -10,8 +10,8 @@
 -- ARGV[6] MessagePack, an array of ten:
 --   1 number of payouts; 2 and 3 the ids of their first and last entry;
 --   4 terms, flat, of each: as counters.lua has them; how many texts its payouts share, and these texts; where it has windows,
---     the text of a reservation in 2 + 2 * windows pieces, between which go the number and what was reserved and committed in
---     each window before; then for each window the text of its rejection, as far as the amount used;
+--     the text of a reservation in 3 + 2 * windows pieces, between which go the amount, the number, and what was reserved and
+--     committed in each window before; then for each window the text of its rejection, as far as the amount used;
 --   5 templates, of each: length of its rows, 1 if the payout is over when it is granted, time of the decision (µs), texts if it is
 --     granted, texts if there is no slot, texts if there is no room; false for an answer that is left to the chain. Texts are
 --     MessagePack: the record and `e`, of each its pieces, its blanks, and which pieces come in parts with the time between them.
@@ -56,10 +56,12 @@ while i <= #terms do
   t, i = terms_at(terms, i)
   if t.rate > 0 then rate_of(t.rate, t.window_us) end
   exceeded_by(t, 0)
-  t.rate_terms, t.shared, t.room, t.lack = format(' %d %d ', t.count, t.window_us), {}, {}, {}
-  for k = 1, whole(terms[i], 0, #terms) do t.shared[k] = terms[i + k] end
-  i = i + 1 + #t.shared
-  for k = 1, 2 + 2 * t.windows do t.room[2 * k - 1], i = terms[i], i + 1 end
+  t.rate_terms, t.room, t.lack = format(' %d %d ', t.count, t.window_us), {}, {}
+  t.computed = { false, false, false, false } -- fills the blanks below 0; -1 to -4 anew for each payout
+  local shared = whole(terms[i], 0, #terms)
+  for k = 1, shared do t.computed[4 + k] = terms[i + k] end
+  i = i + 1 + shared
+  for k = 1, t.windows >= 0 and 3 + 2 * t.windows or 0 do t.room[2 * k - 1], i = terms[i], i + 1 end
   for k = 1, t.windows do t.lack[k], i = terms[i], i + 1 end
   term_list[#term_list + 1] = t
 end
@@ -96,8 +98,7 @@ end
 local pending = {}
 for _, row in ipairs(call('XPENDING', KEYS[1], ARGV[1], request[2], request[3], 2 * payouts)) do pending[row[1]] = true end
 
-local computed = {} -- fills the blanks below 0
-local function filled(text, at)
+local function filled(text, at, computed)
   local pieces, blanks = text[1], text[2]
   for k = 1, #blanks do
     local from = blanks[k]
@@ -150,7 +151,7 @@ local function grant(n, template, at)
   local admission = false
   if t.rate > 0 or t.windows >= 0 then
     number = number + 1
-    local my_number, rate, room = int(number), '', t.room
+    local my_number, rate, room, computed = int(number), '', t.room, t.computed
     computed[1], computed[2] = my_number, int(used)
     if t.rate > 0 then rate = my_number .. ' ' .. computed[2] .. t.rate_terms .. (fate == NO_SLOT and '1' or '0') end
     if fate == NO_SLOT then
@@ -158,11 +159,11 @@ local function grant(n, template, at)
       admission = rate .. '||'
     else
       if t.rate > 0 then take_slot(t, start, time, rows[at + 3]) end
-      admission = rate .. '|' .. my_number .. ' ' .. paise .. ' ' .. exceeded .. told(before) .. '|' .. t.w
+      admission = rate .. '|' .. my_number .. ' ' .. paise .. (fate == DONE and ' -1' or ' ' .. exceeded) .. told(before) .. '|' .. t.w
       if fate == DONE then
         charge(t, amount)
-        room[2] = my_number
-        for k = 1, #before do room[2 + 2 * k] = before[k] end
+        room[2], room[4] = paise, my_number
+        for k = 1, #before do room[4 + 2 * k] = before[k] end
         computed[3] = concat(room)
       else
         local k, b = exceeded + 1, budget_of(t.budgets[exceeded + 1])
@@ -170,13 +171,12 @@ local function grant(n, template, at)
         computed[4] = t.lack[k] .. int(b.r + b.add + b.c) .. ',"reserved":' .. reserved .. ',"committed":' .. committed
       end
     end
-    for k = 1, #t.shared do computed[4 + k] = t.shared[k] end
   end
   acknowledged[#acknowledged + 1] = entry
   writes[written + 1] = KEYS[4 + n]
-  writes[written + 2] = filled(texts[1], at)
+  writes[written + 2] = filled(texts[1], at, t.computed)
   writes[written + 3] = admission
-  writes[written + 4] = filled(texts[2], at)
+  writes[written + 4] = filled(texts[2], at, t.computed)
   writes[written + 5] = ARGV[4] .. entry .. ARGV[5]
   writes[written + 6] = template[2] == 1
   written = written + 6
