@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from streamproc.domain.events import ReviewRefused
+from streamproc.domain.wire import encode_events
 from streamproc.log import claims, letters, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.names import Names
@@ -17,10 +18,10 @@ from tests.words import ACCOUNT, observed, reviewed
 NAMES = Names(0)
 
 
-async def delivered(client: Redis, count: int = 1) -> list[bytes]:
+async def delivered(client: Redis, count: int = 1, *, e: bytes = b'[{"in":1}]') -> list[bytes]:
     """Entries in the hands of one consumer."""
     for _ in range(count):
-        await client.xadd(NAMES.log, {"e": '[{"in":1}]', "m": '{"by":"p"}'})
+        await client.xadd(NAMES.log, {"e": e, "m": '{"by":"p"}'})
     reply = await client.execute_command(
         "XREADGROUP", "GROUP", "g", "a", "COUNT", count, "STREAMS", NAMES.log, ">"
     )
@@ -89,6 +90,20 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
     assert [row[0] for row in again] == [entry]
 
 
+@pytest.mark.parametrize("there", [{"x": "1"}, None], ids=["without our fields", "gone from the log"])
+async def test_a_dead_letter_is_made_also_of_what_has_nothing_to_keep(
+    client: Redis, there: dict[str, str] | None
+) -> None:
+    entry = await client.xadd(NAMES.log, there or {"x": "1"})
+    await client.xreadgroup("g", "a", {NAMES.log: ">"})
+    if there is None:
+        await client.xdel(NAMES.log, entry)
+    assert await scripts.commit(client, NAMES, "g", [Handover(entry, problem="why")]) == [Committed.DONE]
+    ((_, fields),) = await client.execute_command("XRANGE", NAMES.dead, "-", "+")
+    letter = dict(zip(fields[::2], fields[1::2], strict=True))
+    assert (letter[b"entry"], letter[b"m"], letter[b"problem"]) == (entry, b"{}", b"why")
+
+
 async def test_a_deferred_entry_comes_back_when_due_once_and_is_in_the_hands_of_who_took_it_up(
     client: Redis,
 ) -> None:
@@ -119,12 +134,13 @@ async def test_of_a_deferred_entry_that_was_only_skipped_in_the_end_nothing_is_l
     client: Redis,
 ) -> None:
     """A later version knows an event that an earlier one put off, and its group has nothing to do with it."""
-    (entry,) = await delivered(client)
+    (entry,) = await delivered(client, e=encode_events([observed("pout_1", 100)]))
     await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
     taken = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
     await Handler(0, Group(name="g", stages=()), Limits()).handle(client, taken, taken=True)
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+    assert await client.exists(NAMES.dead) == 0
 
 
 async def hold(client: Redis, *ids: bytes, deliveries: int) -> None:

@@ -93,6 +93,25 @@ async def test_what_was_decided_under_other_policies_or_for_a_payee_who_came_sec
     assert await everything(client) == before
 
 
+async def test_before_the_first_policies_their_revision_is_0(client: Redis) -> None:
+    """As a load says it: else no payout would ever be rejected for having no policy."""
+    one = replace(await much(client), notes=[])
+    _, rev, _, _ = await scripts.load(client, NAMES, [])
+    assert await commit(client, one, rev=b"1") == [Committed.STALE]
+    assert await commit(client, one, rev=rev) == [Committed.DONE]
+
+
+@pytest.mark.parametrize("taken", [SHOP, OTHER], ids=["at the vendor", "for the account"])
+async def test_a_payee_is_the_first_only_where_nobody_else_is_noted_on_either_side(
+    client: Redis, taken: str
+) -> None:
+    one = replace(await much(client), notes=[(key, name, at, True) for key, name, at, _ in NOTES])
+    await client.hset(taken, "somebody", "1")
+    assert await commit(client, one) == [Committed.STALE]
+    await client.delete(taken)
+    assert await commit(client, one) == [Committed.DONE]
+
+
 @pytest.mark.parametrize("what", ["no output", "of no payout", "a fact", "a payee who is there", "not first"])
 async def test_but_neither_policies_nor_payees_stop_what_does_not_depend_on_them(
     client: Redis, what: str

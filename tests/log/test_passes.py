@@ -3,6 +3,7 @@ connections."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -28,6 +29,7 @@ from tests.properties.test_fast_path import governance
 from tests.words import apply_policies, observed
 
 NAMES = Names(0)
+FACTS = {"outputs_are_facts": True}
 
 
 async def shown(client: Redis, group: str, payout: str = "pout_1") -> list[Raw]:
@@ -40,11 +42,16 @@ async def shown(client: Redis, group: str, payout: str = "pout_1") -> list[Raw]:
     return list(entries)
 
 
-@pytest.mark.parametrize(("facts", "runs"), [(False, 4), (True, 1)])
+@pytest.mark.parametrize(
+    ("kind", "runs"),
+    [({}, 4), (FACTS, 1), (FACTS | {"looks_again": True}, 4)],
+    ids=["rules", "facts", "looks"],
+)
 async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
-    client: Redis, monkeypatch: pytest.MonkeyPatch, facts: bool, runs: int
+    client: Redis, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any], runs: int
 ) -> None:
-    """Where outputs are facts, whoever called the bank does not call it again: only the commit is tried again."""
+    """Where outputs are facts, whoever called the bank does not call it again: only the commit is tried again. Whoever
+    tells people looks at what the payout is now."""
     monkeypatch.setattr(batch, "STALE_MAX", 3)
     ran = 0
 
@@ -64,7 +71,7 @@ async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
     commit, commits = scripts.commit, 0
     monkeypatch.setattr(scripts, "commit", overtaken)
     stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look)
-    handler = Handler(0, Group(name="g", stages=(stage,), outputs_are_facts=facts), Limits())
+    handler = Handler(0, Group(name="g", stages=(stage,), **kind), Limits())
     await handler.handle(client, await shown(client, "g"), taken=False)
     assert (ran, commits) == (runs, 4)
     assert await client.zcard(NAMES.retries("g")) == 1
@@ -150,6 +157,36 @@ async def test_after_a_failover_the_same_revision_may_mean_other_policies(client
         await handler.handle(client, await shown(client, chain.name, payout), taken=False)
         reasons.append(decode_record(await client.hget(NAMES.payout(payout), "s")).reason)
     assert reasons == ["POLICY_OK", "TXN_LIMIT_EXCEEDED"]
+
+
+async def test_after_a_failover_policies_of_the_same_revision_are_read_anew_before_money_moves(
+    client: Redis,
+) -> None:
+    limits: list[int | None] = []
+
+    async def look(_: Sequence[Item], ctx: BatchContext) -> None:
+        agent = (await ctx.book_now()).agent("bot")
+        limits.append(agent.policy.per_txn_limit if agent else None)
+
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look)
+    handler = Handler(0, Group(name="g", stages=(stage,), outputs_are_facts=True), Limits())
+    for limit in (1_000, 50):
+        await client.delete(NAMES.policy)
+        await apply_policies(client, f"policies: {{bot: {{per_txn_limit: {limit}, daily_limit: 100000}}}}")
+        await client.hset(NAMES.policy, "rev", "7")
+        handler.forget()
+        await handler.handle(client, await shown(client, "g"), taken=False)
+    assert limits == [1_000, 50]
+
+
+async def test_what_was_acknowledged_is_not_acknowledged_again(client: Redis) -> None:
+    """Else a group that skips much would send more with each batch."""
+    handler = Handler(0, Group(name="g", stages=()), Limits())
+    await handler.handle(client, await shown(client, "g"), taken=False)
+    assert len(handler.skipped) == 1
+    await handler.acknowledge(client)
+    assert handler.skipped == []
+    assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
 
 
 async def test_whether_money_may_move_is_not_asked_of_a_server_that_takes_no_writes(
