@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -245,3 +246,65 @@ async def test_what_was_taken_over_and_then_not_heard_of_is_handled_at_once(
 
         await until(is_done, what="what was left behind is handled")
     assert bank.payouts == ["pout_left"]
+
+
+async def test_who_stops_leaves_the_group(client: Redis, redis_url: str, bank: Bank) -> None:
+    """Else a group keeps the name of every process that ever ran, until others find it abandoned."""
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+        assert [row["name"] for row in await client.xinfo_consumers(NAMES.log, "g")] == [b"me"]
+    assert await client.xinfo_consumers(NAMES.log, "g") == []
+
+
+async def test_who_cannot_connect_waits_twice_as_long_each_time_up_to_a_limit_and_not_after_all_was_well(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected, waited_for, stopping = loop.connected, list[float](), asyncio.Event()
+    away = [True] * 8 + [False] + [True] * 2
+    left = iter(away)
+
+    @asynccontextmanager
+    async def connecting(url: str, **how: Any) -> AsyncIterator[Redis]:
+        if how.get("blocking") and next(left):
+            raise LogUnavailable("nobody listens")
+        async with connected(url, **how) as one:
+            yield one
+
+    async def lost(*_: object) -> None:
+        raise LogUnavailable("the connection was reset")
+
+    async def waiting(event: asyncio.Event, seconds: float) -> None:
+        if seconds == loop.UPKEEP_S and asyncio.current_task() is not running:
+            await event.wait()  # the look beside it, which is cancelled
+        waited_for.append(seconds)
+        if len(waited_for) == len(away):
+            stopping.set()
+
+    monkeypatch.setattr(loop, "connected", connecting)
+    monkeypatch.setattr(loop, "set_within", waiting)
+    monkeypatch.setattr(Consumer, "_serve", lost)
+    consumer = Consumer(redis_url, 0, bank.group, name="me", limits=Limits())
+    running = asyncio.create_task(consumer.run(stopping))
+    async with asyncio.timeout(DEADLINE_S):
+        await running
+    assert waited_for == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 0.1, 0.2, 0.4]
+
+
+async def test_what_is_done_is_not_in_hand_any_more(client: Redis, redis_url: str, bank: Bank) -> None:
+    """Else its claim would be renewed for ever, and a worker that was busy once would take nothing over any more."""
+    stopping = asyncio.Event()
+    consumer = Consumer(redis_url, 0, bank.group, name="me", limits=Limits())
+    running = asyncio.create_task(consumer.run(stopping))
+    await pay(client, "pout_1")
+    await bank.called.wait()
+    assert (len(consumer._claims._since), consumer._in_hand_since is None) == (1, False)
+    bank.answers.set()
+
+    async def is_done() -> bool:
+        return await pending(client) == 0
+
+    await until(is_done, what="it is acknowledged")
+    stopping.set()
+    await running
+    assert (consumer._claims._since, consumer._in_hand_since) == ({}, None)

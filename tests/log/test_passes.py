@@ -1,6 +1,7 @@
 """A handler's passes: what changes under its hands is run again so often and no more, and what it knew ends with its
 connections."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from streamproc.log.policies import Policies
 from streamproc.log.scripts import Raw
 from streamproc.log.stream import open_log
 from streamproc.log.work import BatchContext, Group, Item, Stage
+from tests.deadline import DEADLINE_S
 from tests.faults.replica import replica_of
 from tests.properties.test_fast_path import governance
 from tests.words import apply_policies, observed
@@ -75,6 +77,8 @@ async def test_a_payout_that_changes_in_every_pass_is_put_off_in_the_end(
     await handler.handle(client, await shown(client, "g"), taken=False)
     assert (ran, commits) == (runs, 4)
     assert await client.zcard(NAMES.retries("g")) == 1
+    ((tries, count),) = (await client.hgetall(NAMES.tries("g"))).items()
+    assert (tries.endswith(b":waits"), count) == (True, b"1")
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
 
 
@@ -119,6 +123,68 @@ async def test_a_timeout_of_one_entry_is_its_own_failure_and_does_not_hold_up_th
     await handler.handle(client, entries, taken=False)
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
     assert await client.hgetall(NAMES.tries("g")) == {entries[1][0]: b"1"}
+
+
+async def test_what_a_stage_said_before_it_failed_is_not_said_twice_when_the_batch_is_tried_one_by_one(
+    client: Redis,
+) -> None:
+    async def emit(items: Sequence[Item], _: BatchContext) -> None:
+        for work, event in items:
+            work.emit(event)  # type: ignore[arg-type]
+            if work.payout == "pout_2":
+                raise RuntimeError("nobody named this")
+
+    stage = Stage(name="emit", consumes=frozenset({PayoutObserved}), handle=emit)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    entries = [*await shown(client, "g"), *await shown(client, "g", "pout_2")]
+    await handler.handle(client, entries, taken=False)
+    rows = await client.execute_command("XRANGE", NAMES.log, "(" + entries[-1][0].decode(), "+")
+    assert [fields[1] for _, fields in rows] == [entries[0][1][1]]
+
+
+async def test_a_batch_that_takes_too_long_as_a_whole_waits_and_costs_none_of_its_entries_an_attempt(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "BATCH_TIMEOUT_S", 0.01)
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    stage = Stage(name="hang", consumes=frozenset({PayoutObserved}), handle=hang)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    entries = [*await shown(client, "g"), *await shown(client, "g", "pout_2")]
+    async with asyncio.timeout(DEADLINE_S):
+        await handler.handle(client, entries, taken=False)
+    assert await client.hgetall(NAMES.tries("g")) == {entry + b":waits": b"1" for entry, _ in entries}
+    assert await client.zcard(NAMES.retries("g")) == 2
+
+
+async def test_what_happened_in_the_world_is_in_the_log_once_though_the_payout_moved_on_before_the_commit(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bank's answer is kept for the next try of the commit, and the bank is not called for it again."""
+    calls, commit = 0, scripts.commit
+
+    async def call(items: Sequence[Item], _: BatchContext) -> None:
+        nonlocal calls
+        calls += 1
+        for work, event in items:
+            work.emit(event)  # type: ignore[arg-type]
+
+    async def overtaken_once(*args: object, **options: object) -> list[scripts.Committed]:
+        monkeypatch.setattr(scripts, "commit", commit)
+        await client.hset(NAMES.payout("pout_1"), "v", 7)
+        return await commit(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scripts, "commit", overtaken_once)
+    stage = Stage(name="call", consumes=frozenset({PayoutObserved}), handle=call)
+    handler = Handler(0, Group(name="g", stages=(stage,), outputs_are_facts=True), Limits())
+    entries = await shown(client, "g")
+    await handler.handle(client, entries, taken=False)
+    rows = await client.execute_command("XRANGE", NAMES.log, "-", "+")
+    assert [fields[1] for _, fields in rows] == [entries[0][1][1]] * 2
+    assert calls == 1
+    assert await client.hget(NAMES.payout("pout_1"), "v") == b"8"
 
 
 async def test_a_log_that_goes_in_the_midst_of_a_batch_is_not_taken_for_the_fault_of_its_entries(
