@@ -248,6 +248,48 @@ async def test_what_was_taken_over_and_then_not_heard_of_is_handled_at_once(
     assert bank.payouts == ["pout_left"]
 
 
+async def test_looks_go_on_after_one_that_failed_while_a_batch_is_at_the_bank_and_one_new_connection_is_enough(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They fire timers and show that this worker is alive. What it may have claimed is taken up again once."""
+    look, take_up_own, lost, connected = Upkeep.look, Consumer._take_up_own, asyncio.Event(), 0
+
+    async def cut_once(self: Upkeep, beside: Redis, *, may_claim: bool = True) -> Found | None:
+        if bank.called.is_set() and not lost.is_set():
+            lost.set()
+            raise LogUnavailable("the connection was reset")
+        return await look(self, beside, may_claim=may_claim)
+
+    async def counted(self: Consumer, one: Redis) -> None:
+        nonlocal connected
+        connected += 1
+        await take_up_own(self, one)
+
+    monkeypatch.setattr(Upkeep, "look", cut_once)
+    monkeypatch.setattr(Consumer, "_take_up_own", counted)
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        async with asyncio.timeout(DEADLINE_S):
+            await lost.wait()
+        await client.zadd(NAMES.timers, {"[]": 1})
+
+        async def has_fired() -> bool:
+            return await client.zcard(NAMES.timers) == 0
+
+        await until(has_fired, what="the timer is in the log")
+        assert bank.payouts == ["pout_1"]
+        bank.answers.set()
+        for payout in ("pout_2", "pout_3", "pout_4"):
+            await pay(client, payout)
+
+            async def is_done(payout: str = payout) -> bool:
+                return payout in bank.payouts and await pending(client) == 0
+
+            await until(is_done, what=f"{payout} is handled")
+    assert bank.payouts == ["pout_1", "pout_2", "pout_3", "pout_4"]
+    assert connected == 2
+
+
 async def test_who_stops_leaves_the_group(client: Redis, redis_url: str, bank: Bank) -> None:
     """Else a group keeps the name of every process that ever ran, until others find it abandoned."""
     async with consuming(redis_url, bank):

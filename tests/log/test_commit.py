@@ -170,6 +170,8 @@ async def test_a_delivery_after_which_an_entry_was_put_off_is_not_held_against_i
         await scripts.due_retries(client, NAMES, "g", "b", limit=10)
     (found,) = await claims.take_up(client, NAMES, "g", "b", [entry], most=9)
     assert found.deliveries == 2
+    (told,) = await claims.take_up(client, NAMES, "g", "b", [entry], most=2)
+    assert (told.deliveries, told.entry) == (2, None)
 
 
 async def test_what_is_put_off_or_in_other_hands_or_has_left_the_log_is_not_taken_up(client: Redis) -> None:

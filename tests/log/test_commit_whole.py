@@ -227,6 +227,50 @@ async def test_a_key_that_is_not_what_it_must_be_fails_the_commit_before_anythin
     assert await everything(client) == before
 
 
+NO_PAYOUT = {"payout": "", "version": b"-1", "recalled": b""}
+WRONG: dict[str, dict[str, Any]] = {
+    "an entry": {"entry": b"x"},
+    "a record of no payout": {**NO_PAYOUT, "settle": ""},
+    "a time to keep the record": {"keep_s": -2},
+    "a settlement": {"settle": "x"},
+    "a settlement of no payout": {**NO_PAYOUT, "record": b""},
+    "fees": {"fees": "x"},
+    "fees below 0": {"fees": -1},
+    "a recalled reservation": {"recalled": b"reserved 0 |9 40"},
+    "a recalled reservation of no payout": {
+        **NO_PAYOUT,
+        "record": b"",
+        "settle": "",
+        "recalled": b"reserved 0 |9 40 -1|",
+    },
+    "a timer": {"timers": [("x", b"[7]")]},
+    "a note": {"notes": [(SHOP, "fa_1", "x", False)]},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+async def test_a_part_that_is_not_what_it_must_be_fails_the_commit_before_anything_is_written(
+    client: Redis, what: str
+) -> None:
+    plain = Handover(await pending(client), payout="other", version=b"0", record=b"{}", e=b"[1]")
+    one = await much(client)
+    before = await everything(client)
+    with pytest.raises(ResponseError, match="called wrongly"):
+        await commit(client, plain, replace(one, **WRONG[what]))
+    assert await everything(client) == before
+
+
+async def test_a_payout_whose_version_is_no_number_fails_the_commit_before_anything_is_written(
+    client: Redis,
+) -> None:
+    one = await much(client)
+    await client.hset(NAMES.payout("p"), "v", "x")
+    before = await everything(client)
+    with pytest.raises(ResponseError, match="has no version"):
+        await commit(client, replace(one, version=b"-1"))
+    assert await everything(client) == before
+
+
 async def test_without_a_log_nothing_is_committed(client: Redis) -> None:
     one = await much(client)
     await client.delete(NAMES.log)

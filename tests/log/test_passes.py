@@ -15,7 +15,7 @@ from streamproc.domain.events import PayoutObserved
 from streamproc.domain.payouts import decode_record
 from streamproc.domain.policy_events import PolicyChanged
 from streamproc.domain.wire import encode_events
-from streamproc.errors import LogBroken, LogUnavailable
+from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from streamproc.log import batch, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
@@ -157,6 +157,20 @@ async def test_a_batch_that_takes_too_long_as_a_whole_waits_and_costs_none_of_it
         await handler.handle(client, entries, taken=False)
     assert await client.hgetall(NAMES.tries("g")) == {entry + b":waits": b"1" for entry, _ in entries}
     assert await client.zcard(NAMES.retries("g")) == 2
+
+
+async def test_what_waits_for_a_dependency_comes_again_no_sooner_than_it_asked_to(client: Redis) -> None:
+    async def refuse(items: Sequence[Item], _: BatchContext) -> None:
+        for work, _event in items:
+            work.fail(TryAgain("the bank is away", after_s=600.0))
+
+    stage = Stage(name="refuse", consumes=frozenset({PayoutObserved}), handle=refuse)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    (one,) = await shown(client, "g")
+    entry, now_us = one[0], (await scripts.load(client, NAMES, []))[0]
+    await handler.handle(client, [one], taken=False)
+    assert await client.zscore(NAMES.retries("g"), entry) >= now_us + 600_000_000
+    assert await client.hgetall(NAMES.tries("g")) == {entry + b":waits": b"1"}
 
 
 async def test_what_happened_in_the_world_is_in_the_log_once_though_the_payout_moved_on_before_the_commit(
