@@ -34,9 +34,13 @@ NAMES = Names(0)
 FACTS = {"outputs_are_facts": True}
 
 
-async def shown(client: Redis, group: str, payout: str = "pout_1") -> list[Raw]:
+async def look_at_nothing(*_: object) -> None:
+    """A stage that leaves everything as it is."""
+
+
+async def shown(client: Redis, group: str, payout: str = "pout_1", *, status: str = "pending") -> list[Raw]:
     """All that is new, and then a payout, in the hands of one consumer."""
-    e = encode_events([observed(payout, 100, agent="bot", url="")])
+    e = encode_events([observed(payout, 100, agent="bot", url="", status=status)])
     await client.xadd(NAMES.log, {"e": e, "m": b'{"by":"webhook"}'})
     ((_, entries),) = await client.execute_command(
         "XREADGROUP", "GROUP", group, "me", "STREAMS", NAMES.log, ">"
@@ -312,6 +316,18 @@ async def test_beside_what_is_about_no_payout_each_payout_has_its_own_record(cli
         ("pout_1", "pout_1"),
     ]
     assert any(not payout for payout, _ in looks)
+
+
+@pytest.mark.parametrize(("status", "ends"), [("pending", False), ("failed", True)])
+async def test_the_record_of_a_payout_that_is_over_goes_after_the_retention_time_and_no_other(
+    client: Redis, status: str, ends: bool
+) -> None:
+    """Else Redis would fill with records that nobody asks for."""
+    stage = Stage(name="look", consumes=frozenset({PayoutObserved}), handle=look_at_nothing)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits(retention_s=5_000.0))
+    await handler.handle(client, await shown(client, "g", status=status), taken=False)
+    ttl_s = await client.ttl(NAMES.payout("pout_1"))
+    assert (0 < ttl_s <= 5_000) if ends else ttl_s == -1
 
 
 async def test_an_output_says_who_wrote_it_and_which_entry_caused_it(client: Redis) -> None:
