@@ -14,6 +14,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import group as loop
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
+from streamproc.log.claims import Claims
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Deferral
@@ -331,6 +332,40 @@ async def test_who_cannot_connect_waits_twice_as_long_each_time_up_to_a_limit_an
     async with asyncio.timeout(DEADLINE_S):
         await running
     assert waited_for == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 0.1, 0.2, 0.4]
+
+
+async def test_who_hangs_in_a_batch_lets_others_have_its_entries_and_renews_its_claims_again_afterwards(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "RENEW_MAX_S", 1e-9)
+    renew, renewed, looks = Claims.renew, asyncio.Event(), 0
+
+    async def heard(self: Claims, beside: Redis, *, late: int = 1) -> None:
+        if late == 1:
+            renewed.set()
+        await renew(self, beside, late=late)
+
+    async def counted(*_: object, **__: object) -> None:
+        nonlocal looks
+        if bank.called.is_set():
+            if not looks:
+                renewed.clear()  # by this look, which may have begun before the batch
+            looks += 1
+
+    monkeypatch.setattr(Upkeep, "look", counted)
+    monkeypatch.setattr(Claims, "renew", heard)
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+
+        async def has_looked() -> bool:
+            return looks > 2
+
+        await until(has_looked, what="it has looked a few times beside the batch")
+        assert not renewed.is_set()
+        bank.answers.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await renewed.wait()
 
 
 async def test_what_is_done_is_not_in_hand_any_more(client: Redis, redis_url: str, bank: Bank) -> None:

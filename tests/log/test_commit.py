@@ -1,17 +1,18 @@
 """`commit.lua`: each input is handed over once, whoever holds it and however often the call is sent."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
 
-from streamproc.domain.events import ReviewRefused
+from streamproc.domain.events import PayoutObserved, ReviewRefused, TimerFired
 from streamproc.domain.wire import encode_events
 from streamproc.log import claims, letters, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
-from streamproc.log.work import Group
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.engine import Engine
 from tests.words import ACCOUNT, observed, reviewed
 
@@ -191,6 +192,20 @@ async def test_a_timer_fires_once_and_only_when_it_is_due(client: Redis) -> None
     fired = await asyncio.gather(*(scripts.fire_due(client, NAMES) for _ in range(5)))
     assert sorted(fired) == [0, 0, 0, 0, 1]
     assert await outputs(client) == [b"[3]"]
+
+
+async def test_a_timer_that_a_stage_sets_is_there_after_the_commit(client: Redis) -> None:
+    timer = TimerFired(at=2**52, payout="pout_1", timer="hold_expiry")
+
+    async def hold(items: Sequence[Item], _: BatchContext) -> None:
+        for work, _event in items:
+            work.later(timer)
+
+    stage = Stage(name="hold", consumes=frozenset({PayoutObserved}), handle=hold)
+    await delivered(client, e=encode_events([observed("pout_1", 100)]))
+    entries = await client.execute_command("XRANGE", NAMES.log, "-", "+")
+    await Handler(0, Group(name="g", stages=(stage,)), Limits()).handle(client, entries, taken=False)
+    assert await client.zrange(NAMES.timers, 0, -1, withscores=True) == [(encode_events([timer]), timer.at)]
 
 
 async def test_a_consumer_that_owns_entries_is_not_removed_and_one_that_owns_none_is(client: Redis) -> None:

@@ -177,6 +177,39 @@ async def test_what_waits_for_a_dependency_comes_again_no_sooner_than_it_asked_t
     assert await client.hgetall(NAMES.tries("g")) == {entry + b":waits": b"1"}
 
 
+@pytest.mark.parametrize("problem", [TryAgain("the bank is away"), RuntimeError("nobody named this")])
+async def test_an_entry_that_fails_by_itself_is_set_aside_without_a_trace_and_one_that_waits_never_is(
+    client: Redis, problem: Exception
+) -> None:
+    async def refuse(items: Sequence[Item], _: BatchContext) -> None:
+        for work, _event in items:
+            work.fail(problem)
+
+    stage = Stage(name="refuse", consumes=frozenset({PayoutObserved}), handle=refuse)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
+    entries = await shown(client, "g")
+    for n in range(1, batch.ATTEMPTS_MAX + 1):
+        assert await client.exists(NAMES.dead) == 0
+        await handler.handle(client, entries, taken=n > 1)
+    traces = await client.exists(NAMES.retries("g"), NAMES.tries("g"))
+    is_set_aside = not isinstance(problem, TryAgain)
+    assert (await client.exists(NAMES.dead), traces) == ((1, 0) if is_set_aside else (0, 2))
+
+
+async def test_what_another_consumer_has_taken_over_meanwhile_is_not_put_off(client: Redis) -> None:
+    """It would be taken from that one when it is due."""
+
+    async def overtaken(items: Sequence[Item], _: BatchContext) -> None:
+        for work, _event in items:
+            await client.execute_command("XCLAIM", NAMES.log, "g", "another", 0, work.entry)
+            work.fail(TryAgain("the bank is away"))
+
+    stage = Stage(name="refuse", consumes=frozenset({PayoutObserved}), handle=overtaken)
+    handler = Handler(0, Group(name="g", stages=(stage,)), Limits(), "me")
+    await handler.handle(client, await shown(client, "g"), taken=False)
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
 async def test_what_happened_in_the_world_is_in_the_log_once_though_the_payout_moved_on_before_the_commit(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +361,18 @@ async def test_the_record_of_a_payout_that_is_over_goes_after_the_retention_time
     await handler.handle(client, await shown(client, "g", status=status), taken=False)
     ttl_s = await client.ttl(NAMES.payout("pout_1"))
     assert (0 < ttl_s <= 5_000) if ends else ttl_s == -1
+
+
+@pytest.mark.parametrize("way", ["fast path", "chain"])
+async def test_a_budget_is_kept_for_the_retention_time_after_its_window(client: Redis, way: str) -> None:
+    """What comes back of a payout goes to the windows that it was charged to."""
+    chain = governance() if way == "fast path" else replace(governance(), fast_path=None)
+    await open_log(client, partitions=1, groups=[chain.name])
+    await apply_policies(client, "policies: {bot: {daily_limit: 100000}}")
+    handler = Handler(0, chain, Limits(retention_s=5_000_000.0))
+    await handler.handle(client, await shown(client, chain.name), taken=False)
+    (budget,) = await client.keys(f"{NAMES.base}:budget:*")
+    assert await client.ttl(budget) > 4_999_000
 
 
 async def test_an_output_says_who_wrote_it_and_which_entry_caused_it(client: Redis) -> None:
