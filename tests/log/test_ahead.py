@@ -24,6 +24,7 @@ from tests.properties.test_fast_path import governance
 from tests.words import apply_policies, observed
 
 NAMES = Names(0)
+NEVER_S = 3_600.0
 
 
 class Seen:
@@ -116,6 +117,25 @@ async def test_what_was_asked_too_long_ago_is_not_used(
     seen = Seen()
     await two_of_one_payout(client, redis_url, seen, asked, ahead=True)
     assert seen.looks == [("pending", False), ("processing", True)]
+
+
+async def test_what_was_asked_ahead_of_a_payout_is_good_for_its_first_entry_only(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second entry is handled in a pass of its own, after the commit of the first."""
+    monkeypatch.setattr(opened, "AHEAD_S", NEVER_S)
+    seen = Seen()
+    seen.go_on.set()
+    handler = Handler(0, seen.group, Limits())
+    for status in ("processing", "processed"):
+        await show(client, status)
+    ((_, entries),) = await client.execute_command(
+        "XREADGROUP", "GROUP", "g", "me", "STREAMS", NAMES.log, ">"
+    )
+    found = await handler.opener.ahead(client, entries)
+    assert found.known_lately(handler.opener.remembered) is not None
+    await handler.handle(client, entries, taken=False, ahead=found)
+    assert seen.looks == [("processing", False), ("processed", True)]
 
 
 async def test_a_group_that_calls_others_asks_only_when_it_is_about_to_call(

@@ -81,6 +81,34 @@ async def test_of_more_keys_than_one_look_takes_each_is_known_again(log_url: str
     assert again == [(entry, False) for entry, _ in first]
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_a_delivery_is_known_by_any_one_of_its_keys(log_url: str, place: int) -> None:
+    async with connected(log_url) as client:
+        known = scripts.Delivery(["known"], b"[]", b'{"by":"webhook"}')
+        ((entry, _),) = await scripts.append_once(client, Names(0), [known])
+        keys = [f"other:{n}" for n in range(2)]
+        again = scripts.Delivery([*keys[:place], "known", *keys[place:]], b"[]", b'{"by":"webhook"}')
+        assert await scripts.append_once(client, Names(0), [again]) == [(entry, False)]
+
+
+@pytest.mark.parametrize("place", [0, 998, 999, 1_000, 3 * scripts.BATCH_MAX - 1])
+async def test_of_more_keys_than_one_look_takes_the_only_one_that_is_known_is_found(
+    log_url: str, place: int
+) -> None:
+    """Wherever it is: a look takes a thousand."""
+    keys = [f"new:{n}" for n in range(3 * scripts.BATCH_MAX)]
+    keys[place] = "known"
+    async with connected(log_url) as client:
+        known = scripts.Delivery(["known"], b"[]", b'{"by":"webhook"}')
+        ((entry, _),) = await scripts.append_once(client, Names(0), [known])
+        deliveries = [
+            scripts.Delivery(keys[n : n + 3], b"[]", b'{"by":"webhook"}') for n in range(0, len(keys), 3)
+        ]
+        answers = await scripts.append_once(client, Names(0), deliveries)
+    assert answers.pop(place // 3) == (entry, False)
+    assert all(new for _, new in answers)
+
+
 async def test_concurrent_appends_each_get_their_own_answer_from_few_calls(log_url: str) -> None:
     async with Producer(log_url, partitions=1, name="webhook") as producer, connected(log_url) as client:
         await producer.append(delivery(observed("pout_warm")))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -13,6 +14,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import group as loop
 from streamproc.log import scripts
 from streamproc.log.batch import Limits
+from streamproc.log.claims import Claims
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Deferral
@@ -245,3 +247,141 @@ async def test_what_was_taken_over_and_then_not_heard_of_is_handled_at_once(
 
         await until(is_done, what="what was left behind is handled")
     assert bank.payouts == ["pout_left"]
+
+
+async def test_looks_go_on_after_one_that_failed_while_a_batch_is_at_the_bank_and_one_new_connection_is_enough(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They fire timers and show that this worker is alive. What it may have claimed is taken up again once."""
+    look, take_up_own, lost, connected = Upkeep.look, Consumer._take_up_own, asyncio.Event(), 0
+
+    async def cut_once(self: Upkeep, beside: Redis, *, may_claim: bool = True) -> Found | None:
+        if bank.called.is_set() and not lost.is_set():
+            lost.set()
+            raise LogUnavailable("the connection was reset")
+        return await look(self, beside, may_claim=may_claim)
+
+    async def counted(self: Consumer, one: Redis) -> None:
+        nonlocal connected
+        connected += 1
+        await take_up_own(self, one)
+
+    monkeypatch.setattr(Upkeep, "look", cut_once)
+    monkeypatch.setattr(Consumer, "_take_up_own", counted)
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        async with asyncio.timeout(DEADLINE_S):
+            await lost.wait()
+        await client.zadd(NAMES.timers, {"[]": 1})
+
+        async def has_fired() -> bool:
+            return await client.zcard(NAMES.timers) == 0
+
+        await until(has_fired, what="the timer is in the log")
+        assert bank.payouts == ["pout_1"]
+        bank.answers.set()
+        for payout in ("pout_2", "pout_3", "pout_4"):
+            await pay(client, payout)
+
+            async def is_done(payout: str = payout) -> bool:
+                return payout in bank.payouts and await pending(client) == 0
+
+            await until(is_done, what=f"{payout} is handled")
+    assert bank.payouts == ["pout_1", "pout_2", "pout_3", "pout_4"]
+    assert connected == 2
+
+
+async def test_who_stops_leaves_the_group(client: Redis, redis_url: str, bank: Bank) -> None:
+    """Else a group keeps the name of every process that ever ran, until others find it abandoned."""
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+        assert [row["name"] for row in await client.xinfo_consumers(NAMES.log, "g")] == [b"me"]
+    assert await client.xinfo_consumers(NAMES.log, "g") == []
+
+
+async def test_who_cannot_connect_waits_twice_as_long_each_time_up_to_a_limit_and_not_after_all_was_well(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected, waited_for, stopping = loop.connected, list[float](), asyncio.Event()
+    away = [True] * 8 + [False] + [True] * 2
+    left = iter(away)
+
+    @asynccontextmanager
+    async def connecting(url: str, **how: Any) -> AsyncIterator[Redis]:
+        if how.get("blocking") and next(left):
+            raise LogUnavailable("nobody listens")
+        async with connected(url, **how) as one:
+            yield one
+
+    async def lost(*_: object) -> None:
+        raise LogUnavailable("the connection was reset")
+
+    async def waiting(event: asyncio.Event, seconds: float) -> None:
+        if seconds == loop.UPKEEP_S and asyncio.current_task() is not running:
+            await event.wait()  # the look beside it, which is cancelled
+        waited_for.append(seconds)
+        if len(waited_for) == len(away):
+            stopping.set()
+
+    monkeypatch.setattr(loop, "connected", connecting)
+    monkeypatch.setattr(loop, "set_within", waiting)
+    monkeypatch.setattr(Consumer, "_serve", lost)
+    consumer = Consumer(redis_url, 0, bank.group, name="me", limits=Limits())
+    running = asyncio.create_task(consumer.run(stopping))
+    async with asyncio.timeout(DEADLINE_S):
+        await running
+    assert waited_for == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 0.1, 0.2, 0.4]
+
+
+async def test_who_hangs_in_a_batch_lets_others_have_its_entries_and_renews_its_claims_again_afterwards(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "RENEW_MAX_S", 1e-9)
+    renew, renewed, looks = Claims.renew, asyncio.Event(), 0
+
+    async def heard(self: Claims, beside: Redis, *, late: int = 1) -> None:
+        if late == 1:
+            renewed.set()
+        await renew(self, beside, late=late)
+
+    async def counted(*_: object, **__: object) -> None:
+        nonlocal looks
+        if bank.called.is_set():
+            if not looks:
+                renewed.clear()  # by this look, which may have begun before the batch
+            looks += 1
+
+    monkeypatch.setattr(Upkeep, "look", counted)
+    monkeypatch.setattr(Claims, "renew", heard)
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+
+        async def has_looked() -> bool:
+            return looks > 2
+
+        await until(has_looked, what="it has looked a few times beside the batch")
+        assert not renewed.is_set()
+        bank.answers.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await renewed.wait()
+
+
+async def test_what_is_done_is_not_in_hand_any_more(client: Redis, redis_url: str, bank: Bank) -> None:
+    """Else its claim would be renewed for ever, and a worker that was busy once would take nothing over any more."""
+    stopping = asyncio.Event()
+    consumer = Consumer(redis_url, 0, bank.group, name="me", limits=Limits())
+    running = asyncio.create_task(consumer.run(stopping))
+    await pay(client, "pout_1")
+    await bank.called.wait()
+    assert (len(consumer._claims._since), consumer._in_hand_since is None) == (1, False)
+    bank.answers.set()
+
+    async def is_done() -> bool:
+        return await pending(client) == 0
+
+    await until(is_done, what="it is acknowledged")
+    stopping.set()
+    await running
+    assert (consumer._claims._since, consumer._in_hand_since) == ({}, None)

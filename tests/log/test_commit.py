@@ -1,16 +1,18 @@
 """`commit.lua`: each input is handed over once, whoever holds it and however often the call is sent."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
 
-from streamproc.domain.events import ReviewRefused
+from streamproc.domain.events import PayoutObserved, ReviewRefused, TimerFired
+from streamproc.domain.wire import encode_events
 from streamproc.log import claims, letters, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.names import Names
 from streamproc.log.scripts import Backoff, Committed, Deferral, Handover
-from streamproc.log.work import Group
+from streamproc.log.work import BatchContext, Group, Item, Stage
 from tests.engine import Engine
 from tests.log.test_letters import closing
 from tests.words import ACCOUNT, observed, reviewed
@@ -18,10 +20,10 @@ from tests.words import ACCOUNT, observed, reviewed
 NAMES = Names(0)
 
 
-async def delivered(client: Redis, count: int = 1) -> list[bytes]:
+async def delivered(client: Redis, count: int = 1, *, e: bytes = b'[{"in":1}]') -> list[bytes]:
     """Entries in the hands of one consumer."""
     for _ in range(count):
-        await client.xadd(NAMES.log, {"e": '[{"in":1}]', "m": '{"by":"p"}'})
+        await client.xadd(NAMES.log, {"e": e, "m": '{"by":"p"}'})
     reply = await client.execute_command(
         "XREADGROUP", "GROUP", "g", "a", "COUNT", count, "STREAMS", NAMES.log, ">"
     )
@@ -90,6 +92,20 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
     assert [row[0] for row in again] == [entry]
 
 
+@pytest.mark.parametrize("there", [{"x": "1"}, None], ids=["without our fields", "gone from the log"])
+async def test_a_dead_letter_is_made_also_of_what_has_nothing_to_keep(
+    client: Redis, there: dict[str, str] | None
+) -> None:
+    entry = await client.xadd(NAMES.log, there or {"x": "1"})
+    await client.xreadgroup("g", "a", {NAMES.log: ">"})
+    if there is None:
+        await client.xdel(NAMES.log, entry)
+    assert await scripts.commit(client, NAMES, "g", [Handover(entry, problem="why")]) == [Committed.DONE]
+    ((_, fields),) = await client.execute_command("XRANGE", NAMES.dead, "-", "+")
+    letter = dict(zip(fields[::2], fields[1::2], strict=True))
+    assert (letter[b"entry"], letter[b"m"], letter[b"problem"]) == (entry, b"{}", b"why")
+
+
 async def test_a_deferred_entry_comes_back_when_due_once_and_is_in_the_hands_of_who_took_it_up(
     client: Redis,
 ) -> None:
@@ -120,12 +136,13 @@ async def test_of_a_deferred_entry_that_was_only_skipped_in_the_end_nothing_is_l
     client: Redis,
 ) -> None:
     """A later version knows an event that an earlier one put off, and its group has nothing to do with it."""
-    (entry,) = await delivered(client)
+    (entry,) = await delivered(client, e=encode_events([observed("pout_1", 100)]))
     await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
     taken = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
     await Handler(0, Group(name="g", stages=()), Limits()).handle(client, taken, taken=True)
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+    assert await client.exists(NAMES.dead) == 0
 
 
 async def hold(client: Redis, *ids: bytes, deliveries: int) -> None:
@@ -155,6 +172,8 @@ async def test_a_delivery_after_which_an_entry_was_put_off_is_not_held_against_i
         await scripts.due_retries(client, NAMES, "g", "b", limit=10)
     (found,) = await claims.take_up(client, NAMES, "g", "b", [entry], most=9)
     assert found.deliveries == 2
+    (told,) = await claims.take_up(client, NAMES, "g", "b", [entry], most=2)
+    assert (told.deliveries, told.entry) == (2, None)
 
 
 async def test_what_is_put_off_or_in_other_hands_or_has_left_the_log_is_not_taken_up(client: Redis) -> None:
@@ -174,6 +193,20 @@ async def test_a_timer_fires_once_and_only_when_it_is_due(client: Redis) -> None
     fired = await asyncio.gather(*(scripts.fire_due(client, NAMES) for _ in range(5)))
     assert sorted(fired) == [0, 0, 0, 0, 1]
     assert await outputs(client) == [b"[3]"]
+
+
+async def test_a_timer_that_a_stage_sets_is_there_after_the_commit(client: Redis) -> None:
+    timer = TimerFired(at=2**52, payout="pout_1", timer="hold_expiry")
+
+    async def hold(items: Sequence[Item], _: BatchContext) -> None:
+        for work, _event in items:
+            work.later(timer)
+
+    stage = Stage(name="hold", consumes=frozenset({PayoutObserved}), handle=hold)
+    await delivered(client, e=encode_events([observed("pout_1", 100)]))
+    entries = await client.execute_command("XRANGE", NAMES.log, "-", "+")
+    await Handler(0, Group(name="g", stages=(stage,)), Limits()).handle(client, entries, taken=False)
+    assert await client.zrange(NAMES.timers, 0, -1, withscores=True) == [(encode_events([timer]), timer.at)]
 
 
 async def test_a_consumer_that_owns_entries_is_not_removed_and_one_that_owns_none_is(client: Redis) -> None:

@@ -93,6 +93,25 @@ async def test_what_was_decided_under_other_policies_or_for_a_payee_who_came_sec
     assert await everything(client) == before
 
 
+async def test_before_the_first_policies_their_revision_is_0(client: Redis) -> None:
+    """As a load says it: else no payout would ever be rejected for having no policy."""
+    one = replace(await much(client), notes=[])
+    _, rev, _, _ = await scripts.load(client, NAMES, [])
+    assert await commit(client, one, rev=b"1") == [Committed.STALE]
+    assert await commit(client, one, rev=rev) == [Committed.DONE]
+
+
+@pytest.mark.parametrize("taken", [SHOP, OTHER], ids=["at the vendor", "for the account"])
+async def test_a_payee_is_the_first_only_where_nobody_else_is_noted_on_either_side(
+    client: Redis, taken: str
+) -> None:
+    one = replace(await much(client), notes=[(key, name, at, True) for key, name, at, _ in NOTES])
+    await client.hset(taken, "somebody", "1")
+    assert await commit(client, one) == [Committed.STALE]
+    await client.delete(taken)
+    assert await commit(client, one) == [Committed.DONE]
+
+
 @pytest.mark.parametrize("what", ["no output", "of no payout", "a fact", "a payee who is there", "not first"])
 async def test_but_neither_policies_nor_payees_stop_what_does_not_depend_on_them(
     client: Redis, what: str
@@ -205,6 +224,50 @@ async def test_a_key_that_is_not_what_it_must_be_fails_the_commit_before_anythin
     before: dict[bytes, Any] = await everything(client)
     with pytest.raises((LogBroken, ResponseError)):
         await commit(client, plain, one)
+    assert await everything(client) == before
+
+
+NO_PAYOUT = {"payout": "", "version": b"-1", "recalled": b""}
+WRONG: dict[str, dict[str, Any]] = {
+    "an entry": {"entry": b"x"},
+    "a record of no payout": {**NO_PAYOUT, "settle": ""},
+    "a time to keep the record": {"keep_s": -2},
+    "a settlement": {"settle": "x"},
+    "a settlement of no payout": {**NO_PAYOUT, "record": b""},
+    "fees": {"fees": "x"},
+    "fees below 0": {"fees": -1},
+    "a recalled reservation": {"recalled": b"reserved 0 |9 40"},
+    "a recalled reservation of no payout": {
+        **NO_PAYOUT,
+        "record": b"",
+        "settle": "",
+        "recalled": b"reserved 0 |9 40 -1|",
+    },
+    "a timer": {"timers": [("x", b"[7]")]},
+    "a note": {"notes": [(SHOP, "fa_1", "x", False)]},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+async def test_a_part_that_is_not_what_it_must_be_fails_the_commit_before_anything_is_written(
+    client: Redis, what: str
+) -> None:
+    plain = Handover(await pending(client), payout="other", version=b"0", record=b"{}", e=b"[1]")
+    one = await much(client)
+    before = await everything(client)
+    with pytest.raises(ResponseError, match="called wrongly"):
+        await commit(client, plain, replace(one, **WRONG[what]))
+    assert await everything(client) == before
+
+
+async def test_a_payout_whose_version_is_no_number_fails_the_commit_before_anything_is_written(
+    client: Redis,
+) -> None:
+    one = await much(client)
+    await client.hset(NAMES.payout("p"), "v", "x")
+    before = await everything(client)
+    with pytest.raises(ResponseError, match="has no version"):
+        await commit(client, replace(one, version=b"-1"))
     assert await everything(client) == before
 
 

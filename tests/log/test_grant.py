@@ -400,8 +400,16 @@ async def test_without_a_log_nothing_is_granted(client: Redis) -> None:
 
 async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(client: Redis) -> None:
     key = NAMES.paid_for(ACCOUNT, "fa_1")
-    for payout, name in (("pout_1", "one.example"), ("pout_1", "two.example")):
-        await send(client, [await granted(client, ask_of(payout), notes=[(key, name, NOW, False)])])
+    fates = []
+    for payout, amount, name in (
+        ("pout_1", 100, "one.example"),
+        ("pout_1", 100, "known.example"),
+        ("pout_2", 501, "no-room.example"),
+        ("pout_3", 100, "no-slot.example"),
+    ):
+        notes = [(key, name, NOW, False)]
+        fates += await send(client, [await granted(client, ask_of(payout, amount), notes, rejects=True)])
+    assert fates == [Fate.DONE, Fate.LEFT, Fate.NO_ROOM, Fate.NO_SLOT]
     assert await client.hgetall(key) == {b"one.example": str(NOW).encode()}
 
 

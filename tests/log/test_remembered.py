@@ -198,6 +198,21 @@ async def test_a_payee_that_its_own_approvals_pushed_out_is_looked_at_however_la
     assert (record.decision, record.reasons) == ("HELD", ["BENEFICIARY_CHANGED"])
 
 
+async def test_a_payee_that_approvals_by_the_chain_pushed_out_is_looked_at_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is taken over takes no fast path."""
+    monkeypatch.setattr(remembered, "BELIEVED_S", 3_600.0)
+    await bench.decide(pay("pout_1"))
+    others = await bench.read(*(pay(f"pout_{n}", agent="easy", account=f"fa_{n}") for n in range(2, 10)))
+    bench.called.clear()
+    await bench.handler.handle(bench.client, others.entries, taken=True)
+    assert "grant" not in bench.called
+    (record,) = await bench.decide(pay("pout_last"))
+    assert bench.called[0] == "grant"
+    assert (record.decision, record.reasons) == ("HELD", ["BENEFICIARY_CHANGED"])
+
+
 async def test_a_payee_whom_the_batch_before_pushed_out_is_asked_about_anew(bench: Bench) -> None:
     """What was known of the next batch ahead of it was used, as all its payees were noted then."""
     bench.handler.opener.remembered.forget()

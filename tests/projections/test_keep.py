@@ -107,7 +107,8 @@ async def test_views_that_were_swapped_under_the_runner_are_followed_from_where_
         await fetch(dsn, "UPDATE view_heads SET generation = gen_random_uuid()")
         log.entries += later
         await archived(dsn, log.entries[-1].id, task)
-    assert "are no longer at 8" in caplog.text
+    assert "are no longer at 8; going on from where they are" in caplog.text
+    assert "stand still" not in caplog.text
 
 
 async def test_what_a_failover_took_from_the_archive_is_not_folded_though_it_was_handed_over(
