@@ -409,7 +409,7 @@ async def test_notes_are_kept_where_the_payout_was_granted_and_nowhere_else(clie
     ):
         notes = [(key, name, NOW, False)]
         fates += await send(client, [await granted(client, ask_of(payout, amount), notes, rejects=True)])
-    assert fates == [Fate.DONE, Fate.LEFT, Fate.NO_ROOM, Fate.NO_SLOT]
+    assert fates == [OfferFate.DONE, OfferFate.LEFT, OfferFate.NO_ROOM, OfferFate.NO_SLOT]
     assert await client.hgetall(key) == {b"one.example": str(NOW).encode()}
 
 

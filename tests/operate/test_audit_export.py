@@ -274,7 +274,7 @@ async def test_an_export_that_breaks_off_leaves_no_file(dsn: str, tmp_path: Path
 
 async def test_parquet_without_its_extra_names_it(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"pip install 'streamproc\[parquet\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[parquet\]'"):
         await export_lines(dsn, AuditFilter(), tmp_path / "x.parquet", "parquet")
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ from streamproc.domain.calibration import PROFILE_AGE_MAX
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.events import PayoutObserved, PolicyChanged
 from streamproc.domain.shown import iso
-from streamproc.log import inspect
+from streamproc.log import clock
 from streamproc.log.clock import clock_us
 from streamproc.log.inspect import newest_entries
 from streamproc.operate import calibrate as job
@@ -297,7 +297,7 @@ async def test_how_old_a_profile_is_shows_in_policy_show_and_doctor_names_those_
         return NOW + days[0] * DAY_US
 
     monkeypatch.setattr(doctor_policies, "clock_us", later)
-    monkeypatch.setattr(inspect, "clock_us", later)
+    monkeypatch.setattr(clock, "clock_us", later)
     async with Engine(redis_url) as engine:
         await engine.apply(POLICIES)
         await engine.deliver(*usual(60))
