@@ -16,7 +16,7 @@ from streamproc.domain.payouts import decode_record
 from streamproc.domain.policy_events import PolicyChanged
 from streamproc.domain.wire import encode_events
 from streamproc.errors import LogBroken, LogUnavailable, TryAgain
-from streamproc.log import batch, scripts
+from streamproc.log import batch, failures, scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
@@ -188,7 +188,7 @@ async def test_an_entry_that_fails_by_itself_is_set_aside_without_a_trace_and_on
     stage = Stage(name="refuse", consumes=frozenset({PayoutObserved}), handle=refuse)
     handler = Handler(0, Group(name="g", stages=(stage,)), Limits())
     entries = await shown(client, "g")
-    for n in range(1, batch.ATTEMPTS_MAX + 1):
+    for n in range(1, failures.ATTEMPTS_MAX + 1):
         assert await client.exists(NAMES.dead) == 0
         await handler.handle(client, entries, taken=n > 1)
     traces = await client.exists(NAMES.retries("g"), NAMES.tries("g"))
