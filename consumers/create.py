@@ -7,9 +7,9 @@ inline beneficiary only a call under the same key can tell. After CREATE_WITHIN_
 so nothing is sent any more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -34,8 +34,9 @@ hour."""
 LOOK_AGAIN_S = 5.0
 """Least time between two looks for it; the interval grows."""
 DECIDED_AT_ONCE_S = 2.0
-"""An intent that was decided later than this after its request may have been decided and paid before, by entries that
-were lost together with Postgres's newest ones: then the bank is searched before a first attempt too."""
+"""An intent that was decided later than this after its request, or by a clock that is so far behind the request's, may
+have been decided and paid before, by entries that were lost together with Postgres's newest ones: then the bank is
+searched before a first attempt too."""
 BANK_BEHIND_S = 5
 """What is older than the decision by more than this was not made by it, though the bank's clock may be behind ours. A
 restored Postgres and a recovery take longer."""
@@ -43,6 +44,16 @@ UNREADABLE_AFTER_S = 5.0
 """Delay before a call is repeated whose answer could not be read."""
 NOT_SET_AFTER_S = 60.0
 """Delay while a setting is missing: a person must act, and the payout must not be lost."""
+
+
+Unasked: TypeAlias = Callable[[], Awaitable[bool]]
+"""Whether the log was recovered, and the bank was not asked yet what it has made since the archive's end. Raises
+LogUnavailable."""
+
+
+async def nothing_unasked() -> bool:
+    """`Unasked` of a log that was never recovered."""
+    return False
 
 
 class Debit(Struct, frozen=True):
@@ -85,6 +96,7 @@ class Attempt(Struct, frozen=True):
     """When the intent was decided (µs)."""
     caused_by: str
     """The decision's event id."""
+    unasked: Unasked = nothing_unasked
 
 
 async def create(attempt: Attempt) -> BankPayout | None:
@@ -99,7 +111,7 @@ async def create(attempt: Attempt) -> BankPayout | None:
         return None
     _check_debit(record, debit)
     found: Sequence[BankPayout] = ()
-    if work.taken or record.copies or _may_be_second(record, attempt.decided_at):
+    if work.taken or record.copies or await _may_be_second(attempt):
         found = await bank.find(debit.number, record.payout)
         if (mine := _ours(record, found)) is not None:
             return _bind(attempt, mine, "already")
@@ -263,9 +275,11 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
     )
 
 
-def _may_be_second(record: PayoutRecord, decided_at: int) -> bool:
-    """Whether a lost decision may have come before this one."""
-    return decided_at - record.received_at > DECIDED_AT_ONCE_S * 1_000_000
+async def _may_be_second(attempt: Attempt) -> bool:
+    """Whether a lost decision may have come before this one: about this request, or about one that is lost too, and
+    that the agent has repeated under the same key."""
+    waited_us = attempt.decided_at - attempt.work.known().received_at
+    return abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000 or await attempt.unasked()
 
 
 def _refuse_doubtful(attempt: Attempt, found: Sequence[BankPayout]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from consumers.create import Debit, key_of, order_bytes
 from consumers.enact import Barrier, execution
 from consumers.verdicts import decision_of
 from consumers.vet import Reputations
+from streamproc.app import bank_unasked
 from streamproc.bench.pure import NoCache
 from streamproc.clients.razorpay import CommandAnswer, Razorpay, open_razorpay
 from streamproc.domain import events as e
@@ -98,9 +100,10 @@ async def gateway(redis_url: str, barrier: Barrier = at_once, **config: Any) -> 
             bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret,
             oauth_token=bank.config.oauth_token,
         )  # fmt: skip
+        debit, unasked = Debit(bank.config.account_number, ACCOUNT), partial(bank_unasked, redis_url)
         groups = [
             consumers.governance(Reputations(Vendors()), zone=ZONE),
-            execution(client, barrier, Debit(bank.config.account_number, ACCOUNT)),
+            execution(client, barrier, debit, unasked=unasked),
         ]
         try:
             async with Engine(redis_url, groups=groups) as engine:
@@ -522,6 +525,27 @@ async def test_what_was_paid_by_a_decision_that_postgres_lost_is_not_paid_again_
         assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [paid["id"]]
 
 
+async def test_what_both_stores_have_forgotten_and_is_asked_for_again_is_not_paid_again(
+    redis_url: str, postgres: str
+) -> None:
+    """An agent repeats its request under the same key before the bank was asked what it has made meanwhile."""
+    async with gateway(redis_url, workflow="off") as gate:
+        await archive(redis_url, postgres)
+        asked = requested(payee=PAYEE)
+        await gate.ask(asked)
+        [paid] = await gate.at_bank(asked.payout)
+        await gate.bank.reaches(paid["id"], "processed")
+        await gate.engine.stop()
+        await gate.engine.client.flushall()
+        await recovered(redis_url, postgres)
+        gate.engine.start()
+        await gate.ask(replace(asked, at=gate.engine.producer.now_us()))
+        assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [paid["id"]]
+        events = await gate.engine.story(asked.payout)
+        [problem] = [event.problem for event in events if isinstance(event, e.EntrySetAside)]
+        assert problem.startswith(f"ALARM: {paid['id']} moved at the bank under the reference {asked.payout}")
+
+
 async def test_an_intent_of_another_account_is_not_paid_from_ours(redis_url: str) -> None:
     async with gateway(redis_url) as gate:
         asked = requested(fund_account=await fund_account(gate.bank), account="acc_Another0000001")
@@ -730,6 +754,25 @@ class Listing:
 
 
 LATE_US = 60_000_000
+
+
+@pytest.mark.parametrize(
+    "late_us", [LATE_US, -LATE_US], ids=["by a clock as before", "by one that is behind"]
+)
+async def test_a_first_attempt_looks_for_what_a_lost_decision_has_paid(late_us: int) -> None:
+    """After a recovery the clock may be that of another host."""
+    asked = requested(300, at=NOW, payee=PAYEE, fund_account="")
+    record = fold([asked])
+    assert record is not None
+    decided = decision_of(record, None, "claimed", conclude(()), NOW + late_us)
+    bank: Any = Listing(copy_of(asked, "pout_first", "processed", at=NOW).facts)
+    work = Work(b"5-1", [decided], asked.payout)
+    work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
+    ctx: Any = BatchContext(NOW + late_us, 0, build_book({}), at_once, NoCache(), at_once, at_once)  # type: ignore[arg-type]
+    attempt = creating.Attempt(work, ctx, bank, Debit("2323230000000000", ACCOUNT), decided.at, "0:5-1:0")
+    with pytest.raises(Unprocessable, match="ALARM: pout_first moved at the bank"):
+        await creating.create(attempt)
+    assert bank.keys == []
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["not seen yet", "in the record"])
