@@ -9,6 +9,7 @@ so nothing is sent any more.
 
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
+from time import monotonic
 from typing import Literal, Protocol, TypeAlias
 
 import msgspec
@@ -37,9 +38,9 @@ DECIDED_AT_ONCE_S = 2.0
 """An intent that was decided later than this after its request, or by a clock that is so far behind the request's, may
 have been decided and paid before, by entries that were lost together with Postgres's newest ones: then the bank is
 searched before a first attempt too."""
-BANK_BEHIND_S = 5
-"""What is older than the decision by more than this was not made by it, though the bank's clock may be behind ours. A
-restored Postgres and a recovery take longer."""
+OLDER_S = 5
+"""What is older than the decision by more than this was not made by it. A restored Postgres and a recovery take longer.
+Ages are compared, each by the clock that gave the time, since the bank's and ours may differ."""
 UNREADABLE_AFTER_S = 5.0
 """Delay before a call is repeated whose answer could not be read."""
 NOT_SET_AFTER_S = 60.0
@@ -78,11 +79,20 @@ class CommandAnswer(Protocol):
     def problem(self) -> str: ...
 
 
+class Found(Protocol):
+    """What the bank has under a reference, and its clock then (Unix s); None if it did not say."""
+
+    @property
+    def payouts(self) -> Sequence[BankPayout]: ...
+    @property
+    def at_s(self) -> int | None: ...
+
+
 class Creator(Protocol):
     """The bank calls that creation makes. They raise TryAgain where the bank is away or the outcome unknown."""
 
     async def create(self, order: bytes, key: str) -> CommandAnswer: ...
-    async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]: ...
+    async def find(self, account_number: str, reference: str) -> Found: ...
 
 
 class Attempt(Struct, frozen=True):
@@ -96,6 +106,8 @@ class Attempt(Struct, frozen=True):
     """When the intent was decided (µs)."""
     caused_by: str
     """The decision's event id."""
+    began_s: float
+    """Our monotonic clock at the time of `ctx`."""
     unasked: Unasked = nothing_unasked
 
 
@@ -112,10 +124,11 @@ async def create(attempt: Attempt) -> BankPayout | None:
     _check_debit(record, debit)
     found: Sequence[BankPayout] = ()
     if work.taken or record.copies or await _may_be_second(attempt):
-        found = await bank.find(debit.number, record.payout)
+        answered = await bank.find(debit.number, record.payout)
+        found = answered.payouts
         if (mine := _ours(record, found)) is not None:
             return _bind(attempt, mine, "already")
-        _refuse_doubtful(attempt, found)
+        _refuse_doubtful(attempt, answered)
     _refuse_forgotten(work, found, (ctx.now_us - attempt.decided_at) / 1_000_000)
     if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
@@ -139,7 +152,7 @@ async def look_for_lost(attempt: Attempt) -> None:
     work, ctx, debit = attempt.work, attempt.ctx, attempt.debit
     record = work.known()
     _check_debit(record, debit)
-    found = await attempt.bank.find(debit.number, record.payout)
+    found = (await attempt.bank.find(debit.number, record.payout)).payouts
     same = [payout for payout in found if _pays_the_same(record, payout)]
     around_us = {copy.id for copy in record.copies if copy.bypassed}
     live = [
@@ -282,12 +295,12 @@ async def _may_be_second(attempt: Attempt) -> bool:
     return abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000 or await attempt.unasked()
 
 
-def _refuse_doubtful(attempt: Attempt, found: Sequence[BankPayout]) -> None:
+def _refuse_doubtful(attempt: Attempt, found: Found) -> None:
     """Raise Unprocessable if a payout that agrees moved at the bank without us: it may be this very payment, made
     around us."""
     record = attempt.work.known()
-    same = [payout for payout in found if _pays_the_same(record, payout)]
-    doubtful = [payout.id for payout in same if _is_around_us(attempt, record, payout)]
+    same = [payout for payout in found.payouts if _pays_the_same(record, payout)]
+    doubtful = [payout.id for payout in same if _is_around_us(attempt, record, payout, found.at_s)]
     if doubtful:
         raise Unprocessable(
             f"ALARM: {', '.join(doubtful)} moved at the bank under the reference {record.payout} and with its amount,"
@@ -295,15 +308,18 @@ def _refuse_doubtful(attempt: Attempt, found: Sequence[BankPayout]) -> None:
         )
 
 
-def _is_around_us(attempt: Attempt, record: PayoutRecord, payout: BankPayout) -> bool:
+def _is_around_us(attempt: Attempt, record: PayoutRecord, payout: BankPayout, at_s: int | None) -> bool:
     """Whether a payout under the reference moved without this decision: the record says so, or it moved and no attempt
     of ours can have made it, since it was there before a first one, or is older than the decision."""
     kept = next((copy for copy in record.copies if copy.id == payout.id), None)
     if kept is not None and kept.bypassed:
         return True
-    is_older = 0 < payout.created_at < attempt.decided_at // 1_000_000 - BANK_BEHIND_S
-    was_ahead = attempt.ctx.now_us < attempt.decided_at  # our clock, at the decision: then age tells nothing
-    return payout.status in MOVED_STATUSES and (not attempt.work.taken or (is_older and not was_ahead))
+    now_s = attempt.ctx.now_us / 1_000_000 + monotonic() - attempt.began_s
+    decided_ago_s = now_s - attempt.decided_at / 1_000_000
+    made_ago_s = (now_s if at_s is None else at_s) - payout.created_at if payout.created_at else 0
+    # Our clock was ahead at the decision if that is still to come: then age tells nothing.
+    is_older = made_ago_s > decided_ago_s + OLDER_S and decided_ago_s >= 0
+    return payout.status in MOVED_STATUSES and (not attempt.work.taken or is_older)
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
@@ -326,7 +342,7 @@ async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None
     record = attempt.work.known()
     assert record.intent is not None
     problem = without_personal(answer.problem, record.intent.beneficiary)
-    found = await attempt.bank.find(attempt.debit.number, record.payout)
+    found = (await attempt.bank.find(attempt.debit.number, record.payout)).payouts
     if (mine := _ours(record, found)) is not None:
         return _bind(attempt, mine, "already", answer.http_status)
     said = f"{answer.http_status} {answer.code} ({problem})"

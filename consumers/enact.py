@@ -9,6 +9,7 @@ bank (consumers/create.py).
 
 from collections.abc import Sequence
 from functools import partial
+from time import monotonic
 from typing import Protocol
 
 from msgspec import Struct
@@ -90,6 +91,8 @@ def execution(
     """The group that calls the bank. `debit` pays what is created; `archived` knows payouts that Redis forgot."""
 
     async def enact(items: Sequence[Item], ctx: BatchContext) -> None:
+        began_s = monotonic()
+
         async def one(work: Work, event: Cause) -> None:
             with collecting_calls(work.calls):
                 if work.record is None and archived is not None:
@@ -97,7 +100,9 @@ def execution(
                     if record is None or not (isinstance(event, CancelRequested) and event.bank_payout):
                         return  # it is over: there is nothing left to tell the bank of it
                     work.recall(record)
-                attempt = Attempt(work, ctx, bank, debit, event.at, _event_id(work, event, ctx), unasked)
+                attempt = Attempt(
+                    work, ctx, bank, debit, event.at, _event_id(work, event, ctx), began_s, unasked
+                )
                 await _enact_one(attempt, event, bank, barrier)
 
         jobs = [
