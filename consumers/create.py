@@ -7,9 +7,10 @@ inline beneficiary only a call under the same key can tell. After CREATE_WITHIN_
 so nothing is sent any more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import sha256
-from typing import Literal, Protocol
+from time import monotonic
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -34,15 +35,26 @@ hour."""
 LOOK_AGAIN_S = 5.0
 """Least time between two looks for it; the interval grows."""
 DECIDED_AT_ONCE_S = 2.0
-"""An intent that was decided later than this after its request may have been decided and paid before, by entries that
-were lost together with Postgres's newest ones: then the bank is searched before a first attempt too."""
-BANK_BEHIND_S = 5
-"""What is older than the decision by more than this was not made by it, though the bank's clock may be behind ours. A
-restored Postgres and a recovery take longer."""
+"""An intent that was decided later than this after its request, or by a clock that is so far behind the request's, may
+have been decided and paid before, by entries that were lost together with Postgres's newest ones: then the bank is
+searched before a first attempt too."""
+OLDER_S = 5
+"""What is older than the decision by more than this was not made by it. A restored Postgres and a recovery take longer.
+Ages are compared, each by the clock that gave the time, since the bank's and ours may differ."""
 UNREADABLE_AFTER_S = 5.0
 """Delay before a call is repeated whose answer could not be read."""
 NOT_SET_AFTER_S = 60.0
 """Delay while a setting is missing: a person must act, and the payout must not be lost."""
+
+
+Unasked: TypeAlias = Callable[[], Awaitable[bool]]
+"""Whether the log was recovered, and the bank was not asked yet what it has made since the archive's end. Raises
+LogUnavailable."""
+
+
+async def nothing_unasked() -> bool:
+    """`Unasked` of a log that was never recovered."""
+    return False
 
 
 class Debit(Struct, frozen=True):
@@ -67,11 +79,20 @@ class CommandAnswer(Protocol):
     def problem(self) -> str: ...
 
 
+class Found(Protocol):
+    """What the bank has under a reference, and its clock then (Unix s); None if it did not say."""
+
+    @property
+    def payouts(self) -> Sequence[BankPayout]: ...
+    @property
+    def at_s(self) -> int | None: ...
+
+
 class Creator(Protocol):
     """The bank calls that creation makes. They raise TryAgain where the bank is away or the outcome unknown."""
 
     async def create(self, order: bytes, key: str) -> CommandAnswer: ...
-    async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]: ...
+    async def find(self, account_number: str, reference: str) -> Found: ...
 
 
 class Attempt(Struct, frozen=True):
@@ -85,6 +106,9 @@ class Attempt(Struct, frozen=True):
     """When the intent was decided (µs)."""
     caused_by: str
     """The decision's event id."""
+    began_s: float
+    """Our monotonic clock at the time of `ctx`."""
+    unasked: Unasked = nothing_unasked
 
 
 async def create(attempt: Attempt) -> BankPayout | None:
@@ -99,11 +123,12 @@ async def create(attempt: Attempt) -> BankPayout | None:
         return None
     _check_debit(record, debit)
     found: Sequence[BankPayout] = ()
-    if work.taken or record.copies or _may_be_second(record, attempt.decided_at):
-        found = await bank.find(debit.number, record.payout)
+    if work.taken or record.copies or await _may_be_second(attempt):
+        answered = await bank.find(debit.number, record.payout)
+        found = answered.payouts
         if (mine := _ours(record, found)) is not None:
             return _bind(attempt, mine, "already")
-        _refuse_doubtful(attempt, found)
+        _refuse_doubtful(attempt, answered)
     _refuse_forgotten(work, found, (ctx.now_us - attempt.decided_at) / 1_000_000)
     if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
@@ -127,7 +152,7 @@ async def look_for_lost(attempt: Attempt) -> None:
     work, ctx, debit = attempt.work, attempt.ctx, attempt.debit
     record = work.known()
     _check_debit(record, debit)
-    found = await attempt.bank.find(debit.number, record.payout)
+    found = (await attempt.bank.find(debit.number, record.payout)).payouts
     same = [payout for payout in found if _pays_the_same(record, payout)]
     around_us = {copy.id for copy in record.copies if copy.bypassed}
     live = [
@@ -263,17 +288,19 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
     )
 
 
-def _may_be_second(record: PayoutRecord, decided_at: int) -> bool:
-    """Whether a lost decision may have come before this one."""
-    return decided_at - record.received_at > DECIDED_AT_ONCE_S * 1_000_000
+async def _may_be_second(attempt: Attempt) -> bool:
+    """Whether a lost decision may have come before this one: about this request, or about one that is lost too, and
+    that the agent has repeated under the same key."""
+    waited_us = attempt.decided_at - attempt.work.known().received_at
+    return abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000 or await attempt.unasked()
 
 
-def _refuse_doubtful(attempt: Attempt, found: Sequence[BankPayout]) -> None:
+def _refuse_doubtful(attempt: Attempt, found: Found) -> None:
     """Raise Unprocessable if a payout that agrees moved at the bank without us: it may be this very payment, made
     around us."""
     record = attempt.work.known()
-    same = [payout for payout in found if _pays_the_same(record, payout)]
-    doubtful = [payout.id for payout in same if _is_around_us(attempt, record, payout)]
+    same = [payout for payout in found.payouts if _pays_the_same(record, payout)]
+    doubtful = [payout.id for payout in same if _is_around_us(attempt, record, payout, found.at_s)]
     if doubtful:
         raise Unprocessable(
             f"ALARM: {', '.join(doubtful)} moved at the bank under the reference {record.payout} and with its amount,"
@@ -281,15 +308,18 @@ def _refuse_doubtful(attempt: Attempt, found: Sequence[BankPayout]) -> None:
         )
 
 
-def _is_around_us(attempt: Attempt, record: PayoutRecord, payout: BankPayout) -> bool:
+def _is_around_us(attempt: Attempt, record: PayoutRecord, payout: BankPayout, at_s: int | None) -> bool:
     """Whether a payout under the reference moved without this decision: the record says so, or it moved and no attempt
     of ours can have made it, since it was there before a first one, or is older than the decision."""
     kept = next((copy for copy in record.copies if copy.id == payout.id), None)
     if kept is not None and kept.bypassed:
         return True
-    is_older = 0 < payout.created_at < attempt.decided_at // 1_000_000 - BANK_BEHIND_S
-    was_ahead = attempt.ctx.now_us < attempt.decided_at  # our clock, at the decision: then age tells nothing
-    return payout.status in MOVED_STATUSES and (not attempt.work.taken or (is_older and not was_ahead))
+    now_s = attempt.ctx.now_us / 1_000_000 + monotonic() - attempt.began_s
+    decided_ago_s = now_s - attempt.decided_at / 1_000_000
+    made_ago_s = (now_s if at_s is None else at_s) - payout.created_at if payout.created_at else 0
+    # Our clock was ahead at the decision if that is still to come: then age tells nothing.
+    is_older = made_ago_s > decided_ago_s + OLDER_S and decided_ago_s >= 0
+    return payout.status in MOVED_STATUSES and (not attempt.work.taken or is_older)
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
@@ -312,7 +342,7 @@ async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None
     record = attempt.work.known()
     assert record.intent is not None
     problem = without_personal(answer.problem, record.intent.beneficiary)
-    found = await attempt.bank.find(attempt.debit.number, record.payout)
+    found = (await attempt.bank.find(attempt.debit.number, record.payout)).payouts
     if (mine := _ours(record, found)) is not None:
         return _bind(attempt, mine, "already", answer.http_status)
     said = f"{answer.http_status} {answer.code} ({problem})"

@@ -9,6 +9,7 @@ bank (consumers/create.py).
 
 from collections.abc import Sequence
 from functools import partial
+from time import monotonic
 from typing import Protocol
 
 from msgspec import Struct
@@ -20,8 +21,10 @@ from consumers.create import (
     CommandAnswer,
     Creator,
     Debit,
+    Unasked,
     create,
     look_for_lost,
+    nothing_unasked,
     record_sighting,
     take_for_ours,
 )
@@ -79,11 +82,17 @@ class _Order(Struct, frozen=True):
 
 
 def execution(
-    bank: Bank, barrier: Barrier, debit: Debit = NO_DEBIT, archived: Archived | None = None
+    bank: Bank,
+    barrier: Barrier,
+    debit: Debit = NO_DEBIT,
+    archived: Archived | None = None,
+    unasked: Unasked = nothing_unasked,
 ) -> Group:
     """The group that calls the bank. `debit` pays what is created; `archived` knows payouts that Redis forgot."""
 
     async def enact(items: Sequence[Item], ctx: BatchContext) -> None:
+        began_s = monotonic()
+
         async def one(work: Work, event: Cause) -> None:
             with collecting_calls(work.calls):
                 if work.record is None and archived is not None:
@@ -91,7 +100,10 @@ def execution(
                     if record is None or not (isinstance(event, CancelRequested) and event.bank_payout):
                         return  # it is over: there is nothing left to tell the bank of it
                     work.recall(record)
-                await _enact_one(work, event, ctx, bank, barrier, debit)
+                attempt = Attempt(
+                    work, ctx, bank, debit, event.at, _event_id(work, event, ctx), began_s, unasked
+                )
+                await _enact_one(attempt, event, bank, barrier)
 
         jobs = [
             (work, partial(one, work, event))
@@ -108,17 +120,15 @@ def execution(
     )
 
 
-async def _enact_one(
-    work: Work, cause: Cause, ctx: BatchContext, bank: Bank, barrier: Barrier, debit: Debit
-) -> None:
+async def _enact_one(attempt: Attempt, cause: Cause, bank: Bank, barrier: Barrier) -> None:
     """Do what must be done before the bank is told: look for a lost attempt, and wait for the barrier."""
+    work, ctx = attempt.work, attempt.ctx
     record = work.known()
     if isinstance(cause, CancelRequested) and cause.bank_payout:
         await _end_copy(work, cause, ctx, bank)
         return
     if _is_superseded(cause, record):
         return
-    attempt = Attempt(work, ctx, bank, debit, cause.at, _event_id(work, cause, ctx))
     if record.intent is not None and record.maybe_sent and not record.created_as:
         if not record.bank_payout:
             await look_for_lost(attempt)

@@ -54,6 +54,7 @@ from streamproc.log.group import Consumer
 from streamproc.log.inspect import logged_entry
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
+from streamproc.log.restore import unreconciled_run
 from streamproc.log.roster import rosters_of
 from streamproc.log.slow_lane import AT_ONCE_MAX, Turns
 from streamproc.log.stream import LogView, Producer, open_log
@@ -195,7 +196,15 @@ async def _group(
     breakers["razorpay"] = bank.breaker
     debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
     archived = await _archived(settings, stack) if settings.postgres_dsn else None
-    return execution(bank, await _barrier(settings, stack), debit, archived)
+    return execution(
+        bank, await _barrier(settings, stack), debit, archived, partial(bank_unasked, settings.redis_url)
+    )
+
+
+async def bank_unasked(redis_url: str) -> bool:
+    """Whether the log was recovered, and the bank was not asked yet. Raises LogUnavailable."""
+    async with connected(redis_url) as client:
+        return await unreconciled_run(client) is not None
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:

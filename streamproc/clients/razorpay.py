@@ -62,6 +62,13 @@ class CommandAnswer(Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
+class Found(Struct, frozen=True):
+    """Payouts under one reference. `at_s`: as of a Page."""
+
+    payouts: list[BankPayout]
+    at_s: int | None = None
+
+
 class Page(Struct, frozen=True, kw_only=True):
     """One page of the list. `raw_count` is how many items the bank sent: the next page skips that many.
 
@@ -171,7 +178,7 @@ class Razorpay:
         payout, problem = _read_done("", answer.body)
         return CommandAnswer(http_status=answer.status, outcome="done", payout=payout, problem=problem)
 
-    async def find(self, account_number: str, reference: str) -> list[BankPayout]:
+    async def find(self, account_number: str, reference: str) -> Found:
         """The payouts under a reference. Raises as `fetch` does; Unprocessable if one of them cannot be read."""
         query: dict[str, str | int] = {"account_number": account_number, "reference_id": reference}
         answer = await self._http.call(
@@ -184,7 +191,7 @@ class Razorpay:
                 raise Unprocessable(f"payouts under {reference}: {payout.problem}")
             if payout.reference_id == reference:  # even if the bank ignores the filter
                 found.append(payout)
-        return found
+        return Found(found, answer.at_s)
 
     async def approve(self, payout_id: str, remarks: str) -> CommandAnswer:
         """Approve a `pending` payout, with the OAuth token; TryAgain if the bank refuses that (401). Without one with

@@ -170,7 +170,7 @@ async def _ask(settings: Settings, bank: Razorpay, producer: Producer, record: P
 async def _found(settings: Settings, bank: Razorpay, record: PayoutRecord) -> list[BankPayout]:
     """The payout at the bank; for an intent, all payouts under its reference, of which there may be none yet."""
     if is_intent(record.payout):
-        return await bank.find(settings.razorpay_account_number, record.payout)
+        return (await bank.find(settings.razorpay_account_number, record.payout)).payouts
     return [await bank.fetch(record.payout)]
 
 

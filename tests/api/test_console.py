@@ -188,7 +188,10 @@ async def test_a_person_signs_in_follows_the_link_reads_why_and_approves_once(
         await browser.sees(
             "#payout", "₹12,345.67: HELD", "APPROVAL_REQUIRED", "bot (verified)", HOSTILE, "payout.requested"
         )
-        await browser.type("#reason", "invoice seen")
+        await browser.type("#reason", "looks wrong\ue007")  # Enter: it says neither Approve nor Reject
+        await asyncio.sleep(1.0)
+        assert "HELD" in await browser.text("#payout h2")
+        await browser.type("#reason", "\ue009a\ue000invoice seen")
         await browser.click("button.approve")
         await browser.sees("#payout .outcome", "Decided: APPROVED")
         await browser.sees("#payout", "asha approves: invoice seen")

@@ -348,7 +348,7 @@ async def test_of_what_the_bank_lists_under_a_reference_only_what_bears_it_is_fo
     items = [entity(reference_id=REFERENCE), entity(id="pout_2", reference_id="other"), entity(id="pout_3")]
     async with bank(always(200, {"items": items})) as (client, server):
         found = await client.find("7878780080316316", REFERENCE)
-    assert [payout.id for payout in found] == [PAYOUT]
+    assert [payout.id for payout in found.payouts] == [PAYOUT]
     (asked,) = server.asked
     assert (asked.method, asked.path, asked.headers["authorization"]) == ("GET", "/v1/payouts", BASIC)
     assert asked.query == {"account_number": "7878780080316316", "reference_id": REFERENCE, "count": "100"}

@@ -4,6 +4,8 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ from consumers.create import Debit, key_of, order_bytes
 from consumers.enact import Barrier, execution
 from consumers.verdicts import decision_of
 from consumers.vet import Reputations
+from streamproc.app import bank_unasked
 from streamproc.bench.pure import NoCache
-from streamproc.clients.razorpay import CommandAnswer, Razorpay, open_razorpay
+from streamproc.clients.razorpay import CommandAnswer, Found, Razorpay, open_razorpay
 from streamproc.domain import events as e
 from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.governance import conclude
@@ -79,7 +82,7 @@ class Gateway:
 
     async def tells(self, payout: str) -> None:
         """The bank's webhooks about it, as they stand now."""
-        for facts in await self.client.find(self.bank.config.account_number, payout):
+        for facts in (await self.client.find(self.bank.config.account_number, payout)).payouts:
             await self.engine.producer.append(
                 append_of(
                     facts, account=requested().account, source="poll", now_us=self.engine.producer.now_us()
@@ -98,9 +101,10 @@ async def gateway(redis_url: str, barrier: Barrier = at_once, **config: Any) -> 
             bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret,
             oauth_token=bank.config.oauth_token,
         )  # fmt: skip
+        debit, unasked = Debit(bank.config.account_number, ACCOUNT), partial(bank_unasked, redis_url)
         groups = [
             consumers.governance(Reputations(Vendors()), zone=ZONE),
-            execution(client, barrier, Debit(bank.config.account_number, ACCOUNT)),
+            execution(client, barrier, debit, unasked=unasked),
         ]
         try:
             async with Engine(redis_url, groups=groups) as engine:
@@ -189,7 +193,7 @@ async def test_a_webhook_that_comes_before_our_answer_is_recorded_is_no_bypass(r
         await sent.wait()
         [made] = await gate.at_bank(asked.payout)
         await gate.bank.reaches(made["id"], "processed")
-        for facts in await gate.client.find(gate.bank.config.account_number, asked.payout):
+        for facts in (await gate.client.find(gate.bank.config.account_number, asked.payout)).payouts:
             await gate.engine.producer.append(
                 append_of(
                     facts, account=asked.account, source="webhook", now_us=gate.engine.producer.now_us()
@@ -522,6 +526,27 @@ async def test_what_was_paid_by_a_decision_that_postgres_lost_is_not_paid_again_
         assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [paid["id"]]
 
 
+async def test_what_both_stores_have_forgotten_and_is_asked_for_again_is_not_paid_again(
+    redis_url: str, postgres: str
+) -> None:
+    """An agent repeats its request under the same key before the bank was asked what it has made meanwhile."""
+    async with gateway(redis_url, workflow="off") as gate:
+        await archive(redis_url, postgres)
+        asked = requested(payee=PAYEE)
+        await gate.ask(asked)
+        [paid] = await gate.at_bank(asked.payout)
+        await gate.bank.reaches(paid["id"], "processed")
+        await gate.engine.stop()
+        await gate.engine.client.flushall()
+        await recovered(redis_url, postgres)
+        gate.engine.start()
+        await gate.ask(replace(asked, at=gate.engine.producer.now_us()))
+        assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [paid["id"]]
+        events = await gate.engine.story(asked.payout)
+        [problem] = [event.problem for event in events if isinstance(event, e.EntrySetAside)]
+        assert problem.startswith(f"ALARM: {paid['id']} moved at the bank under the reference {asked.payout}")
+
+
 async def test_an_intent_of_another_account_is_not_paid_from_ours(redis_url: str) -> None:
     async with gateway(redis_url) as gate:
         asked = requested(fund_account=await fund_account(gate.bank), account="acc_Another0000001")
@@ -638,8 +663,8 @@ async def test_a_freeze_after_a_lost_answer_rejects_at_the_bank_what_was_made_th
         assert not record.bypassed
 
 
-async def _nothing_there(account_number: str, reference: str) -> list[e.BankPayout]:
-    return []
+async def _nothing_there(account_number: str, reference: str) -> Found:
+    return Found([])
 
 
 @asynccontextmanager
@@ -716,13 +741,13 @@ async def test_a_recovery_goes_on_looking_for_an_attempt_whose_answer_was_lost_b
 
 
 class Listing:
-    """A bank whose list shows one payout. It keeps the keys by which it is to create another."""
+    """A bank whose list shows one payout, at a time. It keeps the keys by which it is to create another."""
 
-    def __init__(self, facts: e.BankPayout) -> None:
-        self.facts, self.keys = facts, list[str]()
+    def __init__(self, facts: e.BankPayout, at_s: int | None = None) -> None:
+        self.facts, self.at_s, self.keys = facts, at_s, list[str]()
 
-    async def find(self, _account_number: str, _reference: str) -> list[e.BankPayout]:
-        return [self.facts]
+    async def find(self, _account_number: str, _reference: str) -> Found:
+        return Found([self.facts], self.at_s)
 
     async def create(self, _order: bytes, key: str) -> CommandAnswer:
         self.keys.append(key)
@@ -732,6 +757,30 @@ class Listing:
 LATE_US = 60_000_000
 
 
+@pytest.mark.parametrize(
+    "late_us", [LATE_US, -LATE_US], ids=["by a clock as before", "by one that is behind"]
+)
+async def test_a_first_attempt_looks_for_what_a_lost_decision_has_paid(late_us: int) -> None:
+    """After a recovery the clock may be that of another host."""
+    asked = requested(300, at=NOW, payee=PAYEE, fund_account="")
+    record = fold([asked])
+    assert record is not None
+    decided = decision_of(record, None, "claimed", conclude(()), NOW + late_us)
+    bank: Any = Listing(copy_of(asked, "pout_first", "processed", at=NOW).facts)
+    work = Work(b"5-1", [decided], asked.payout)
+    work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
+    ctx: Any = BatchContext(NOW + late_us, 0, build_book({}), at_once, NoCache(), at_once, at_once)  # type: ignore[arg-type]
+    attempt = creating.Attempt(
+        work, ctx, bank, Debit("2323230000000000", ACCOUNT), decided.at, "0:5-1:0", monotonic()
+    )
+    with pytest.raises(Unprocessable, match="ALARM: pout_first moved at the bank"):
+        await creating.create(attempt)
+    assert bank.keys == []
+
+
+@pytest.mark.parametrize(
+    "off_s", [0, -3600, 3600], ids=["bank's clock is ours", "behind ours", "ahead of ours"]
+)
 @pytest.mark.parametrize("is_known", [False, True], ids=["not seen yet", "in the record"])
 @pytest.mark.parametrize(
     ("taken", "status", "made_at", "is_created"),
@@ -745,14 +794,14 @@ LATE_US = 60_000_000
     ids=["first attempt", "nothing moved", "later attempt", "ours", "ours, by a clock that is behind"],
 )
 async def test_what_moved_before_a_late_decision_is_not_created_on_top(
-    taken: bool, status: str, made_at: int, is_created: bool, is_known: bool
+    taken: bool, status: str, made_at: int, is_created: bool, is_known: bool, off_s: int
 ) -> None:
     asked = requested(300, at=NOW, payee=PAYEE, fund_account="")
-    made = copy_of(asked, "pout_first", status, at=made_at)
+    made = copy_of(asked, "pout_first", status, at=made_at + off_s * 1_000_000)
     record = fold([asked, made] if is_known else [asked])
     assert record is not None
     decided = decision_of(record, None, "claimed", conclude(()), NOW + LATE_US)
-    bank: Any = Listing(made.facts)
+    bank: Any = Listing(made.facts, (NOW + LATE_US) // 1_000_000 + off_s)
     work = Work(b"5-1", [decided], asked.payout, taken=taken)
     work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
     book = build_book({})
@@ -761,7 +810,9 @@ async def test_what_moved_before_a_late_decision_is_not_created_on_top(
         return book
 
     ctx: Any = BatchContext(NOW + LATE_US, 0, book, at_once, NoCache(), book_now, at_once)  # type: ignore[arg-type]
-    attempt = creating.Attempt(work, ctx, bank, Debit("2323230000000000", ACCOUNT), decided.at, "0:5-1:0")
+    attempt = creating.Attempt(
+        work, ctx, bank, Debit("2323230000000000", ACCOUNT), decided.at, "0:5-1:0", monotonic()
+    )
     if is_created:
         await creating.create(attempt)
     else:
@@ -776,8 +827,8 @@ class Lagging:
     def __init__(self, facts: e.BankPayout) -> None:
         self.facts, self.told = facts, list[str]()
 
-    async def find(self, _account_number: str, _reference: str) -> list[e.BankPayout]:
-        return []
+    async def find(self, _account_number: str, _reference: str) -> Found:
+        return Found([])
 
     async def fetch(self, _payout: str) -> e.BankPayout:
         return self.facts

@@ -3,13 +3,13 @@
 A worker's call waits until the test lets it go, like all its other calls (`Wired`). What outsiders do happens at once.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from streamproc.clients.razorpay import CommandAnswer
+from streamproc.clients.razorpay import CommandAnswer, Found
 from streamproc.domain.events import BankPayout
 
 T = TypeVar("T")
@@ -116,8 +116,8 @@ class Wired:
     async def create(self, order: bytes, key: str) -> CommandAnswer:
         return await self._ask("create", lambda: self.bank.create(order, key))
 
-    async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]:
-        return await self._ask("find", lambda: self.bank.under(reference))
+    async def find(self, account_number: str, reference: str) -> Found:
+        return await self._ask("find", lambda: Found(list(self.bank.under(reference))))
 
     async def _ask(self, what: str, act: Callable[[], T]) -> T:
         async def acts() -> T:

@@ -1,16 +1,13 @@
 """Bugs that the tests of this directory found, each as the shortest history that shows it."""
 
-from collections.abc import Sequence
-
 import pytest
 from msgspec.structs import replace
 
 from consumers.create import Debit
 from consumers.enact import execution
-from streamproc.clients.razorpay import CommandAnswer
+from streamproc.clients.razorpay import CommandAnswer, Found
 from streamproc.domain import events as e
 from streamproc.domain.copies import COPIES_MAX
-from streamproc.domain.events import BankPayout
 from streamproc.domain.intent import Beneficiary
 from streamproc.domain.payouts import decode_record, fold
 from streamproc.domain.wire import payout_of
@@ -45,8 +42,8 @@ class Forgetful(Slow):
             raise TryAgain("the answer is lost", after_s=0.0)
         return answer
 
-    async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]:
-        return await super().find(account_number, reference) if self.is_listed else []
+    async def find(self, account_number: str, reference: str) -> Found:
+        return await super().find(account_number, reference) if self.is_listed else Found([])
 
 
 def desk(wire: Slow) -> Group:
@@ -163,7 +160,7 @@ class Away(Slow):
 
     is_away = False
 
-    async def find(self, account_number: str, reference: str) -> Sequence[BankPayout]:
+    async def find(self, account_number: str, reference: str) -> Found:
         if self.is_away:
             self.is_away = False
             raise TryAgain("the bank is away", after_s=0.0)
@@ -403,5 +400,7 @@ class Listed:
     def __init__(self, wire: Slow, bank: Bank, *alone: str) -> None:
         self.bank, self.alone = bank, alone
 
-    async def __call__(self, account_number: str, reference: str) -> Sequence[BankPayout]:
-        return [facts for facts in self.bank.under(reference) if not self.alone or facts.id in self.alone]
+    async def __call__(self, account_number: str, reference: str) -> Found:
+        return Found(
+            [facts for facts in self.bank.under(reference) if not self.alone or facts.id in self.alone]
+        )

@@ -119,13 +119,14 @@ function answerForm(payout) {
   const key = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
   const reason = made("input", "", { id: "reason", name: "reason", maxlength: "500", required: "", autocomplete: "off" });
   const form = made("form", "", { id: "answer" },
+    made("button", "", { disabled: "", hidden: "" }), // Enter would press the first one, and says neither
     made("label", "Why, for the audit", { for: "reason" }), reason,
     made("button", "Approve", { class: "approve", value: "approve" }),
     made("button", "Reject", { class: "reject", value: "reject" }));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const action = event.submitter.value;
-    const buttons = form.querySelectorAll("button");
+    const buttons = form.querySelectorAll("button[value]");
     for (const button of buttons) button.disabled = true;
     try {
       const { status, said } = await ask("POST", `holds/${encodeURIComponent(payout)}/${action}`, {
