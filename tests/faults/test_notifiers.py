@@ -3,9 +3,10 @@
 import asyncio
 import os
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from msgspec.json import encode
@@ -57,12 +58,13 @@ class Channels:
         )
 
 
-def env_of(redis_url: str, channels: Loopback) -> dict[str, str]:
+def env_of(redis_url: str, channels: Loopback, data_dir: str) -> dict[str, str]:
     names = {
         "REDIS_URL": redis_url, "POSTGRES_DSN": "postgresql://nobody@127.0.0.1:1/none",
         "RAZORPAY_KEY_ID": "rzp_test_key", "RAZORPAY_KEY_SECRET": "a_secret_of_a_test", "SAFE_BROWSING_KEY": "key",
         "SLACK_BOT_TOKEN": "xoxb-test", "SLACK_CHANNEL_ID": "C0HOLDS", "SLACK_SIGNING_SECRET": "a_secret_of_a_test",
         "SLACK_BASE_URL": f"{channels.url}/api", "NTFY_URL": f"{channels.url}/ntfy", "NTFY_TOPIC": "holds",
+        "DATA_DIR": data_dir,
     }  # fmt: skip
     return {**os.environ, **{f"STREAMPROC_{name}": value for name, value in names.items()}}
 
@@ -70,11 +72,14 @@ def env_of(redis_url: str, channels: Loopback) -> dict[str, str]:
 @asynccontextmanager
 async def notifiers(redis_url: str, script: Channels, workers: int) -> AsyncIterator[Engine]:
     """An engine that decides, and processes that tell people. Slack has no burst left for them."""
-    async with Engine(redis_url) as engine, loopback(script) as channels:
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(redis_url))
+        channels = await stack.enter_async_context(loopback(script))
+        data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamproc-notifiers-"))
         await open_log(engine.client, partitions=1, groups=[GOVERNANCE, EXECUTION, NOTIFICATION])
         await engine.apply(POLICIES)
         command = (sys.executable, "-m", "streamproc", "worker", "--groups", NOTIFICATION)
-        env = env_of(redis_url, channels)
+        env = env_of(redis_url, channels, data_dir)
         processes = [await asyncio.create_subprocess_exec(*command, env=env) for _ in range(workers)]
         try:
 
