@@ -82,10 +82,13 @@ class Browser:
         assert answer.is_success, answer.text
         return answer.json()["value"]
 
+    async def run(self, script: str, *arguments: str) -> Any:
+        return await self.call("POST", "/execute/sync", script=script, args=arguments)
+
     async def text(self, css: str) -> str:
         """What a reader sees of an element; empty where there is none."""
         script = "const at = document.querySelector(arguments[0]); return at?.checkVisibility() ? at.innerText : ''"
-        return str(await self.call("POST", "/execute/sync", script=script, args=[css]))
+        return str(await self.run(script, css))
 
     async def sees(self, css: str, *words: str) -> str:
         async def there() -> str | None:
@@ -188,9 +191,9 @@ async def test_a_person_signs_in_follows_the_link_reads_why_and_approves_once(
         await browser.sees(
             "#payout", "₹12,345.67: HELD", "APPROVAL_REQUIRED", "bot (verified)", HOSTILE, "payout.requested"
         )
+        await browser.run("window.sent = 0; addEventListener('submit', () => { window.sent += 1; }, true)")
         await browser.type("#reason", "looks wrong\ue007")  # Enter: it says neither Approve nor Reject
-        await asyncio.sleep(1.0)
-        assert "HELD" in await browser.text("#payout h2")
+        assert await browser.run("return window.sent") == 0
         await browser.type("#reason", "\ue009a\ue000invoice seen")
         await browser.click("button.approve")
         await browser.sees("#payout .outcome", "Decided: APPROVED")
