@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol, TypeAlias
 
-from streamproc.errors import LogUnavailable, TryAgain
+from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 
 QUEUE_MAX = 1_000
 """Waiting calls: two minutes' worth at the 8 a second that the bank advises, longer than any caller waits."""
@@ -222,9 +222,10 @@ class SharedLimiter:
             raise
 
     async def put_off(self, seconds: float) -> None:
-        """Begin a pause, if they are kept. Where Redis is away nobody makes a call anyway."""
+        """Begin a pause, if they are kept. Where Redis is away, or its key is broken, the call has failed all the same
+        as it did."""
         if self._pauses is not None:
-            with suppress(LogUnavailable):
+            with suppress(LogUnavailable, LogBroken):
                 await self._pauses.put_off(seconds)
 
     async def _serve(self) -> None:

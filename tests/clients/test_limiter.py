@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from streamproc.clients.limiter import Limiter, SharedLimiter, Turns
-from streamproc.errors import LogUnavailable, TryAgain
+from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from tests.deadline import DEADLINE_S
 
 STEPS = range(8)
@@ -166,8 +166,8 @@ async def test_a_process_reserves_one_turn_at_a_time_however_many_calls_wait() -
 class HandPauses:
     """A pause as the test says, which processes begin too."""
 
-    def __init__(self, left_s: float = 0.0) -> None:
-        self.left_s, self.begun_s = left_s, list[float]()
+    def __init__(self, left_s: float = 0.0, problem: type[Exception] = LogUnavailable) -> None:
+        self.left_s, self.begun_s, self.problem = left_s, list[float](), problem
 
     async def pause_s(self) -> float:
         return self.left_s
@@ -176,7 +176,7 @@ class HandPauses:
         if not self.begun_s:
             self.begun_s.append(seconds)
             return
-        raise LogUnavailable("away")
+        raise self.problem("away")
 
 
 async def test_in_a_pause_no_turn_is_reserved_and_calls_wait_for_its_end(clock: HandClock) -> None:
@@ -217,11 +217,12 @@ async def test_who_would_wait_for_the_end_of_a_long_pause_is_told_so_at_once() -
         assert caught.value.after_s == 8.5
 
 
-async def test_a_pause_is_begun_where_pauses_are_kept_and_redis_is_there() -> None:
-    pauses, turns = HandPauses(), asyncio.Queue[float]()
+@pytest.mark.parametrize("problem", [LogUnavailable, LogBroken])
+async def test_a_pause_is_begun_where_pauses_are_kept_and_redis_is_there(problem: type[Exception]) -> None:
+    pauses, turns = HandPauses(problem=problem), asyncio.Queue[float]()
     limiter = SharedLimiter(turns.get, per_s=8, pauses=pauses)
     await limiter.put_off(7.0)
-    await limiter.put_off(9.0)  # it is away by then
+    await limiter.put_off(9.0)  # it is away by then, or the key is broken
     await SharedLimiter(turns.get, per_s=8).put_off(7.0)
     await Limiter(1.0, 1).put_off(7.0)
     assert pauses.begun_s == [7.0]

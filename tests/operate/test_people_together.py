@@ -71,6 +71,23 @@ async def test_a_429_of_slack_to_one_process_is_a_pause_for_all(redis_url: str, 
         assert len(slack.asked) == 1
 
 
+@pytest.mark.parametrize("value", ["", "soon", "nan", "1e400"])
+async def test_a_key_of_the_pace_that_is_no_time_is_written_anew(redis_url: str, value: str) -> None:
+    """Who asked for a turn failed for good: at the register, payouts that need it became dead letters."""
+    names = Names(SHARED_PARTITION)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(Redis.from_url(redis_url))
+        pace = Pace(redis_url, name="x", per_s=1, burst=1)
+        stack.push_async_callback(pace.aclose)
+        await client.set(names.pace("x"), value)
+        assert await pace.take(within_s=0) == (True, 0)
+        assert not (await pace.take(within_s=0)).taken
+        await client.mset({names.pace("x"): value, names.pause("x"): value})
+        await pace.put_off(20)
+        assert 19 < await pace.pause_s() < 21
+        assert 19 < await pace.reserve() < 21
+
+
 async def test_without_redis_no_message_is_sent_uncounted() -> None:
     async with people(redis_url="redis://127.0.0.1:1/0") as alone:
         assert alone.channels.slack is not None

@@ -185,7 +185,24 @@ def test_a_container_may_do_no_more_than_an_ordinary_user_and_write_where_its_da
 
 def test_a_role_is_given_longer_to_end_than_it_takes() -> None:
     assert f"{PREFIX}DRAIN" not in SETTINGS
-    assert all(pod(name)["terminationGracePeriodSeconds"] > Settings().drain_s for name in WORKLOADS)
+    for name in WORKLOADS:
+        takes_s = waits_s(name) + Settings().drain_s
+        assert pod(name)["terminationGracePeriodSeconds"] > takes_s
+
+
+def waits_s(name: str) -> int:
+    """How long a pod goes on before it is told to end."""
+    waits = pod(name)["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+    if waits is None:
+        return 0
+    assert waits[0] == "sleep"
+    return int(waits[1])
+
+
+def test_what_a_service_leads_to_listens_until_the_service_knows_that_it_ends() -> None:
+    """A role closes its port as soon as it is told to end, and that takes a while to be known on every node."""
+    called = {found["metadata"]["name"] for found in OBJECTS if found["kind"] == "Service"} - {"projector"}
+    assert {name for name in WORKLOADS if waits_s(name) >= 5} == called == {"serve", "mcp"}
 
 
 def test_labels_select_what_they_are_meant_to_select() -> None:

@@ -25,6 +25,11 @@ local function now_us()
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
+-- The time (µs) under a key; 0 where there is none, or what is no time.
+local function time_at(key)
+  return tonumber(string.match(redis.call('GET', key) or '', '^%d+$')) or 0
+end
+
 -- The answer where there is no log, else false: XADD would begin a new log in the place of a lost one.
 local function no_log(key)
   return redis.call('EXISTS', key) == 0 and redis.error_reply('NOLOG ' .. key .. ' is gone')

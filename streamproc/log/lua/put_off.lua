@@ -8,7 +8,7 @@
 -- Returns nothing.  O(1). Safe to resend: the pause ends later by as much.
 for i = 1, 4 do whole(ARGV[i], 1, US_MAX) end
 local now, pause, longest = now_us(), tonumber(ARGV[1]), tonumber(ARGV[2])
-local turn, left = tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(redis.call('GET', KEYS[2]) or '0') - now
+local turn, left = time_at(KEYS[1]), time_at(KEYS[2]) - now
 if left > pause and left <= longest then return end
 local ends = now + math.min(pause, longest)
 if turn < ends or turn > ends + longest then turn = ends end

@@ -10,7 +10,7 @@ for i = 1, 3 do whole(ARGV[i], 1, US_MAX) end
 local most, beside = whole(ARGV[4], 0, US_MAX), whole(ARGV[5], 0, US_MAX)
 local now = now_us()
 local between, burst, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now - (burst - 1) * between)
+local turn = math.max(time_at(KEYS[1]), now - (burst - 1) * between)
 if turn - now > longest then turn = now end
 local wait = math.max(0, turn + beside * between - now)
 if wait > most then return {0, wait - most} end
