@@ -8,6 +8,7 @@ once there is room.
 """
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -35,8 +36,9 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(420)]
 async def mounts(public_dir: Path) -> None:
     """Skip where no disk of its own can be mounted."""
     try:
-        async with small_disk(public_dir / "probe"):
-            pass
+        with tempfile.TemporaryDirectory(prefix="probe-", dir=public_dir) as home:
+            async with small_disk(Path(home) / "disk"):
+                pass
     except CannotMount as problem:
         pytest.skip(f"no disk of its own can be mounted here: {problem}")
 
