@@ -144,9 +144,8 @@ class Protocol(HttpToolsProtocol):
         """The client sends nothing more, and may still read: what it has asked for is answered before we close. True:
         the transport is left to us; it would drop what is not sent yet."""
         last = self._last_cycle()
-        if (
-            last is None or last.response_complete or last.more_body
-        ):  # nothing is due, or the request is cut off
+        is_cut_off = last is not None and last.more_body
+        if last is None or last.response_complete or is_cut_off:
             self.transport.close()
         else:
             self._stop_reading()
