@@ -47,7 +47,7 @@ from streamproc.domain.notified import Channel, NoticeKind
 from streamproc.domain.wire import decode_meta
 from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
-from streamproc.log.work import BatchContext, Group, Item, Later, Stage, Work, written_ms
+from streamproc.log.work import BatchContext, Group, Item, LeaveToSlowLane, Stage, Work, written_ms
 
 CONCURRENT_MAX = 4
 """Messages of one worker under way at once. Slack takes one a second in a channel; with these waiting, and a digest
@@ -112,7 +112,7 @@ class Notifier:
         for work, events in works.items():
             if ctx.may_wait and self._may_wait(work, events):
                 # How a hold ended is shown before others are asked about: whoever decided it looks at its message.
-                work.fail(Later(soon=work.known().state != "held"))
+                work.fail(LeaveToSlowLane(soon=work.known().state != "held"))
             else:
                 at_once[work] = events
         # Alerts first here too, before what is looked at once more.
@@ -218,7 +218,7 @@ class Notifier:
 
     def _close_later(self, work: Work, ctx: BatchContext) -> None:
         at = ctx.now_us + int(AGAIN_S * US)
-        work.later(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
+        work.set_timer(TimerFired(at=at, payout=work.payout, timer="hold_reminder"))
 
     async def _remind(self, work: Work, event: TimerFired, ctx: BatchContext) -> None:
         record = work.record

@@ -141,7 +141,7 @@ def decide_as(work: Work, ctx: BatchContext, verdict: Verdict, *, by: str = "") 
         work.emit(noted)
     if decision.decision == "HELD":
         for timer in hold_timers(record.payout, decision.at, decision.hold_expires_at):
-            work.later(timer)
+            work.set_timer(timer)
 
 
 def decision_of(

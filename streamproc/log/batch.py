@@ -62,18 +62,21 @@ class Handler:
         self._where = f"{group.name}/{partition}"
         self.skipped: list[bytes] = []
         """Entries that only have to be acknowledged; nobody waits for that, so `acknowledge` does it later."""
-        self.later: list[Work] = []
+        self.for_slow_lane: list[Work] = []
         """What the last `handle` left to the slow lane, in order."""
-        self.may_wait = self.waited = False
+        self.may_wait = False
+        """Stages may leave works to the slow lane: it runs."""
+        self.is_slow_lane = False
+        """It handles what waited in the slow lane: commits then remove the mark that it waited."""
 
     async def handle(
         self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
     ) -> None:
         """Handle entries to the end: committed, deferred, dead-lettered, in `skipped` or, if they `may_wait`, in
-        `later`. `ahead`: they are opened already. `waited` in the slow lane, they leave no trace of that behind."""
-        self.later = []
+        `for_slow_lane`. `ahead`: they are opened already."""
+        self.for_slow_lane = []
         opened = ahead or self.opener.open(entries, taken=taken)
-        if (taken or self.waited) and opened.skipped:  # by a commit, which removes traces of it
+        if (taken or self.is_slow_lane) and opened.skipped:  # by a commit, which removes traces of it
             handovers = [Handover(entry, taken=True) for entry in opened.skipped]
             await scripts.commit(client, self.names, self.group.name, handovers)
         else:
@@ -116,7 +119,9 @@ class Handler:
         fresh = [w for w in works if not (runs_once and w.stale_times)]
         await self._run(client, fresh, ctx)
         stale = await self._commit(client, [w for w in works if w.problem is None], rev)
-        self.later += await self._failures.dispose(client, [w for w in works if w.problem is not None])
+        self.for_slow_lane += await self._failures.dispose(
+            client, [w for w in works if w.problem is not None]
+        )
         return stale
 
     async def _offer_from_memory(
@@ -227,9 +232,9 @@ class Handler:
             except ValueError as problem:  # msgspec's errors too
                 work.fail(Unprocessable(f"what Redis has of payout {work.payout} cannot be read: {problem}"))
                 return
-            later = unknown_in(record, known.record) if record is not None and known.record else []
-            if later:  # this version would write the record back without these fields
-                what = f"what Redis has of payout {work.payout} was written by a later version: {', '.join(later)}"
+            unknown = unknown_in(record, known.record) if record is not None and known.record else []
+            if unknown:  # this version would write the record back without these fields
+                what = f"what Redis has of payout {work.payout} was written by a later version: {', '.join(unknown)}"
                 work.fail(TryAgain(f"{what} is not known here", after_s=NEWER_S))
                 return
             version, admission = known.version, known.admission
@@ -280,7 +285,7 @@ class Handler:
         return [work for work in stale if work.stale_times <= STALE_MAX]
 
     def _handover(self, work: Work) -> Handover:
-        handover = Handover(entry=work.entry, taken=work.taken or self.waited)
+        handover = Handover(entry=work.entry, taken=work.taken or self.is_slow_lane)
         changed = work.record is not None and work.record != work.loaded
         if changed or work.out or work.looked_at:
             handover.payout = work.payout

@@ -31,7 +31,7 @@ class TakenUp(NamedTuple):
     entry: Raw | None = None
     waited: bool = False
     soon: bool = False
-    """Of one that waited: whether it overtakes others (`Later`)."""
+    """Of one that waited: whether it overtakes others (`LeaveToSlowLane.soon`)."""
 
 
 async def take_up(

@@ -18,7 +18,7 @@ from streamproc.log import scripts
 from streamproc.log.batch_telemetry import BatchTelemetry
 from streamproc.log.names import Names
 from streamproc.log.scripts import Deferral, Handover
-from streamproc.log.work import Group, Later, Work, written_ms
+from streamproc.log.work import Group, LeaveToSlowLane, Work, written_ms
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +46,13 @@ class Failures:
 
     async def dispose(self, client: Redis, works: Sequence[Work]) -> list[Work]:
         """Defer these works or make dead letters of them, by their problem. Returns those that the slow lane gets."""
-        later: list[Work] = []
+        for_slow_lane: list[Work] = []
         dead: list[tuple[Work, str]] = []
         deferred: list[tuple[Work, Deferral]] = []
         for work in works:
             match work.problem:
-                case Later():
-                    later.append(work)
+                case LeaveToSlowLane():
+                    for_slow_lane.append(work)
                 case TryAgain(after_s=after_s):
                     deferred.append((work, Deferral(work.entry, after_s, counts=False)))
                 case Unprocessable():
@@ -71,7 +71,7 @@ class Failures:
             await self.defer(client, deferred)
         if dead:
             await self.dead_letter(client, dead)
-        return later
+        return for_slow_lane
 
     async def defer(self, client: Redis, works: Sequence[tuple[Work, Deferral]]) -> None:
         """Defer works. One that has no attempt left becomes a dead letter."""

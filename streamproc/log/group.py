@@ -191,8 +191,8 @@ class Consumer:
         finally:
             self._in_hand_since = None
         room = self._slow.room
-        await self._slow.add(client, self._handler.later[:room])
-        await self._put_off(client, self._handler.later[room:])
+        await self._slow.add(client, self._handler.for_slow_lane[:room])
+        await self._put_off(client, self._handler.for_slow_lane[room:])
         self._claims.done(entry for entry, _ in entries if entry not in self._slow)
 
     async def _put_off(self, client: Redis, works: Sequence[Work]) -> None:

@@ -1,10 +1,10 @@
 """The slow lane of a consumer: entries that may wait, handled one at a time and in order, beside all others.
 
-People are told at a message a second. A stage leaves there what may wait for that (`Later`), so that what comes after
-it in the log need not. Nothing is kept of it but ids: the entries stay pending with the consumer, which renews its
-claims on them, so whoever takes over what a dead consumer had in hand takes these over too. To wait is no delivery:
-an entry counts as delivered when its turn comes. What waited when its consumer died is not opened before that: so each
-death that it causes afterwards is counted against it, wherever it caused the first.
+People are told at a message a second. A stage leaves there what may wait for that (`LeaveToSlowLane`), so that what
+comes after it in the log need not. Nothing is kept of it but ids: the entries stay pending with the consumer, which
+renews its claims on them, so whoever takes over what a dead consumer had in hand takes these over too. To wait is no
+delivery: an entry counts as delivered when its turn comes. What waited when its consumer died is not opened before
+that: so each death that it causes afterwards is counted against it, wherever it caused the first.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log.batch import Handler
 from streamproc.log.claims import Claims, TakenUp, not_begun
 from streamproc.log.upkeep import SUSPECT_DELIVERIES, Upkeep, too_often
-from streamproc.log.work import Later, Work
+from streamproc.log.work import LeaveToSlowLane, Work
 
 ENTRIES_MAX = 10_000
 """Entries that wait: at a message a second more than two hours of them. What comes when so many wait is put off."""
@@ -64,7 +64,7 @@ class SlowLane:
 
     def __init__(self, handler: Handler, upkeep: Upkeep, claims: Claims, turns: Turns) -> None:
         self._handler, self._upkeep, self._claims, self._turns = handler, upkeep, claims, turns
-        handler.waited = True
+        handler.is_slow_lane = True
         self._soon: OrderedDict[bytes, bool] = OrderedDict()
         self._waiting: OrderedDict[bytes, bool] = OrderedDict()
         """Ids, each with whether it was taken (`Work.taken`), in order. Those in `_soon` have every second turn."""
@@ -120,7 +120,7 @@ class SlowLane:
         if not works:
             return
         names, group, me = self._upkeep.names, self._upkeep.group, self._upkeep.name
-        soon = {work.entry: isinstance(work.problem, Later) and work.problem.soon for work in works}
+        soon = {work.entry: isinstance(work.problem, LeaveToSlowLane) and work.problem.soon for work in works}
         asked_s = asyncio.get_running_loop().time()
         delivered = {entry: is_soon for entry, is_soon in soon.items() if entry not in self._given_back}
         await not_begun(client, names, group, me, delivered)

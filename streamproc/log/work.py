@@ -1,7 +1,7 @@
 """What a group does with an entry, apart from reading and committing it: stages, works, the chain.
 
 A stage is data: a name, the events it consumes, and a function over a batch. The function says what it wants by
-`Work.emit`, `Work.later` and `Work.fail`. Nothing is written until the whole chain is through; then the entry is
+`Work.emit`, `Work.set_timer` and `Work.fail`. Nothing is written until the whole chain is through; then the entry is
 acknowledged and all of it appended in one step.
 """
 
@@ -26,7 +26,7 @@ from streamproc.log.templates import Offer
 from streamproc.telemetry.watch import Call
 
 
-class Later(Exception):
+class LeaveToSlowLane(Exception):
     """Fails a work that may wait (`BatchContext.may_wait`): its entry goes to the consumer's slow lane, and is handled
     anew there. Nothing was done for it yet. `soon`: it overtakes those that are not, at every second turn."""
 
@@ -118,13 +118,13 @@ class Work(Struct, eq=False):
         self.out.append(event)
         self.record = evolve(self.record, event)
 
-    def later(self, timer: TimerFired) -> None:
+    def set_timer(self, timer: TimerFired) -> None:
         """Set a timer with this entry's commit; it comes back as an entry of the log when its `at` (µs) has come."""
         self.timers.append(timer)
 
     def fail(self, problem: Exception) -> None:
-        """Take the work out of the chain: Unprocessable makes its entry a dead letter, Later leaves it to the slow
-        lane, all else defers it; only TryAgain costs no attempt."""
+        """Take the work out of the chain: Unprocessable makes its entry a dead letter, LeaveToSlowLane does what
+        it says, all else defers it; only TryAgain costs no attempt."""
         self.problem = problem
 
     def keep_s(self, retention_s: float) -> int:
@@ -157,7 +157,7 @@ class BatchContext:
     entry: Callable[[str], Awaitable[list[Event]]]
     """The events of another entry of this log; none where it has left Redis."""
     may_wait: bool = False
-    """Works that are slow may be left to the slow lane, by Later."""
+    """Works that are slow may be left to the slow lane, by LeaveToSlowLane."""
     passed: list[tuple[str, int, int]] = field(default_factory=list)
     """Stages that had something to do: name, begin and end (ns, this host's clock)."""
     _parties: dict[tuple[str, str, Identity], Party] = field(default_factory=dict)

@@ -38,7 +38,7 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.wire import encode_events
 from streamproc.errors import TryAgain
 from streamproc.log.digests import Alert
-from streamproc.log.work import Later, Work
+from streamproc.log.work import LeaveToSlowLane, Work
 from tests.consumers.listeners import SHOWN_IN, People, ctx, held, rejected, told
 from tests.words import NOW
 
@@ -535,7 +535,7 @@ async def test_what_is_about_holds_waits_for_its_turn_where_it_may_and_nothing_i
     event, record = WAITING[what]
     stage = Stage()
     left = await stage.told_of(event, record=record, may_wait=True)
-    assert (type(left.problem), left.out) == (Later, [])
+    assert (type(left.problem), left.out) == (LeaveToSlowLane, [])
     assert stage.people.room.what == stage.people.topic.what == []
     there = await stage.told_of(event, record=record)
     assert there.problem is None

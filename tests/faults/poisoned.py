@@ -16,7 +16,7 @@ from streamproc.log import dead_consumers, upkeep
 from streamproc.log.batch import Limits
 from streamproc.log.group import Consumer
 from streamproc.log.slow_lane import AT_ONCE_MAX, Turns
-from streamproc.log.work import BatchContext, Group, Item, Later, Stage
+from streamproc.log.work import BatchContext, Group, Item, LeaveToSlowLane, Stage
 
 DIED = 13
 """Exit status of a process that the entry has killed."""
@@ -45,7 +45,7 @@ def tells(poison: str, where: Sequence[str]) -> Group:
             if ctx.may_wait and work.payout.startswith(HOLD):
                 die_if(is_poison and "pass" in where)
                 seen.add(work.payout)
-                work.fail(Later())
+                work.fail(LeaveToSlowLane())
                 continue
             die_if(is_poison and "turn" in where)
             die_if(poison in seen and not is_poison and "waiting" in where)

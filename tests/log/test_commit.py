@@ -200,7 +200,7 @@ async def test_a_timer_that_a_stage_sets_is_there_after_the_commit(client: Redis
 
     async def hold(items: Sequence[Item], _: BatchContext) -> None:
         for work, _event in items:
-            work.later(timer)
+            work.set_timer(timer)
 
     stage = Stage(name="hold", consumes=frozenset({PayoutObserved}), handle=hold)
     await delivered(client, e=encode_events([observed("pout_1", 100)]))

@@ -21,7 +21,7 @@ from streamproc.log.names import Names
 from streamproc.log.scripts import Raw
 from streamproc.log.slow_lane import Turns
 from streamproc.log.upkeep import DELIVERIES_MAX, SUSPECT_DELIVERIES
-from streamproc.log.work import BatchContext, Group, Item, Later, Stage, Work
+from streamproc.log.work import BatchContext, Group, Item, LeaveToSlowLane, Stage, Work
 from tests.bank import until
 from tests.clients.test_limiter import all_have_run
 from tests.deadline import DEADLINE_S
@@ -52,7 +52,7 @@ class Slack:
             is_hold = work.payout.startswith("pout_hold")
             if is_hold and ctx.may_wait:
                 self.left.append(work.payout)
-                work.fail(Later(soon=work.payout in ENDED))
+                work.fail(LeaveToSlowLane(soon=work.payout in ENDED))
                 continue
             if is_hold:
                 self.asked.append(work.payout)
@@ -625,7 +625,7 @@ async def test_what_others_may_have_had_is_handled_as_such_however_it_comes_to_w
     async with asyncio.timeout(DEADLINE_S), lane.running(client):
         for was_taken, is_soon in zip(taken, soon, strict=True):
             work = Work(b"1-1", [], "pout_1", taken=was_taken)
-            work.fail(Later(soon=is_soon))
+            work.fail(LeaveToSlowLane(soon=is_soon))
             await lane.add(client, [work])
         turns.release()
         await lane.finish()
