@@ -30,6 +30,7 @@ from streamproc.bench.rig import Announce, fresh_database, fresh_valkey, home_in
 from streamproc.bench.sides import ALL, ENGINE, Side, asked_for
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
+from streamproc.host_clock import host_clock_us
 
 POLL_S = 0.01
 """Interval of checking whether a run is done: 1 % of a run that lasts a second."""
@@ -98,7 +99,7 @@ async def measure(
             audit=audit,
             payees=payees,
             consumers=consumers,
-            payload_bytes=len(job.payload(0, time.time_ns() // 1000)),
+            payload_bytes=len(job.payload(0, host_clock_us())),
             outcomes=dict(sorted(expected.items())),
             versions=versions | arena.versions,
             runs=runs,
@@ -164,7 +165,7 @@ class Arena:
             db = None
             if self._postgres is not None:
                 db = await stack.enter_async_context(self._fresh_database(side))
-            await side.load(client, payouts, self._payees, time.time_ns() // 1000)
+            await side.load(client, payouts, self._payees, host_clock_us())
             seconds, cpu_s, peak_mb = await self._timed(side, store.url, client, db)
             await _check(side, store.url, client, db, expected)
             if side.keeps_all:

@@ -34,6 +34,7 @@ from streamproc.domain.events import PayoutDecided, PayoutObserved
 from streamproc.domain.wire import tag_of, written_by
 from streamproc.errors import JobFailed, StreamprocError
 from streamproc.gc_tuning import tune_for_batches
+from streamproc.host_clock import host_clock_us
 from streamproc.log.stream import LogView, Producer
 
 S_NS = 1_000_000_000
@@ -201,7 +202,7 @@ async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
     """Send `rate` payouts per second: `warm` that are not counted, then `counted`."""
     payouts, interval_ns = warm + counted, S_NS // rate
     async with AsyncExitStack() as stack:
-        begin_us = time.time_ns() // 1000
+        begin_us = host_clock_us()
         events = [job.observed(n, begin_us + n * interval_ns // 1000, job.PAYEES) for n in range(payouts)]
         drive = await _opened(stack, url, events)
         tune_for_batches()
@@ -230,7 +231,7 @@ async def pace(url: str, rate: int, warm: int, counted: int) -> Paced:
 async def flood(url: str, dsn: str, payouts: int, port: int = 0) -> Flooded:
     """Send payouts as fast as they are decided and shown, with a bounded number under way."""
     async with AsyncExitStack() as stack:
-        begin_us = time.time_ns() // 1000
+        begin_us = host_clock_us()
         events = [job.observed(n, begin_us + n, job.PAYEES) for n in range(payouts)]
         drive = await _opened(stack, url, events, port)
         db = await asyncpg.connect(dsn)

@@ -32,6 +32,7 @@ from streamproc.domain.payouts import encode_record
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.gc_tuning import tune_for_batches
+from streamproc.host_clock import host_clock_us
 from streamproc.log import grants
 from streamproc.log.cache import Cache
 from streamproc.log.grants import Grant
@@ -81,7 +82,7 @@ class NoCache(Cache):
 
 async def measure(payouts: int, rounds: int, *, announce: Announce) -> Measured:
     """Measure each part in each round. Raises JobFailed if a decision is wrong."""
-    at_us, runs = time.time_ns() // 1000, list[Run]()
+    at_us, runs = host_clock_us(), list[Run]()
     reputations = Reputations(_clean(at_us))
     await reputations.of(job.vendor_urls(), NoCache(), at_us)
     pure = _Pure(consumers.governance(reputations, zone=job.ZONE), _book(at_us), payouts, at_us)

@@ -23,6 +23,7 @@ from streamproc.bench.rig import Announce, home_in, public_directory
 from streamproc.bench.site import Role, Site, site
 from streamproc.domain.events import PayoutObserved
 from streamproc.errors import InputError
+from streamproc.host_clock import host_clock_us
 from streamproc.log import scripts
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import LogView
@@ -141,7 +142,7 @@ def accounts(partitions: int) -> list[str]:
 def plain(agents: int) -> Iterator[PayoutObserved]:
     """An endless series of payouts of the job that are approved, of so many agents in turn."""
     for number in count():
-        event = job.observed(number, time.time_ns() // 1000, job.PAYEES)
+        event = job.observed(number, host_clock_us(), job.PAYEES)
         notes = event.facts.notes
         if event.facts.amount > job.TXN_LIMIT_PAISE or job.BLOCKED_HOST in notes["vendor_url"]:
             continue

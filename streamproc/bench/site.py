@@ -8,7 +8,6 @@ Browsing.
 import asyncio
 import json
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -35,6 +34,7 @@ from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import ScopeState, parse_policy_file, plan_changes
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
+from streamproc.host_clock import host_clock_us
 from streamproc.log.cache import Cache
 from streamproc.log.names import Names
 from streamproc.log.policies import put_in_force
@@ -257,7 +257,7 @@ async def _govern(client: Redis, names: Names, file: Mapping[str, Any]) -> None:
             for change in changes
             if not change.scope.startswith("agent:")
         }
-    at_us = time.time_ns() // 1000
+    at_us = host_clock_us()
     clean = msgspec.json.encode(Reputation("clean", checked_at=at_us, fresh_until=at_us + DAY_S * 1_000_000))
     urls = [url for text in job.vendor_urls() if (url := vendor_of(text)) is not None]
     await Cache(client, names).put_many({cache_key(url.href): (clean, DAY_S) for url in urls})
@@ -266,7 +266,7 @@ async def _govern(client: Redis, names: Names, file: Mapping[str, Any]) -> None:
 async def _put_in_force(
     client: Redis, names: Names, scopes: Mapping[str, ScopeState], file: Mapping[str, Any]
 ) -> list[PolicyChanged]:
-    parsed, at_us = parse_policy_file(json.dumps(file), name="bench.json"), time.time_ns() // 1000
+    parsed, at_us = parse_policy_file(json.dumps(file), name="bench.json"), host_clock_us()
     changes = plan_changes(scopes, parsed, prune=False, at=at_us, by="bench", why="bench")
     for start in range(0, len(changes), SCOPES_AT_ONCE):
         some = changes[start : start + SCOPES_AT_ONCE]

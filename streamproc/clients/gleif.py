@@ -14,10 +14,10 @@ from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import Unusable, read_answer
 from streamproc.clients.ration import Counted, NoneFree, OwnTurns, Ration, Take
-from streamproc.clients.safe_browsing import host_clock_us
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searches
 from streamproc.errors import TryAgain
+from streamproc.host_clock import host_clock_us
 
 TIMEOUT_S = 2.0
 """For one call, once its turn has come."""

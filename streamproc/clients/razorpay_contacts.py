@@ -14,9 +14,9 @@ from streamproc.clients.json_text import Unusable, read_answer
 from streamproc.clients.ration import Counted, OwnTurns, Ration, Take
 from streamproc.clients.razorpay import without_version
 from streamproc.clients.razorpay_entities import id_or_empty
-from streamproc.clients.safe_browsing import host_clock_us
 from streamproc.domain.legal_entities import CONTACT_CHARS_MAX, ContactSeen, legal_name
 from streamproc.errors import TryAgain
+from streamproc.host_clock import host_clock_us
 
 TIMEOUT_S = 2.0
 """For one call."""

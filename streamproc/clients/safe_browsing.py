@@ -5,7 +5,6 @@ call it fraud. The API key is in the query, so no message here shows a URL.
 """
 
 import re
-import time
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,6 +18,7 @@ from streamproc.domain.case import Reputation
 from streamproc.domain.domains import VendorUrl, parse_vendor_url
 from streamproc.domain.plain import clean
 from streamproc.errors import TryAgain
+from streamproc.host_clock import host_clock_us
 
 TIMEOUT_S = 2.0
 """For a whole lookup: a payout waits for it, and is held if it takes longer."""
@@ -37,11 +37,6 @@ THREAT_TYPES = ("MALWARE", "SOCIAL_ENGINEERING", "UNWANTED_SOFTWARE", "POTENTIAL
 
 _DURATION = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?s")
 _THREAT = re.compile(r"[A-Z_]{1,64}")
-
-
-def host_clock_us() -> int:
-    """µs since 1970 by this host's clock."""
-    return time.time_ns() // 1000
 
 
 def open_safe_browsing(

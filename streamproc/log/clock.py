@@ -5,6 +5,7 @@ import time
 
 from redis.asyncio import Redis
 
+from streamproc.host_clock import host_clock_us
 from streamproc.log.connection import named_errors
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Clock:
     """Redis's clock, asked now and then and extrapolated by the monotonic clock in between."""
 
     def __init__(self) -> None:
-        self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+        self._offset_us = host_clock_us() - time.monotonic_ns() // 1000
         self._synced_at = float("-inf")
         self._host_s = 0.0
         self.steps = 0
