@@ -7,23 +7,30 @@ inline beneficiary only a call under the same key can tell. After CREATE_WITHIN_
 so nothing is sent any more.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from time import monotonic
-from typing import Literal, Protocol, TypeAlias
 
 import msgspec
-from msgspec import Struct
 
+from consumers.attempt import (
+    Attempt,
+    CommandAnswer,
+    Debit,
+    Found,
+    Said,
+    record_answer,
+    record_sighting,
+)
 from consumers.verdicts import stopped
 from streamproc.domain.copies import copy_of
-from streamproc.domain.events import BankCommandAnswered, BankPayout, CommandOutcome, PayoutObserved
+from streamproc.domain.events import BankPayout, CommandOutcome
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import MOVED_STATUSES, RELEASING_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
-from streamproc.log.work import BatchContext, Work
+from streamproc.log.work import Work
 
 CREATE_WITHIN_S = 6 * 86_400
 """Counted from the decision. The bank keeps a key for 7 days; one day is left for clocks and calls under way."""
@@ -45,70 +52,6 @@ UNREADABLE_AFTER_S = 5.0
 """Delay before a call is repeated whose answer could not be read."""
 NOT_SET_AFTER_S = 60.0
 """Delay while a setting is missing: a person must act, and the payout must not be lost."""
-
-
-Unasked: TypeAlias = Callable[[], Awaitable[bool]]
-"""Whether the log was recovered, and the bank was not asked yet what it has made since the archive's end. Raises
-LogUnavailable."""
-
-
-async def nothing_unasked() -> bool:
-    """`Unasked` of a log that was never recovered."""
-    return False
-
-
-class Debit(Struct, frozen=True):
-    """The account that pays: its number at the bank, and the id that the bank's webhooks carry for it."""
-
-    number: str = ""
-    account: str = ""
-
-
-class CommandAnswer(Protocol):
-    """The client's answer to a command, `create` among them (streamproc/clients/razorpay.py)."""
-
-    @property
-    def http_status(self) -> int: ...
-    @property
-    def outcome(self) -> Literal["done", "refused"]: ...
-    @property
-    def payout(self) -> BankPayout | None: ...
-    @property
-    def code(self) -> str: ...
-    @property
-    def problem(self) -> str: ...
-
-
-class Found(Protocol):
-    """What the bank has under a reference, and its clock then (Unix s); None if it did not say."""
-
-    @property
-    def payouts(self) -> Sequence[BankPayout]: ...
-    @property
-    def at_s(self) -> int | None: ...
-
-
-class Creator(Protocol):
-    """The bank calls that creation makes. They raise TryAgain where the bank is away or the outcome unknown."""
-
-    async def create(self, order: bytes, key: str) -> CommandAnswer: ...
-    async def find(self, account_number: str, reference: str) -> Found: ...
-
-
-class Attempt(Struct, frozen=True):
-    """One try to have an intent at the bank, or to find an earlier one there."""
-
-    work: Work
-    ctx: BatchContext
-    bank: Creator
-    debit: Debit
-    decided_at: int
-    """When the intent was decided (µs)."""
-    caused_by: str
-    """The decision's event id."""
-    began_s: float
-    """Our monotonic clock at the time of `ctx`."""
-    unasked: Unasked = nothing_unasked
 
 
 async def create(attempt: Attempt) -> BankPayout | None:
@@ -134,7 +77,7 @@ async def create(attempt: Attempt) -> BankPayout | None:
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
             if _pays_the_same(record, payout):
-                record_sighting(work, ctx, payout)
+                record_sighting(attempt, payout)
         return None
     answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
     if answer.outcome == "done":
@@ -160,9 +103,9 @@ async def look_for_lost(attempt: Attempt) -> None:
     ]
     if live:
         for payout in live:
-            record_sighting(work, ctx, payout)
+            record_sighting(attempt, payout)
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
-        take_for_ours(work, ctx, oldest.id, oldest.status)
+        take_for_ours(attempt, oldest.id, oldest.status)
         return
     waited_s = (ctx.now_us - attempt.decided_at) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
@@ -171,31 +114,12 @@ async def look_for_lost(attempt: Attempt) -> None:
             f" for {LOST_FOR_GOOD_S // 60} minutes, and keeps its money meanwhile",
             after_s=max(LOOK_AGAIN_S, waited_s / 4),
         )
-    work.emit(
-        BankCommandAnswered(
-            at=ctx.now_us, payout=work.payout, command="create", outcome="not_needed", bank_status=""
-        )
-    )
+    record_answer(attempt, "create", "not_needed", "")
 
 
-def take_for_ours(work: Work, ctx: BatchContext, payout: str, status: str) -> None:
+def take_for_ours(attempt: Attempt, payout: str, status: str) -> None:
     """Record that a payout at the bank is the lost attempt of a stopped intent: it stays so, however it ends."""
-    work.emit(
-        BankCommandAnswered(
-            at=ctx.now_us,
-            payout=work.payout,
-            command="create",
-            outcome="already",
-            bank_status=status,
-            bank_payout=payout,
-        )
-    )
-
-
-def record_sighting(work: Work, ctx: BatchContext, facts: BankPayout) -> None:
-    """Record that execution asked the bank about the work's payout, and how the bank shows it."""
-    account = work.known().account
-    work.emit(PayoutObserved(at=ctx.now_us, payout=work.payout, account=account, source="fetch", facts=facts))
+    record_answer(attempt, "create", "already", status, bank_payout=payout)
 
 
 def _check_debit(record: PayoutRecord, debit: Debit) -> None:
@@ -358,36 +282,21 @@ async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None
             f"ALARM: the bank knows the key of intent {record.payout} with another body, {said}: was the account number"
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
-    attempt.work.emit(
-        BankCommandAnswered(
-            at=attempt.ctx.now_us,
-            payout=record.payout,
-            command="create",
-            outcome="refused",
-            bank_status="failed",
-            http_status=answer.http_status,
-            code=answer.code,
-            problem=problem,
-            caused_by=attempt.caused_by,
-        )
-    )
+    refusal = Said(answer.http_status, answer.code, problem)
+    record_answer(attempt, "create", "refused", "failed", said=refusal, caused_by=attempt.caused_by)
     return None
 
 
 def _bind(attempt: Attempt, payout: BankPayout, outcome: CommandOutcome, http_status: int = 0) -> BankPayout:
     """Record that this payout at the bank is the intent's."""
-    work, ctx = attempt.work, attempt.ctx
-    record_sighting(work, ctx, payout)
-    work.emit(
-        BankCommandAnswered(
-            at=ctx.now_us,
-            payout=work.payout,
-            command="create",
-            outcome=outcome,
-            bank_status=payout.status,
-            http_status=http_status,
-            caused_by=attempt.caused_by,
-            bank_payout=payout.id,
-        )
+    record_sighting(attempt, payout)
+    record_answer(
+        attempt,
+        "create",
+        outcome,
+        payout.status,
+        said=Said(http_status),
+        caused_by=attempt.caused_by,
+        bank_payout=payout.id,
     )
     return payout

@@ -14,26 +14,24 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from consumers.concurrency import run_bounded
-from consumers.create import (
-    LOOK_AGAIN_S,
+from consumers.attempt import (
     Attempt,
     CommandAnswer,
     Creator,
     Debit,
+    Said,
     Unasked,
-    create,
-    look_for_lost,
     nothing_unasked,
+    record_answer,
     record_sighting,
-    take_for_ours,
 )
+from consumers.concurrency import run_bounded
+from consumers.create import LOOK_AGAIN_S, create, look_for_lost, take_for_ours
 from consumers.recall import Archived, forgotten
 from consumers.verdicts import stopped
 from streamproc.domain.commands import MOVES_MONEY, REACHED, Cause, asked_for, command_for
 from streamproc.domain.events import (
     BankCommand,
-    BankCommandAnswered,
     BankPayout,
     CancelRequested,
     CommandOutcome,
@@ -125,7 +123,7 @@ async def _enact_one(attempt: Attempt, cause: Cause, bank: Bank, barrier: Barrie
     work, ctx = attempt.work, attempt.ctx
     record = work.known()
     if isinstance(cause, CancelRequested) and cause.bank_payout:
-        await _end_copy(work, cause, ctx, bank)
+        await _end_copy(attempt, cause, bank)
         return
     if _is_superseded(cause, record):
         return
@@ -133,7 +131,7 @@ async def _enact_one(attempt: Attempt, cause: Cause, bank: Bank, barrier: Barrie
         if not record.bank_payout:
             await look_for_lost(attempt)
             return
-        take_for_ours(work, ctx, record.bank_payout, record.bank_status)
+        take_for_ours(attempt, record.bank_payout, record.bank_status)
         record = work.known()
     wanted = asked_for(cause)
     if wanted is None and command_for(cause, record.bank_status) is None:
@@ -157,28 +155,27 @@ async def _tell_bank(attempt: Attempt, cause: Cause, bank: Bank, *, creates: boo
         status = made.status
     elif work.taken and status in OPEN_STATUSES:
         # An earlier attempt may have called the bank: its status now counts.
-        status = _observe(work, ctx, await bank.fetch(record.at_bank))
+        status = _observe(attempt, await bank.fetch(record.at_bank))
     command = command_for(cause, status)
     if command is None:
         if not creates:
-            _moved_on(work, cause, ctx, status)
+            _moved_on(attempt, cause, status)
         return
     if command in MOVES_MONEY and await stopped(work, command, attempt.caused_by, ctx):
         return
-    await _send(work, _Order(command, cause, attempt.caused_by), ctx, bank)
+    await _send(attempt, _Order(command, cause, attempt.caused_by), bank)
 
 
-async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank: Bank) -> None:
+async def _end_copy(attempt: Attempt, cause: CancelRequested, bank: Bank) -> None:
     """Reject or cancel a payout that bears the reference of another one. It may have ended, or moved, by itself.
 
     Raises TryAgain where the bank took the command without effect yet, Unprocessable where it refused.
     """
-    payout, sent = cause.bank_payout, False
-    caused_by = _event_id(work, cause, ctx)
+    work, payout, sent = attempt.work, cause.bank_payout, False
     facts = await bank.fetch(payout)
     command = command_for(cause, facts.status)
     if command is not None:
-        order = _Order(command, cause, caused_by)
+        order = _Order(command, cause, attempt.caused_by)
         answer = await _command(bank, payout, order)
         sent = answer.outcome == "done"
         facts = (answer.payout if sent else None) or await bank.fetch(payout)
@@ -192,20 +189,13 @@ async def _end_copy(work: Work, cause: CancelRequested, ctx: BatchContext, bank:
                 f"the bank refused to {command} {payout} with {answer.http_status} {answer.code} ({answer.problem}),"
                 f" which bears the reference {work.payout}, and it is still {facts.status}: end it in the dashboard"
             )
-    record_sighting(work, ctx, facts)
+    record_sighting(attempt, facts)
     outcome: CommandOutcome = (
         "done" if sent else "already" if facts.status in REACHED["cancel"] else "not_needed"
     )
-    work.emit(
-        BankCommandAnswered(
-            at=ctx.now_us,
-            payout=work.payout,
-            command=command or "cancel",
-            outcome=outcome,
-            bank_status=facts.status,
-            caused_by=caused_by,
-            bank_payout=payout,
-        )
+    caused_by = attempt.caused_by
+    record_answer(
+        attempt, command or "cancel", outcome, facts.status, caused_by=caused_by, bank_payout=payout
     )
 
 
@@ -220,23 +210,19 @@ def _is_superseded(cause: Cause, record: PayoutRecord) -> bool:
     return (record.decided_at, record.decision) != (cause.at, cause.decision)
 
 
-def _observe(work: Work, ctx: BatchContext, facts: BankPayout) -> str:
+def _observe(attempt: Attempt, facts: BankPayout) -> str:
     """Record the status that the bank shows, if it is new; returns it."""
-    if facts.status != work.known().bank_status:
-        record_sighting(work, ctx, facts)
+    if facts.status != attempt.work.known().bank_status:
+        record_sighting(attempt, facts)
     return facts.status
 
 
-def _moved_on(work: Work, cause: Cause, ctx: BatchContext, status: str) -> None:
+def _moved_on(attempt: Attempt, cause: Cause, status: str) -> None:
     """Record that no command is needed any more: an earlier call of ours had effect, or the bank moved on by itself."""
     command = asked_for(cause)
     if command is not None:
         outcome: CommandOutcome = "already" if status in REACHED[command] else "not_needed"
-        work.emit(
-            BankCommandAnswered(
-                at=ctx.now_us, payout=work.payout, command=command, outcome=outcome, bank_status=status
-            )
-        )
+        record_answer(attempt, command, outcome, status)
 
 
 def _remarks(order: _Order) -> str:
@@ -258,24 +244,24 @@ async def _command(bank: Bank, payout: str, order: _Order) -> CommandAnswer:
             raise AssertionError("an intent is created before anything else is sent of it")
 
 
-async def _send(work: Work, order: _Order, ctx: BatchContext, bank: Bank) -> None:
+async def _send(attempt: Attempt, order: _Order, bank: Bank) -> None:
     """Send a command and record its outcome by the status that the bank shows after it.
 
     Raises Unprocessable if the bank refuses and the payout still waits.
     """
-    payout = work.known().at_bank
+    payout = attempt.work.known().at_bank
     answer = await _command(bank, payout, order)
     if answer.outcome == "done":
         # An answer that could not be read still means that the command was taken: ask for the result.
         facts = answer.payout or await bank.fetch(payout)
-        status = _observe(work, ctx, facts)
+        status = _observe(attempt, facts)
         outcome: CommandOutcome = "done"
     else:
-        status = _observe(work, ctx, await bank.fetch(payout))
+        status = _observe(attempt, await bank.fetch(payout))
         then = command_for(order.cause, status)
         if then is not None and then != order.command and then not in MOVES_MONEY:
             # It moved between two of our calls, as from pending to queued, where the command is cancel, not reject.
-            await _send(work, _Order(then, order.cause, order.caused_by), ctx, bank)
+            await _send(attempt, _Order(then, order.cause, order.caused_by), bank)
             return
         if status in OPEN_STATUSES and then is not None:
             raise Unprocessable(
@@ -283,16 +269,5 @@ async def _send(work: Work, order: _Order, ctx: BatchContext, bank: Bank) -> Non
                 f" ({answer.problem}) and it is still {status}; when that is mended, redrive this dead letter"
             )
         outcome = "already" if status in REACHED[order.command] else "refused"
-    work.emit(
-        BankCommandAnswered(
-            at=ctx.now_us,
-            payout=work.payout,
-            command=order.command,
-            outcome=outcome,
-            bank_status=status,
-            http_status=answer.http_status,
-            code=answer.code,
-            problem=answer.problem,
-            caused_by=order.caused_by,
-        )
-    )
+    said = Said(answer.http_status, answer.code, answer.problem)
+    record_answer(attempt, order.command, outcome, status, said=said, caused_by=order.caused_by)

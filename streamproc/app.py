@@ -12,8 +12,8 @@ from functools import partial
 import asyncpg
 
 import consumers
+from consumers.attempt import Debit
 from consumers.channels import Channels
-from consumers.create import Debit
 from consumers.enact import Barrier, execution
 from consumers.recall import Archived
 from consumers.vet import Reputations

@@ -311,9 +311,10 @@ class BankCommandAnswered(Fact, frozen=True, kw_only=True, tag="bank.command_ans
     code: str = ""
     problem: str = ""
     caused_by: str = ""
-    """Event id of the decision that caused the command."""
+    """Event id of the decision that caused the command; empty if an earlier attempt sent it, or nobody."""
     bank_payout: str = ""
-    """What a `create` made: the bank's id of this intent from now on."""
+    """Of a `create`: the bank's id of this intent from now on. Of another command: the payout under the intent's
+    reference that was ended, if that is not the intent's own."""
 
 
 class PayoutSettled(Fact, frozen=True, kw_only=True, tag="payout.settled"):

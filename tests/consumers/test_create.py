@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 
 import consumers
 from consumers import create as creating
-from consumers.create import Debit, key_of, order_bytes
+from consumers.attempt import Debit
+from consumers.create import key_of, order_bytes
 from consumers.enact import Barrier, execution
 from consumers.verdicts import decision_of
 from consumers.vet import Reputations

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from consumers.create import Debit
+from consumers.attempt import Debit
 from consumers.enact import execution
 from streamproc.domain import events as e
 from streamproc.domain.intent import is_intent

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from consumers.create import Debit
+from consumers.attempt import Debit
 from consumers.enact import execution
 from streamproc.clients.razorpay import CommandAnswer, Found
 from streamproc.domain import events as e
