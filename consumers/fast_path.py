@@ -87,14 +87,14 @@ class _Batch:
         entity = self._entities.known(question, ctx.now_us)
         if seen is not None:
             record = replace(record, beneficiary=seen)
-        # By position: names cost 0.5 µs.
+        # As `case_of` makes it, without a call more for each payout.
         case = Case(
-            record,
-            party.identity,
-            agent,
-            self._zone,
-            party.account,
-            party.team,
+            payout=record,
+            identity=party.identity,
+            agent=agent,
+            zone=self._zone,
+            account=party.account,
+            team=party.team,
             reputation=reputation,
             freeze=party.freeze,
             entity=entity,

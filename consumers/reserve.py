@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from consumers.verdicts import case_of, found_by, record_decision, record_reservation, record_slot
+from consumers.verdicts import found_by, record_decision, record_reservation, record_slot
 from streamproc.domain.asks import ask_of, charged_windows, rate_ask, vendor_charged
 from streamproc.domain.budget import QUARTER_US, US, Ask, RateAsk, Window
-from streamproc.domain.case import Case, Reputation
+from streamproc.domain.case import Case, Reputation, case_of
 from streamproc.domain.events import PayoutScreened, ReputationChecked
 from streamproc.domain.governance import RULES, find, is_rejected
 from streamproc.log.work import BatchContext, Item, Stage, Work
@@ -65,7 +65,8 @@ def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) ->
     """Rule 10. `known(url, now_us)` gives a reputation from memory; None: it has to be looked up."""
 
     async def check(items: Sequence[Item], ctx: BatchContext) -> None:
-        cases = [case_of(work.known(), ctx) for work, _ in items]
+        records = [work.known() for work, _ in items]
+        cases = [case_of(record, ctx.party(record)) for record in records]
         asked: list[tuple[Work, Ask]] = []
         terms = Terms(zone)
         for (work, _), case in zip(items, cases, strict=True):
@@ -87,7 +88,7 @@ def velocity_stage(known: Callable[[str, int], Reputation | None], zone: str) ->
 
 def _check_one(work: Work, event: PayoutScreened, ctx: BatchContext) -> None:
     record = work.known()
-    case = case_of(record, ctx, admission=work.admission)
+    case = case_of(record, ctx.party(record), admission=work.admission)
     assert case.agent is not None
     findings = [*event.findings, *found_by("velocity", case)]
     if is_rejected(findings):
@@ -110,7 +111,8 @@ def budget_stage(zone: str) -> Stage:
             if type(event) is ReputationChecked and work.known().decision is None
         ]
         missing = [work for work, _ in live if work.admission.budget is None]
-        cases = [case_of(work.known(), ctx) for work in missing]
+        records = [work.known() for work in missing]
+        cases = [case_of(record, ctx.party(record)) for record in records]
         terms = Terms(zone)
         asks = [
             (work, ask_of(case.payout, None, terms.windows(case)))
@@ -126,7 +128,7 @@ def budget_stage(zone: str) -> Stage:
 
 def _reserve_one(work: Work, event: ReputationChecked, ctx: BatchContext) -> None:
     record, answer = work.known(), work.admission.budget
-    case = case_of(record, ctx, admission=work.admission)
+    case = case_of(record, ctx.party(record), admission=work.admission)
     if answer is None:  # not asked for, since its policy is gone
         record_decision(work, ctx, [*event.findings, *found_by("budget", case)])
         return

@@ -8,9 +8,9 @@ record names the reviewer and the account that was used.
 
 from collections.abc import Sequence
 
-from consumers.verdicts import case_of, decide_as
+from consumers.verdicts import decide_as
 from consumers.vet import Reputations, looked_up
-from streamproc.domain.case import NO_URL, Reputation
+from streamproc.domain.case import NO_URL, Reputation, case_of
 from streamproc.domain.events import (
     Evidence,
     Finding,
@@ -115,7 +115,7 @@ def _count(work: Work, event: ReviewSubmitted, ctx: BatchContext, *, needed: int
 def _approve(work: Work, event: ReviewSubmitted, ctx: BatchContext, reputation: Reputation) -> None:
     record = work.known()
     name = reviewer_of(event, ctx.book.people)
-    case = case_of(record, ctx, reputation=reputation)
+    case = case_of(record, ctx.party(record), reputation=reputation)
     found = recheck(case)
     if not found and (problem := why_not_now(case)):
         _refuse(work, event, ctx, problem)

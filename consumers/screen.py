@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from consumers.verdicts import case_of, record_decision
+from consumers.verdicts import record_decision
+from streamproc.domain.case import case_of
 from streamproc.domain.events import Fact, PayoutMalformed, PayoutObserved, PayoutRequested, PayoutScreened
 from streamproc.domain.governance import RULES, find, is_rejected
 from streamproc.domain.intent import is_intent
@@ -32,7 +33,7 @@ def screen_stage(zone: str) -> Stage:
 
 def _screen_one(work: Work, ctx: BatchContext, zone: str) -> None:
     record = work.known()
-    case = case_of(record, ctx, zone=zone)
+    case = case_of(record, ctx.party(record), zone=zone)
     findings = find(RULES["screening"], case)
     if is_rejected(findings):
         record_decision(work, ctx, findings)

@@ -1,17 +1,16 @@
-"""What the stages share: making the case that rules look at, and recording slots, reservations, decisions and stops."""
+"""What the stages share: recording rate slots, reservations, decisions and stops."""
 
 from collections.abc import Sequence
 
 from streamproc.domain.asks import uses
 from streamproc.domain.beneficiaries import note, pair_of, to_note
-from streamproc.domain.budget import NOTHING_ASKED, US, Admission, BudgetAnswer, RateAnswer
-from streamproc.domain.case import DEFAULT_ZONE, Case, Reputation, case_under
+from streamproc.domain.budget import US, BudgetAnswer, RateAnswer
+from streamproc.domain.case import Case, case_under
 from streamproc.domain.events import (
     BankCommand,
     BeneficiaryNoted,
     BeneficiarySeen,
     BudgetReserved,
-    EntitySeen,
     Finding,
     Identity,
     PayoutDecided,
@@ -23,32 +22,6 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy
 from streamproc.domain.reminders import hold_timers
 from streamproc.log.work import BatchContext, Work
-
-
-def case_of(
-    record: PayoutRecord,
-    ctx: BatchContext,
-    *,
-    zone: str = DEFAULT_ZONE,
-    admission: Admission = NOTHING_ASKED,
-    reputation: Reputation | None = None,
-    entity: EntitySeen | None = None,
-) -> Case:
-    """The case of a payout under the policies in force. `zone` is for policies that name none."""
-    party = ctx.party(record)
-    # By position: names cost 0.5 µs, and six cases are made of a payout.
-    return Case(
-        record,
-        party.identity,
-        party.agent,
-        zone,
-        party.account,
-        party.team,
-        admission,
-        reputation,
-        party.freeze,
-        entity,
-    )
 
 
 async def objection(record: PayoutRecord, ctx: BatchContext) -> Finding | None:

@@ -11,8 +11,8 @@ from typing import TypeAlias
 from consumers.answers import Answers
 from consumers.concurrency import together
 from consumers.entities import Entities
-from consumers.verdicts import case_of, found_by, record_decision
-from streamproc.domain.case import NO_URL, Reputation
+from consumers.verdicts import found_by, record_decision
+from streamproc.domain.case import NO_URL, Reputation, case_of
 from streamproc.domain.domains import vendor_of
 from streamproc.domain.events import EntitySeen, Finding, ReputationChecked, VelocityChecked
 from streamproc.domain.governance import is_rejected
@@ -88,7 +88,7 @@ def _vet_one(
     work: Work, event: VelocityChecked, ctx: BatchContext, reputation: Reputation, entity: EntitySeen | None
 ) -> None:
     record = work.known()
-    case = case_of(record, ctx, reputation=reputation, entity=entity)
+    case = case_of(record, ctx.party(record), reputation=reputation, entity=entity)
     findings = [*event.findings, *found_by("reputation", case)]
     work.emit(looked_up(ctx.now_us, work.payout, reputation, findings, entity))
     if is_rejected(findings):

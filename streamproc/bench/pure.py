@@ -25,7 +25,7 @@ from streamproc.bench import cost, job
 from streamproc.bench.rig import Announce
 from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import Admission, Ask, Ledger
-from streamproc.domain.case import Case, Reputation
+from streamproc.domain.case import Case, Reputation, case_of
 from streamproc.domain.events import Event, PayoutDecided
 from streamproc.domain.governance import decide
 from streamproc.domain.payouts import encode_record
@@ -194,16 +194,7 @@ class _Pure:
             record = replace(self._opened(e).known(), beneficiary=NOTED)
             party = ctx.party(record)
             clean = Reputation("clean", checked_at=self._at_us, fresh_until=self._at_us + DAY_US)
-            case = Case(
-                record,
-                party.identity,
-                party.agent,
-                job.ZONE,
-                party.account,
-                party.team,
-                work.admission,
-                clean,
-            )
+            case = case_of(record, party, zone=job.ZONE, admission=work.admission, reputation=clean)
             cases.append(case)
         return cases
 

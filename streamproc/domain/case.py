@@ -4,9 +4,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from streamproc.domain.budget import Admission
+from streamproc.domain.budget import NOTHING_ASKED, Admission
 from streamproc.domain.events import EntitySeen, Identity
-from streamproc.domain.identity import party_of
+from streamproc.domain.identity import Party, party_of
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy import AgentPolicy, Freeze, PolicyBook, ScopeLimits
 
@@ -36,24 +36,38 @@ class Case(Struct, frozen=True):
     """The time zone of policies that name none."""
     account: ScopeLimits | None = None
     team: ScopeLimits | None = None
-    admission: Admission = Admission()
+    admission: Admission = NOTHING_ASKED
     reputation: Reputation | None = None
     freeze: Freeze | None = None
     entity: EntitySeen | None = None
 
 
+def case_of(
+    record: PayoutRecord,
+    party: Party,
+    *,
+    zone: str = DEFAULT_ZONE,
+    admission: Admission = NOTHING_ASKED,
+    reputation: Reputation | None = None,
+    entity: EntitySeen | None = None,
+) -> Case:
+    """The case of a payout under the policies that `party` names."""
+    return Case(
+        payout=record,
+        identity=party.identity,
+        agent=party.agent,
+        zone=zone,
+        account=party.account,
+        team=party.team,
+        admission=admission,
+        reputation=reputation,
+        freeze=party.freeze,
+        entity=entity,
+    )
+
+
 def case_under(
     book: PolicyBook, record: PayoutRecord, zone: str = DEFAULT_ZONE, reputation: Reputation | None = None
 ) -> Case:
-    """The case of a payout under the policies of `book`."""
-    party = party_of(record, book)
-    return Case(
-        record,
-        party.identity,
-        party.agent,
-        zone,
-        party.account,
-        party.team,
-        reputation=reputation,
-        freeze=party.freeze,
-    )
+    """The case of a payout under the policies of `book`, before the counters and the register are asked."""
+    return case_of(record, party_of(record, book), zone=zone, reputation=reputation)

@@ -18,9 +18,8 @@ from streamproc.domain import governance, narrowed
 from streamproc.domain.asks import charged_windows, vendor_charged
 from streamproc.domain.beneficiaries import NOTED, BeneficiarySeen
 from streamproc.domain.budget import NOTHING_ASKED, QUARTER_US, US
-from streamproc.domain.case import Case, Reputation
+from streamproc.domain.case import Case, Reputation, case_under
 from streamproc.domain.events import Finding, PayoutObserved
-from streamproc.domain.identity import party_of
 from streamproc.domain.intent import intent_id
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import PolicyBook, ScopeState, build_book
@@ -373,8 +372,7 @@ async def test_windows_are_those_of_the_payout_whatever_was_asked_before(other: 
     def case(**of: Any) -> Case:
         record = fold([observed(**of)])
         assert record is not None
-        party = party_of(record, book)
-        return Case(record, party.identity, party.agent, ZONE, party.account, party.team)
+        return case_under(book, record, ZONE)
 
     first, second = (case(**of) for of in OF_ITS_OWN[other])
     asked = [kept.windows(case) for case in (first, second, first)]
