@@ -4,6 +4,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
+from streamproc.clients.limiter import Limiter
 from streamproc.errors import TryAgain
 
 TIMEOUT_S = 10.0
@@ -20,8 +21,7 @@ def open_checkpoint_post(url: str, *, token: str = "") -> "CheckpointPost":
         "checkpoints",
         urlunsplit((parts.scheme, parts.netloc, "", "", "")),
         timeout_s=TIMEOUT_S,
-        limit_per_s=POSTS_PER_S,
-        burst=POSTS_BURST,
+        limiter=Limiter(POSTS_PER_S, POSTS_BURST),
         breaker=Breaker(),
     )
     return CheckpointPost(http, parts.path or "/", url, token)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import Unusable, read_answer
-from streamproc.clients.ration import Counted, NoneFree, OwnTurns, Ration, Take
+from streamproc.clients.ration import NoneFree, OwnTurns, Ration, Take, Unlimited
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searches
 from streamproc.errors import TryAgain
@@ -63,11 +63,9 @@ def open_gleif(
         "gleif",
         base_url.rstrip("/"),
         timeout_s=TIMEOUT_S,
-        limit_per_s=CALLS_PER_S,
-        burst=CALLS_BURST,
+        limiter=Unlimited(),
         breaker=Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
-        turns=Counted(),
     )
     return Gleif(http, take or OwnTurns(CALLS_PER_S, CALLS_BURST).take, now_us)
 

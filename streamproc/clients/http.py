@@ -22,7 +22,7 @@ import httpx
 from msgspec import Struct
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.limiter import QUEUE_MAX, Limiter, NotItsTurn, Turns
+from streamproc.clients.limiter import QUEUE_MAX, NotItsTurn, RateLimiter
 from streamproc.errors import TryAgain
 from streamproc.telemetry.watch import Called, Server
 
@@ -103,8 +103,6 @@ class OutboundClient:
     """HTTP to one outside system. `timeout_s` bounds a whole call, waiting for its turn included; if `wait_s_max` is
     given, it bounds the waiting, and `timeout_s` only what comes after.
 
-    `turns` limits the calls of all processes together; without it this client limits only its own.
-
     Messages of failures name the system, the method and the path, never the query, headers or body.
     """
 
@@ -114,11 +112,9 @@ class OutboundClient:
         base_url: str,
         *,
         timeout_s: float,
-        limit_per_s: float,
-        burst: int,
+        limiter: RateLimiter,
         breaker: Breaker,
         body_bytes_max: int = BODY_BYTES_MAX,
-        turns: Turns | None = None,
         wait_s_max: float | None = None,
     ) -> None:
         self.name = name
@@ -127,7 +123,7 @@ class OutboundClient:
         self._timeout_s = timeout_s
         self._wait_s_max = timeout_s if wait_s_max is None else wait_s_max
         self._waits_apart = wait_s_max is not None
-        self._limiter = turns or Limiter(limit_per_s, burst)
+        self._limiter = limiter
         self._body_bytes_max = body_bytes_max
         self._http = httpx.AsyncClient(
             base_url=base_url,

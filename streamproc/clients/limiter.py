@@ -27,8 +27,8 @@ class NotItsTurn(TryAgain):
     """The call was not made, since its turn did not come within the time that it may wait. Nothing has failed."""
 
 
-class Turns(Protocol):
-    """What a client needs from a limiter."""
+class RateLimiter(Protocol):
+    """What a client needs of the limit on its calls."""
 
     @property
     def queued(self) -> int:

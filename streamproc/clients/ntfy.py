@@ -8,6 +8,7 @@ from msgspec import Struct
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
 from streamproc.clients.json_text import NotJson, decode_json
+from streamproc.clients.limiter import Limiter
 from streamproc.domain.plain import cut_bytes
 from streamproc.errors import TryAgain
 
@@ -43,8 +44,7 @@ def open_ntfy(url: str, *, topic: str, token: str = "") -> "Ntfy":
         "ntfy",
         url.rstrip("/") + "/",
         timeout_s=TIMEOUT_S,
-        limit_per_s=CALLS_PER_S,
-        burst=CALLS_BURST,
+        limiter=Limiter(CALLS_PER_S, CALLS_BURST),
         breaker=Breaker(),
         wait_s_max=WAIT_S_MAX,
     )

@@ -97,8 +97,8 @@ class Ration:
             raise TryAgain(f"no turn for a call can be counted: {problem}") from problem
 
 
-class Counted:
-    """For a client whose calls have their turns before they are made."""
+class Unlimited:
+    """The `RateLimiter` of a client whose calls have their turns before they are made."""
 
     queued = 0
 
@@ -110,4 +110,4 @@ class Counted:
         """Nothing is waited for."""
 
     async def put_off(self, seconds: float) -> None:
-        """Nothing is counted here."""
+        """Nothing: no call waits here."""

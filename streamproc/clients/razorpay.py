@@ -15,7 +15,7 @@ from msgspec import Struct
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient, OutcomeUnknown
 from streamproc.clients.json_text import NotJson, decode_json
-from streamproc.clients.limiter import Turns
+from streamproc.clients.limiter import Limiter, RateLimiter
 from streamproc.clients.oauth import TokenKeeper
 from streamproc.clients.razorpay_entities import MalformedPayout, id_or_empty, read_payout
 from streamproc.domain.events import BankCommand, BankPayout
@@ -86,21 +86,19 @@ def open_razorpay(
     key_id: str,
     key_secret: str,
     oauth_token: str = "",
-    turns: Turns | None = None,
+    limiter: RateLimiter | None = None,
     tokens: TokenKeeper | None = None,
 ) -> "Razorpay":
     """A client with the bank's limits. `base_url` may end with `/v1` or not. Close it with `aclose`.
 
-    `turns` limits the calls of all processes together; without it this client alone keeps CALLS_PER_S.
+    `limiter` limits the calls of all processes together; without it this client alone keeps CALLS_PER_S.
     """
     http = OutboundClient(
         "razorpay",
         without_version(base_url),
         timeout_s=TIMEOUT_S,
-        limit_per_s=CALLS_PER_S,
-        burst=CALLS_BURST,
+        limiter=limiter or Limiter(CALLS_PER_S, CALLS_BURST),
         breaker=Breaker(),
-        turns=turns,
         wait_s_max=WAIT_S_MAX,
     )
     return Razorpay(http, key_id=key_id, key_secret=key_secret, oauth_token=oauth_token, tokens=tokens)

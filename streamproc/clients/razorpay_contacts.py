@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
 from streamproc.clients.json_text import Unusable, read_answer
-from streamproc.clients.ration import Counted, OwnTurns, Ration, Take
+from streamproc.clients.ration import OwnTurns, Ration, Take, Unlimited
 from streamproc.clients.razorpay import without_version
 from streamproc.clients.razorpay_entities import id_or_empty
 from streamproc.domain.legal_entities import CONTACT_CHARS_MAX, ContactSeen, legal_name
@@ -51,11 +51,9 @@ def open_contacts(
         "razorpay-contacts",
         without_version(base_url),
         timeout_s=TIMEOUT_S,
-        limit_per_s=per_s,
-        burst=burst,
+        limiter=Unlimited(),
         breaker=Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
-        turns=Counted(),
     )
     key = base64.b64encode(f"{key_id}:{key_secret}".encode()).decode("ascii")
     ration = Ration(take or OwnTurns(per_s, burst).take)

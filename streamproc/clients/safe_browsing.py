@@ -14,6 +14,7 @@ from msgspec import Struct
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import Unusable, read_answer
+from streamproc.clients.limiter import Limiter
 from streamproc.domain.case import Reputation
 from streamproc.domain.domains import VendorUrl, parse_vendor_url
 from streamproc.domain.plain import clean
@@ -49,8 +50,7 @@ def open_safe_browsing(
         "safe browsing",
         urlunsplit(parts._replace(path=path)),
         timeout_s=TIMEOUT_S,
-        limit_per_s=CALLS_PER_S,
-        burst=CALLS_BURST,
+        limiter=Limiter(CALLS_PER_S, CALLS_BURST),
         breaker=Breaker(),
     )
     return SafeBrowsing(http, key, now_us)

@@ -17,7 +17,7 @@ from typing import Self
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import BACKOFF_BASE_S, Answer, OutboundClient, OutcomeUnknown
 from streamproc.clients.json_text import NotJson, decode_json
-from streamproc.clients.limiter import Turns
+from streamproc.clients.limiter import Limiter, RateLimiter
 from streamproc.errors import StreamprocError, TryAgain
 
 TIMEOUT_S = 5.0
@@ -56,21 +56,19 @@ def open_slack(
     *,
     timeout_s: float = TIMEOUT_S,
     wait_s_max: float | None = None,
-    turns: Turns | None = None,
+    limiter: RateLimiter | None = None,
 ) -> "Slack":
     """A client with this API's limits; `base_url` ends with `/api`. Close it with `aclose`. Without `wait_s_max`,
-    `timeout_s` includes the wait for a turn. `turns` limits the calls of all processes together; without it this client
-    alone keeps CALLS_PER_S."""
+    `timeout_s` includes the wait for a turn. `limiter` limits the calls of all processes together; without it this
+    client alone keeps CALLS_PER_S."""
     http = OutboundClient(
         "slack",
         base_url,
         timeout_s=timeout_s,
-        limit_per_s=CALLS_PER_S,
-        burst=CALLS_BURST,
+        limiter=limiter or Limiter(CALLS_PER_S, CALLS_BURST),
         breaker=Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
         wait_s_max=wait_s_max,
-        turns=turns,
     )
     return Slack(http, token)
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
-from streamproc.clients.limiter import SharedLimiter
+from streamproc.clients.limiter import Limiter, SharedLimiter
 from streamproc.clients.oauth import TokenKeeper, vault_name
 from streamproc.clients.razorpay import Razorpay, open_razorpay
 from streamproc.log.pace import Pace
@@ -24,19 +24,19 @@ AUTH_TIMEOUT_S = 8.0
 async def opened_bank(settings: Settings) -> AsyncIterator[Razorpay]:
     """The bank's client. Without a Redis in the settings, pace and token are this process's own."""
     async with AsyncExitStack() as stack:
-        turns = tokens = None
+        limiter = tokens = None
         if settings.redis_url:
             per_s = settings.razorpay_calls_per_s
             pace = Pace(settings.redis_url, name=PACE, per_s=per_s, burst=per_s)
             stack.push_async_callback(pace.aclose)
-            turns = SharedLimiter(pace.reserve, per_s)
+            limiter = SharedLimiter(pace.reserve, per_s)
             tokens = _tokens(settings, stack)
         bank = open_razorpay(
             settings.razorpay_base_url,
             key_id=settings.razorpay_key_id,
             key_secret=settings.razorpay_key_secret.reveal(),
             oauth_token=settings.razorpay_oauth_token.reveal(),
-            turns=turns,
+            limiter=limiter,
             tokens=tokens,
         )
         stack.push_async_callback(bank.aclose)
@@ -53,8 +53,7 @@ def _tokens(settings: Settings, stack: AsyncExitStack) -> TokenKeeper | None:
         "razorpay-auth",
         settings.razorpay_auth_url,
         timeout_s=AUTH_TIMEOUT_S,
-        limit_per_s=1.0,
-        burst=2,
+        limiter=Limiter(1.0, burst=2),
         breaker=Breaker(),
     )
     stack.push_async_callback(http.aclose)

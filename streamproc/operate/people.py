@@ -43,13 +43,13 @@ def opened_channels(settings: Settings, stack: AsyncExitStack, breakers: dict[st
     Redis in the settings the pace at Slack is this process's own."""
     room, topic = None, None
     if settings.slack_bot_token and settings.slack_channel_id:
-        turns = None
+        limiter = None
         if settings.redis_url:
             pace = Pace(settings.redis_url, name=PACE, per_s=CALLS_PER_S, burst=CALLS_BURST)
             stack.push_async_callback(pace.aclose)
-            turns = SharedLimiter(pace.reserve, CALLS_PER_S, pauses=pace, patience_s=WAIT_S_MAX)
+            limiter = SharedLimiter(pace.reserve, CALLS_PER_S, pauses=pace, patience_s=WAIT_S_MAX)
         token = settings.slack_bot_token.reveal()
-        slack = open_slack(settings.slack_base_url, token, wait_s_max=WAIT_S_MAX, turns=turns)
+        slack = open_slack(settings.slack_base_url, token, wait_s_max=WAIT_S_MAX, limiter=limiter)
         stack.push_async_callback(slack.aclose)
         breakers["slack"] = slack.breaker
         room = SlackRoom(slack, settings.slack_channel_id, settings.slack_signing_secret.reveal())

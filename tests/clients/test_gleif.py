@@ -23,7 +23,7 @@ from streamproc.clients.gleif import (
     open_gleif,
 )
 from streamproc.clients.http import OutboundClient
-from streamproc.clients.ration import Counted, OwnTurns, Take
+from streamproc.clients.ration import OwnTurns, Take, Unlimited
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question
 from streamproc.errors import LogBroken, LogUnavailable
@@ -87,7 +87,7 @@ def impatient(
     """A client with other limits, and its turns."""
     turns = OwnTurns(per_s, burst)
     return OutboundClient(
-        "gleif", url, timeout_s=timeout_s, limit_per_s=per_s, burst=burst, breaker=Breaker(), turns=Counted()
+        "gleif", url, timeout_s=timeout_s, limiter=Unlimited(), breaker=Breaker()
     ), turns.take
 
 

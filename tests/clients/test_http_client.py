@@ -21,7 +21,7 @@ from streamproc.clients.http import (
     backoff_s,
     retry_after_s,
 )
-from streamproc.clients.limiter import NotItsTurn
+from streamproc.clients.limiter import Limiter, NotItsTurn
 from streamproc.errors import TryAgain
 from tests.clients.loopback import (
     Asked,
@@ -52,8 +52,7 @@ def client_of(
         "bank",
         url,
         timeout_s=TIMEOUT_S,
-        limit_per_s=0.01 if burst == 1 else 1_000,
-        burst=burst,
+        limiter=Limiter(0.01 if burst == 1 else 1_000, burst),
         breaker=breaker or Breaker(),
         body_bytes_max=body_bytes_max,
     )
@@ -364,7 +363,9 @@ async def test_waiting_for_the_pace_takes_nothing_of_the_time_that_the_bank_has(
     monkeypatch.setattr(razorpay, "TIMEOUT_S", TIMEOUT_S)
     monkeypatch.setattr(razorpay, "WAIT_S_MAX", 3 * TIMEOUT_S)
     async with loopback(always(200, {"id": "pout_1"})) as server:
-        bank = razorpay.open_razorpay(server.url, key_id="k", key_secret="s", turns=SlowTurns(2 * TIMEOUT_S))
+        bank = razorpay.open_razorpay(
+            server.url, key_id="k", key_secret="s", limiter=SlowTurns(2 * TIMEOUT_S)
+        )
         answer = await bank.reject("pout_1", "late")
         await bank.aclose()
     assert answer.outcome == "done"
@@ -375,8 +376,8 @@ async def test_a_turn_that_does_not_come_is_named_and_is_no_failure_of_the_syste
     async with (
         loopback(always(200)) as server,
         OutboundClient(
-            "bank", server.url, timeout_s=20.0, limit_per_s=1.0, burst=1, breaker=breaker,
-            turns=SlowTurns(60.0), wait_s_max=0.1,
+            "bank", server.url, timeout_s=20.0, limiter=SlowTurns(60.0), breaker=breaker,
+            wait_s_max=0.1,
         ) as client,
     ):  # fmt: skip
         with pytest.raises(TryAgain, match=r"its turn did not come within 0\.1 s") as caught:
@@ -389,8 +390,8 @@ async def test_where_waiting_is_apart_a_call_has_its_whole_time_when_its_turn_ha
     async with (
         loopback(always(200)) as server,
         OutboundClient(
-            "slack", server.url, timeout_s=TIMEOUT_S, limit_per_s=1.0, burst=1, breaker=Breaker(),
-            turns=SlowTurns(2 * TIMEOUT_S), wait_s_max=3 * TIMEOUT_S,
+            "slack", server.url, timeout_s=TIMEOUT_S, limiter=SlowTurns(2 * TIMEOUT_S), breaker=Breaker(),
+            wait_s_max=3 * TIMEOUT_S,
         ) as client,
     ):  # fmt: skip
         answers = [await client.call("GET", "/") for _ in range(3)]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from streamproc.clients.limiter import Limiter, SharedLimiter, Turns
+from streamproc.clients.limiter import Limiter, RateLimiter, SharedLimiter
 from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from tests.deadline import DEADLINE_S
 
@@ -39,11 +39,11 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> HandClock:
 class Waiting:
     """Calls that came in this order, all at once, and those that had their turn, in its order."""
 
-    def __init__(self, limiter: Turns, *names: str) -> None:
+    def __init__(self, limiter: RateLimiter, *names: str) -> None:
         self.served: list[str] = []
         self._calls = {name: asyncio.create_task(self._call(limiter, name)) for name in names}
 
-    async def _call(self, limiter: Turns, name: str) -> None:
+    async def _call(self, limiter: RateLimiter, name: str) -> None:
         await limiter.take(urgent=name.startswith("U"))
         self.served.append(name)
 

@@ -8,6 +8,7 @@ from msgspec.json import decode, encode
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient, OutcomeUnknown
+from streamproc.clients.limiter import Limiter
 from streamproc.clients.razorpay import CommandAnswer, Razorpay, open_razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
@@ -188,7 +189,7 @@ async def test_after_a_5xx_or_a_lost_answer_the_outcome_is_unknown(script: Scrip
 
 async def test_a_command_that_is_not_answered_in_time_has_an_unknown_outcome() -> None:
     async with loopback(silent_for(20)) as server:
-        http = OutboundClient("razorpay", server.url, timeout_s=20, limit_per_s=8, burst=8, breaker=Breaker())
+        http = OutboundClient("razorpay", server.url, timeout_s=20, limiter=Limiter(8, 8), breaker=Breaker())
         async with http:
             with pytest.raises(OutcomeUnknown):
                 await Razorpay(http, key_id="k", key_secret="s").cancel(PAYOUT)

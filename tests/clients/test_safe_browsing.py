@@ -7,6 +7,7 @@ from msgspec.json import decode, encode
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
+from streamproc.clients.limiter import Limiter
 from streamproc.clients.safe_browsing import (
     CLEAN_FRESH_S,
     FRESH_S_MAX,
@@ -134,7 +135,7 @@ async def test_whatever_goes_wrong_the_verdict_is_unavailable_never_fresh_and_gi
 
 async def test_no_answer_in_time_is_unavailable() -> None:
     async with loopback(silent_for(20)) as server:
-        http = OutboundClient("sb", server.url, timeout_s=20, limit_per_s=50, burst=50, breaker=Breaker())
+        http = OutboundClient("sb", server.url, timeout_s=20, limiter=Limiter(50, 50), breaker=Breaker())
         async with http:
             found = await SafeBrowsing(http, "k", lambda: NOW_US).lookup([BAD])
     assert found[BAD].verdict == "unavailable"

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient, OutcomeUnknown
-from streamproc.clients.limiter import NoTurn, SharedLimiter
+from streamproc.clients.limiter import Limiter, NoTurn, SharedLimiter
 from streamproc.clients.oauth import REFRESH_BEFORE_S, TokenKeeper, vault_name
 from streamproc.errors import ConfigError, LogUnavailable, TryAgain
 from streamproc.log.clock import clock_us
@@ -192,7 +192,7 @@ async def test_what_is_kept_of_the_token_is_unreadable_without_the_clients_secre
 async def test_a_token_is_exchanged_before_it_expires(redis_url: str, bank: Sandbox) -> None:
     now = [1_000_000.0]
     async with OutboundClient(
-        "auth", f"{bank.url}/oauth", timeout_s=5, limit_per_s=100, burst=10, breaker=Breaker()
+        "auth", f"{bank.url}/oauth", timeout_s=5, limiter=Limiter(100, 10), breaker=Breaker()
     ) as http:
         keeper = keeper_of(http, Vault(redis_url, name="test", owner="me"), bank, clock=lambda: now[0])
         first = await keeper.token()
@@ -231,7 +231,7 @@ async def test_a_new_token_that_could_not_be_kept_is_kept_later_since_its_refres
 ) -> None:
     vault = VaultAway(redis_url, name="test", owner="me")
     async with OutboundClient(
-        "auth", f"{bank.url}/oauth", timeout_s=5, limit_per_s=100, burst=10, breaker=Breaker()
+        "auth", f"{bank.url}/oauth", timeout_s=5, limiter=Limiter(100, 10), breaker=Breaker()
     ) as http:
         keeper = keeper_of(http, vault, bank)
         for _ in range(2):

@@ -5,7 +5,7 @@ import pytest
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.gleif import Gleif
 from streamproc.clients.http import OutboundClient
-from streamproc.clients.ration import Counted, OwnTurns
+from streamproc.clients.ration import OwnTurns, Unlimited
 from streamproc.domain.events import PayoutRequested
 from streamproc.domain.whatif import judge
 from tests.clients.loopback import always, loopback
@@ -132,9 +132,7 @@ async def test_whoever_was_not_asked_about_since_the_register_was_busy_is_assume
     """Under the candidate the payout would have waited for its turn."""
     async with loopback(always(200, page())) as server:
         take = OwnTurns(0.000_1, 1).take
-        http = OutboundClient(
-            "gleif", server.url, timeout_s=60, limit_per_s=1, burst=1, breaker=Breaker(), turns=Counted()
-        )
+        http = OutboundClient("gleif", server.url, timeout_s=60, limiter=Unlimited(), breaker=Breaker())
         async with http, Engine(redis_url, groups=[governance(Gleif(http, take).lookup)]) as engine:
             await engine.apply(LAX)
             await handled(engine, payouts()["Lapsed Ltd"])

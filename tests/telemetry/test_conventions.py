@@ -16,6 +16,7 @@ from streamproc.api.route_names import ROUTE
 from streamproc.api.tracing import Traced
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
+from streamproc.clients.limiter import Limiter
 from streamproc.errors import TryAgain
 from streamproc.ingress.problems import Receive, Scope, Send
 from streamproc.log.batch_traces import _export_call
@@ -118,7 +119,7 @@ async def test_a_method_that_nobody_knows_is_told_as_the_conventions_say(tracer:
 
 
 async def call_told(tracer: Keeping, url: str, path: str) -> Span:
-    client = OutboundClient("bank", url, timeout_s=5, limit_per_s=100, burst=9, breaker=Breaker())
+    client = OutboundClient("bank", url, timeout_s=5, limiter=Limiter(100, 9), breaker=Breaker())
     calls: list[watch.Call] = []
     async with client:
         with watch.collecting_calls(calls), suppress(TryAgain):
