@@ -46,6 +46,7 @@ from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAg
 from streamproc.gc_tuning import YOUNG_OF_FOLDS_MAX, tune_for_batches
 from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Asgi
+from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 from streamproc.ingress.refusals import Refusals
 from streamproc.log.batch import Limits
 from streamproc.log.connection import connected
@@ -258,11 +259,15 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
         stack.push_async_callback(gateway.aclose)
         refusals = await stack.enter_async_context(Refusals(intents))
         slack = await stack.enter_async_context(opened_slack_review(settings, pool, refusals))
-        app = create_app(
+        webhook = RazorpayWebhook(
             producer,
-            tuple(secret.reveal() for secret in settings.razorpay_webhook_secrets),
+            [secret.reveal() for secret in settings.razorpay_webhook_secrets],
             body_bytes_max=settings.body_limit,
             fallback_account=settings.razorpay_account_id,
+        )
+        app = create_app(
+            webhook,
+            body_bytes_max=settings.body_limit,
             ready=readiness(settings, pool),
             operations=[
                 *operations_of(

@@ -21,7 +21,6 @@ from streamproc.api.openapi import document
 from streamproc.api.operations import Call, Method, Operation, Says
 from streamproc.api.route_names import ROUTE, template_of
 from streamproc.api.routing import routes_of
-from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_problem
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 
@@ -61,11 +60,9 @@ class Taken(Struct, frozen=True):
 
 
 def create_app(
-    producer: Appender,
-    secrets: Sequence[str],
+    webhook: RazorpayWebhook,
     *,
     body_bytes_max: int,
-    fallback_account: str,
     ready: Ready,
     operations: Sequence[Operation] = (),
     doorkeeper: Doorkeeper | None = None,
@@ -73,11 +70,8 @@ def create_app(
 ) -> "SecurityHeaders":
     """The ASGI application: `operations`, and the bank's webhook and health, which need no token.
 
-    Only pages of `cors_origins` may call it from a browser. Raises ConfigError if no secret could verify a webhook.
+    Only pages of `cors_origins` may call it from a browser.
     """
-    webhook = RazorpayWebhook(
-        producer, secrets, body_bytes_max=body_bytes_max, fallback_account=fallback_account
-    )
     delivery = _webhook(webhook)
     table = [delivery, *_health(ready), *operations]
     table.append(_openapi(table))

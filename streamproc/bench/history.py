@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 from streamproc.bench import job
 from streamproc.domain import events as e
 from streamproc.domain.asks import uses
-from streamproc.domain.budget import Counters, Window, windows_of
+from streamproc.domain.budget import Counters, Limits, Window, windows_of
 from streamproc.domain.policy import Policy, ScopeLimits, effective_policy, fields_of
 from streamproc.domain.wire import encode_events
 
@@ -129,12 +129,10 @@ def _life(i: int, fate: str, book: _Book) -> Iterator[Batch]:
     agent = first.facts.notes["agent_id"]
     yield "webhook", None, [first]
     windows = windows_of(
+        Limits(_POLICY, _ACCOUNT),
         agent=agent,
         account=job.ACCOUNT,
         vendor="",
-        policy=_POLICY,
-        account_limits=_ACCOUNT,
-        team_limits=None,
         received_at=first.at,
         zone=job.ZONE,
     )

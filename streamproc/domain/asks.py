@@ -1,6 +1,6 @@
 """What a payout asks of the partition's counters: a rate slot, and room in its budget windows. Pure."""
 
-from streamproc.domain.budget import US, Ask, RateAnswer, RateAsk, Window, windows_of
+from streamproc.domain.budget import US, Ask, Limits, RateAnswer, RateAsk, Window, windows_of
 from streamproc.domain.case import Case
 from streamproc.domain.domains import vendor_name
 from streamproc.domain.events import VelocityChecked, WindowUse
@@ -50,12 +50,10 @@ def charged_windows(case: Case, vendor: str, zone: str) -> tuple[Window, ...]:
     """The windows that the payout is charged to. `zone` is for policies that name none."""
     assert case.agent is not None
     return windows_of(
+        Limits(case.agent.policy, case.account, case.team),
         agent=case.payout.agent,
         account=case.payout.account,
         vendor=vendor,
-        policy=case.agent.policy,
-        account_limits=case.account,
-        team_limits=case.team,
         received_at=case.payout.received_at,
         zone=zone,
     )

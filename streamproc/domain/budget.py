@@ -137,18 +137,22 @@ def must_be_counted(window: str, now_s: float, retention_s: float) -> bool:
     return now_s < min(last_end_s, first_end_s + retention_s)
 
 
+class Limits(Struct, frozen=True):
+    """The policies that limit a payout's budgets: its agent's, and those of its account and team, if there are any."""
+
+    policy: Policy
+    account: ScopeLimits | None = None
+    team: ScopeLimits | None = None
+
+
 def windows_of(
-    *,
-    agent: str,
-    account: str,
-    vendor: str,
-    policy: Policy,
-    account_limits: ScopeLimits | None,
-    team_limits: ScopeLimits | None,
-    received_at: int,
-    zone: str,
+    limits: Limits, *, agent: str, account: str, vendor: str, received_at: int, zone: str
 ) -> tuple[Window, ...]:
-    """The windows that a payout is charged to: always the agent's day; any other only if it is limited."""
+    """The windows that a payout is charged to: always the agent's day; any other only if it is limited.
+
+    `vendor` is empty for a payout that no vendor's window is charged with. `zone` is for policies that name none.
+    """
+    policy = limits.policy
     own_zone = policy.timezone or zone
     day, week, month = _calendar(own_zone, received_at // QUARTER_US)
     windows = [Window(f"agent:{agent}", day[0], policy.daily_limit, day[1])]
@@ -159,10 +163,10 @@ def windows_of(
         windows.append(Window(scope, month[0], policy.monthly_limit, month[1]))
     if policy.vendor_daily_limit is not None and vendor:
         windows.append(Window(f"vendor:{vendor}", day[0], policy.vendor_daily_limit, day[1]))
-    if team_limits is not None and policy.team:
-        windows += _scope_windows(f"team:{policy.team}", team_limits, received_at, zone)
-    if account_limits is not None:
-        windows += _scope_windows(f"account:{account}", account_limits, received_at, zone)
+    if limits.team is not None and policy.team:
+        windows += _scope_windows(f"team:{policy.team}", limits.team, received_at, zone)
+    if limits.account is not None:
+        windows += _scope_windows(f"account:{account}", limits.account, received_at, zone)
     return tuple(windows)
 
 

@@ -52,7 +52,10 @@ def verify(body: bytes, signature: str | bytes | None, secrets: Iterable[bytes])
 
 
 class RazorpayWebhook:
-    """The ASGI application. `secrets` are all that may sign now (rotation: the old one stays a while)."""
+    """The ASGI application. `secrets` are all that may sign now (rotation: the old one stays a while).
+
+    Raises ConfigError if none of them could verify a webhook.
+    """
 
     def __init__(
         self, producer: Appender, secrets: Sequence[str], *, body_bytes_max: int, fallback_account: str

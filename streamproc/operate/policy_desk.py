@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from streamproc.api.policies import Made
 from streamproc.domain.attribution import Attribution
-from streamproc.domain.budget import windows_of
+from streamproc.domain.budget import Limits, windows_of
 from streamproc.domain.policy import build_book
 from streamproc.domain.policy_changes import (
     FREEZE,
@@ -204,13 +204,12 @@ async def _windows_now(site: Site, agent: str, account: str, *, zone: str) -> li
     policy = book.agent(agent)
     if policy is None:
         return None
+    team = book.team(policy.policy.team) if policy.policy.team else None
     windows = windows_of(
+        Limits(policy.policy, book.account(account), team),
         agent=agent,
         account=account,
         vendor="",
-        policy=policy.policy,
-        account_limits=book.account(account),
-        team_limits=book.team(policy.policy.team) if policy.policy.team else None,
         received_at=await clock_us(site.client),
         zone=zone,
     )

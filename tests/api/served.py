@@ -12,6 +12,7 @@ from streamproc.api.auth import Doorkeeper
 from streamproc.api.console import console_operations
 from streamproc.api.health import Check
 from streamproc.app import operations_of
+from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 from streamproc.ingress.refusals import Refusals
 from streamproc.log.stream import Producer
 from streamproc.operate import tokens
@@ -73,6 +74,10 @@ class Api:
         return await self.http.get(f"/v1/payouts/{path}", headers={"authorization": f"Bearer {token}"})
 
 
+def webhook_of(producer: Producer) -> RazorpayWebhook:
+    return RazorpayWebhook(producer, ["whsec"], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc")
+
+
 async def ready() -> list[Check]:
     return []
 
@@ -92,7 +97,7 @@ async def _served(
     producer: Producer, gateway: Any, refusals: Refusals, per_min: int, account: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(
-        producer, ["whsec"], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc", ready=ready,
+        webhook_of(producer), body_bytes_max=BODY_BYTES_MAX, ready=ready,
         operations=[*operations_of(producer, gateway, account=account), *console_operations()],
         doorkeeper=Doorkeeper(gateway, producer.now_us, refusals, per_min=per_min),
     )  # fmt: skip

@@ -10,6 +10,7 @@ import uvicorn
 from streamproc.api import asgi
 from streamproc.api.asgi import SECURITY_HEADERS, create_app
 from streamproc.api.health import Check
+from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 from streamproc.log.stream import Append, Appended
 from tests.api.declared import held_against_its_document
 from tests.deadline import DEADLINE_S
@@ -48,13 +49,10 @@ class Service:
 @pytest.fixture
 async def service() -> AsyncIterator[Service]:
     service = Service()
-    app = create_app(
-        service.door,
-        [SECRET],
-        body_bytes_max=UPLOAD_BYTES_MAX,
-        fallback_account="acc_1",
-        ready=lambda: service.ready(),
+    webhook = RazorpayWebhook(
+        service.door, [SECRET], body_bytes_max=UPLOAD_BYTES_MAX, fallback_account="acc_1"
     )
+    app = create_app(webhook, body_bytes_max=UPLOAD_BYTES_MAX, ready=lambda: service.ready())
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, http="httptools", lifespan="off")
     server = uvicorn.Server(config)
     running = asyncio.create_task(server._serve())  # not `serve`: the signals belong to pytest

@@ -19,7 +19,7 @@ from streamproc.ingress.body import BODY_READ_S_MAX
 from streamproc.ingress.refusals import Refusals
 from streamproc.operate import tokens
 from streamproc.operate.gateway import SiteGateway
-from tests.api.served import ORDER, POLICIES, Api, api, problem, ready, serving
+from tests.api.served import ORDER, POLICIES, Api, api, problem, ready, serving, webhook_of
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
 from tests.words import ACCOUNT, attributed
@@ -208,14 +208,7 @@ async def test_pages_of_other_sites_may_call_only_where_a_setting_names_them(
     redis_url: str, origins: tuple[str, ...]
 ) -> None:
     async with Engine(redis_url) as engine, Refusals(engine.producer):
-        app = create_app(
-            engine.producer,
-            ["whsec"],
-            body_bytes_max=100,
-            fallback_account="acc",
-            ready=ready,
-            cors_origins=origins,
-        )
+        app = create_app(webhook_of(engine.producer), body_bytes_max=100, ready=ready, cors_origins=origins)
         transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             for origin in ("https://console.example.com", "https://evil.example", "null"):
@@ -234,7 +227,7 @@ async def test_a_page_of_an_allowed_site_may_send_every_header_that_a_route_read
     async with Engine(redis_url) as engine, aclosing(SiteGateway(redis_url, 1, None)) as gateway:
         table = operations_of(engine.producer, gateway)
         app = create_app(
-            engine.producer, ["whsec"], body_bytes_max=100, fallback_account="acc", ready=ready,
+            webhook_of(engine.producer), body_bytes_max=100, ready=ready,
             operations=table, cors_origins=(page,),
         )  # fmt: skip
         read = {one.name for operation in table for one in operation.reads if one.where == "header"}

@@ -11,7 +11,7 @@ import pytest
 from streamproc.api import policy_shapes as shapes
 from streamproc.archive.pool import opened_pool
 from streamproc.domain.anomaly import written_profile
-from streamproc.domain.budget import windows_of
+from streamproc.domain.budget import Limits, windows_of
 from streamproc.domain.events import AccessRefused, PolicyChanged, PolicyProposed, ProposalConfirmed
 from streamproc.domain.policy import Policy, ScopeLimits
 from streamproc.domain.policy_changes import Differ
@@ -415,9 +415,11 @@ async def test_a_budget_is_what_was_reserved_and_committed_and_not_what_was_rele
     expected = {
         (w.scope, w.window): (200_000, 100_000)
         for w in windows_of(
-            agent="bot", account=ACCOUNT, vendor="", policy=Policy(**OWN),  # type: ignore[arg-type]
-            account_limits=ScopeLimits(daily_limit=9_000_000), team_limits=ScopeLimits(monthly_limit=5_000_000),
-            received_at=at, zone=NOON_ZONE,
+            Limits(
+                Policy(**OWN),  # type: ignore[arg-type]
+                account=ScopeLimits(daily_limit=9_000_000), team=ScopeLimits(monthly_limit=5_000_000),
+            ),
+            agent="bot", account=ACCOUNT, vendor="", received_at=at, zone=NOON_ZONE,
         )
     }  # fmt: skip
     for token, query in ((mine, {}), (viewer, {"account": ACCOUNT})):

@@ -34,7 +34,7 @@ from streamproc.bench.sides import (
 from streamproc.bench.whole import Clerk, script
 from streamproc.cli import run
 from streamproc.cli.bench import bench
-from streamproc.domain.budget import calendar_names, windows_of
+from streamproc.domain.budget import Limits, calendar_names, windows_of
 from streamproc.domain.events import BudgetReserved, PayoutDecided
 from streamproc.domain.policy import ScopeState, build_book, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events, encode_events
@@ -82,8 +82,8 @@ def test_the_tight_agent_runs_dry_though_midnight_comes_while_the_bench_runs(
     assert agent is not None
     days = {
         windows_of(
-            agent=job.TIGHT_AGENT, account=job.ACCOUNT, vendor="", policy=agent.policy,
-            account_limits=None, team_limits=None, received_at=int(began_s + after_s) * 1_000_000, zone=job.ZONE,
+            Limits(agent.policy), agent=job.TIGHT_AGENT, account=job.ACCOUNT, vendor="",
+            received_at=int(began_s + after_s) * 1_000_000, zone=job.ZONE,
         )
         for after_s in (0, 2, 3_600)
     }  # fmt: skip

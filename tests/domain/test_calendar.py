@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from msgspec.structs import replace
 
-from streamproc.domain.budget import must_be_counted, windows_of
+from streamproc.domain.budget import Limits, must_be_counted, windows_of
 from streamproc.domain.case import Case
 from streamproc.domain.governance import decide
 from streamproc.domain.policy import Policy, ScopeLimits
@@ -77,12 +77,10 @@ def test_a_policy_without_a_zone_has_the_one_of_the_settings() -> None:
 
 def names(policy: Policy, at_us: int, **limits: ScopeLimits) -> list[tuple[str, str]]:
     windows = windows_of(
+        Limits(policy, **limits),
         agent="bot",
         account=ACCOUNT,
         vendor="shop.example",
-        policy=policy,
-        account_limits=limits.get("account"),
-        team_limits=limits.get("team"),
         received_at=at_us,
         zone="Asia/Kolkata",
     )
@@ -126,12 +124,10 @@ def test_a_window_ends_at_the_next_midnight_however_long_the_day_is(
 ) -> None:
     policy = Policy(timezone=zone, **EVERY)
     found = windows_of(
+        Limits(policy),
         agent="bot",
         account=ACCOUNT,
         vendor="",
-        policy=policy,
-        account_limits=None,
-        team_limits=None,
         received_at=at(moment, zone),
         zone="UTC",
     )

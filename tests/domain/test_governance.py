@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streamproc.domain.budget import Admission, Ask, Counters, Ledger, RateAnswer, RateAsk, Window, windows_of
+from streamproc.domain.budget import (
+    Admission,
+    Ask,
+    Counters,
+    Ledger,
+    Limits,
+    RateAnswer,
+    RateAsk,
+    Window,
+    windows_of,
+)
 from streamproc.domain.case import NO_URL, Case, Reputation
 from streamproc.domain.governance import RULES, decide
 from streamproc.domain.notice import MEANINGS
@@ -203,13 +213,12 @@ def test_the_windows_of_a_payout_are_its_calendar_in_the_zone_of_the_policy(
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
+    agents = policy("daily_limit: 5, weekly_limit: 6, monthly_limit: 7, timezone: Asia/Kolkata").policy
     windows = windows_of(
+        Limits(agents, account=ScopeLimits(daily_limit=limit)),
         agent="bot",
         account=ACCOUNT,
         vendor="v",
-        policy=policy("daily_limit: 5, weekly_limit: 6, monthly_limit: 7, timezone: Asia/Kolkata").policy,
-        account_limits=ScopeLimits(daily_limit=limit),
-        team_limits=None,
         received_at=received * 1_000_000,
         zone="UTC",
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.domain import events as e
-from streamproc.domain.budget import Ask, Ledger, RateAsk, window_end_s, windows_of
+from streamproc.domain.budget import Ask, Ledger, Limits, RateAsk, window_end_s, windows_of
 from streamproc.domain.payouts import fold
 from streamproc.domain.policy import Policy
 from streamproc.domain.recovery import Rates, Stored, Unhandled, is_over, rebuild
@@ -202,8 +202,7 @@ def test_no_window_ends_later_than_its_name_tells_nor_a_day_and_two_hours_earlie
 ) -> None:
     policy = Policy(daily_limit=1, weekly_limit=1, monthly_limit=1, timezone=zone)
     windows = windows_of(
-        agent="a", account="b", vendor="", policy=policy, account_limits=None, team_limits=None,
-        received_at=at_s * 1_000_000, zone="UTC",
+        Limits(policy), agent="a", account="b", vendor="", received_at=at_s * 1_000_000, zone="UTC",
     )  # fmt: skip
     for window in windows:
         assert 0 <= window_end_s(window.window) - window.ends_at <= 26 * 3_600 + 3_600
