@@ -30,7 +30,7 @@ from streamproc.api.metrics import metrics_operation
 from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
 from streamproc.api.policies import freeze_operations, policy_operations
-from streamproc.api.slack import slack_operation
+from streamproc.api.webhooks import slack_operation
 from streamproc.archive.barrier import ArchiveBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path

@@ -1,11 +1,9 @@
 """The HTTP application: the route table inside Starlette, with what every answer carries."""
 
-import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Any, Final, Literal, get_args
+from typing import Final, get_args
 
 import msgspec
-from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -14,19 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from streamproc.api.answers import JSON, json_answer, problem
+from streamproc.api.answers import JSON, problem
 from streamproc.api.auth import Doorkeeper
-from streamproc.api.health import ALIVE, Check, Ready
+from streamproc.api.health import Ready, health_operations
 from streamproc.api.openapi import document
 from streamproc.api.operations import Call, Method, Operation, Says
 from streamproc.api.route_names import ROUTE, template_of
 from streamproc.api.routing import routes_of
+from streamproc.api.webhooks import razorpay_operation
 from streamproc.ingress.problems import Header, Message, Receive, Scope, Send, send_problem
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 
 FAILED = "the request failed here; the reason is in the log"
-READY_S_MAX = 3.0
-"""Longest wait for all checks; after that the answer is 503."""
 
 SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
@@ -37,26 +34,6 @@ SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"cache-control", b"no-store"),
 )
 _SECURITY_NAMES: Final = frozenset(name for name, _ in SECURITY_HEADERS)
-
-
-class Alive(Struct, frozen=True):
-    """The process answers."""
-
-    status: Literal["alive"]
-
-
-class Readiness(Struct, frozen=True):
-    """Each dependency by name."""
-
-    status: Literal["ready", "not ready"]
-    checks: list[Check]
-
-
-class Taken(Struct, frozen=True):
-    """The outcome of a webhook."""
-
-    status: Literal["accepted", "duplicate", "ignored"]
-    entry: str
 
 
 def create_app(
@@ -72,8 +49,8 @@ def create_app(
 
     Only pages of `cors_origins` may call it from a browser.
     """
-    delivery = _webhook(webhook)
-    table = [delivery, *_health(ready), *operations]
+    delivery = razorpay_operation(webhook)
+    table = [delivery, *health_operations(ready), *operations]
     table.append(_openapi(table))
     app = Starlette(
         routes=routes_of(table, doorkeeper, body_bytes_max=body_bytes_max),
@@ -98,47 +75,6 @@ def _cors(origins: Sequence[str], table: Sequence[Operation]) -> list[Middleware
             expose_headers=["ETag", "Location", "Retry-After"],
         )
     ]
-
-
-def _webhook(webhook: RazorpayWebhook) -> Operation:
-    return Operation(
-        method="POST", path="/webhooks/razorpay", name="deliverWebhook", summary="The bank tells of a payout",
-        action=None, raw=webhook,
-        says={
-            200: Says("It is in the log, or need not be", Taken),
-            400: Says("Signed, but no payload"),
-            401: Says("`X-Razorpay-Signature` is missing or is not this body's"),
-            408: Says("The body did not arrive in time"),
-            413: Says("The body is over the limit"),
-            503: Says("The log cannot be written now; deliver again", headers={"Retry-After": "Seconds"}),
-        },
-    )  # fmt: skip
-
-
-def _health(ready: Ready) -> list[Operation]:
-    # Requests that come meanwhile share one answer: they need no token, and must not make the dependencies look slow.
-    probe: asyncio.Task[list[Check]] | None = None
-
-    async def alive(_call: Call) -> Response:
-        return Response(ALIVE, media_type=JSON)
-
-    async def readyz(_call: Call) -> Response:
-        nonlocal probe
-        if probe is None or probe.done():
-            probe = asyncio.create_task(_asked(ready), name="readyz")
-        return _readiness(await asyncio.shield(probe))
-
-    return [
-        Operation(
-            method="GET", path="/healthz", name="isAlive", summary="The process is alive; nothing else is asked",
-            action=None, handle=alive, says={200: Says("Alive", Alive)},
-        ),
-        Operation(
-            method="GET", path="/readyz", name="isReady", summary="Each dependency, asked now",
-            action=None, handle=readyz,
-            says={200: Says("Ready", Readiness), 503: Says("Not ready", Readiness)},
-        ),
-    ]  # fmt: skip
 
 
 def _openapi(table: Sequence[Operation]) -> Operation:
@@ -206,20 +142,6 @@ class SecurityHeaders:
             return send(message)
 
         await self._app(scope, receive, send_with_headers)
-
-
-async def _asked(ready: Ready) -> list[Check]:
-    try:
-        async with asyncio.timeout(READY_S_MAX):
-            return await ready()
-    except TimeoutError:
-        return [Check("ready", False, f"no answer within {READY_S_MAX:g} s")]
-
-
-def _readiness(checks: list[Check]) -> Response:
-    is_ready = all(check.ok or not check.required for check in checks)
-    said: dict[str, Any] = {"status": "ready" if is_ready else "not ready", "checks": checks}
-    return json_answer(200 if is_ready else 503, said)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from typing import Literal, NoReturn, Protocol, TypeAlias
+from typing import Literal, NoReturn, Protocol
 
 from starlette.requests import Request
 
@@ -26,10 +26,6 @@ READS_A_CHANGE = 10
 """Reads that a token has for each request that may change something: each entry in the log is looked at again and again
 until it is decided, and a look costs no room in the log."""
 _log = logging.getLogger(__name__)
-
-
-Clock: TypeAlias = Callable[[], int]
-"""µs since 1970 by Redis's clock."""
 
 
 class Tokens(Protocol):
@@ -59,7 +55,9 @@ class Doorkeeper:
     """Admits requests. `now_us` is Redis's clock; `per_min`: requests of a token in any minute that may change
     something, 0 for no limit. It may read READS_A_CHANGE times as often, counted by itself."""
 
-    def __init__(self, tokens: Tokens, now_us: Clock, refusals: RefusalRecorder, *, per_min: int = 0) -> None:
+    def __init__(
+        self, tokens: Tokens, now_us: Callable[[], int], refusals: RefusalRecorder, *, per_min: int = 0
+    ) -> None:
         self._tokens = tokens
         self._now_us = now_us
         self._refusals = refusals

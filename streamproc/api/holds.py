@@ -4,6 +4,7 @@ Every answer is recorded first; then the review stage decides whether it counts,
 but not handled yet. 409: it was decided before, with by whom and when.
 """
 
+from collections.abc import Callable
 from hashlib import sha256
 from secrets import token_hex
 from typing import Annotated, Protocol
@@ -12,7 +13,6 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from streamproc.api.answers import RETRY_AFTER_S, Refusal, json_answer, wrong_field
-from streamproc.api.auth import Clock
 from streamproc.api.operations import Call, Number, Operation, Says, Text
 from streamproc.api.payouts import KEY, KEY_CHARS_MAX, PAYOUT_ID, Gateway, visible
 from streamproc.api.shapes import HoldPage, Recorded
@@ -73,7 +73,7 @@ class HoldDesk(Protocol):
         ...
 
 
-def hold_operations(desk: HoldDesk, gateway: Gateway, now_us: Clock) -> list[Operation]:
+def hold_operations(desk: HoldDesk, gateway: Gateway, now_us: Callable[[], int]) -> list[Operation]:
     """The routes."""
     holds = _Holds(desk, gateway, now_us)
     listing = (
@@ -111,7 +111,7 @@ def hold_operations(desk: HoldDesk, gateway: Gateway, now_us: Clock) -> list[Ope
 class _Holds:
     """The handlers."""
 
-    def __init__(self, desk: HoldDesk, gateway: Gateway, now_us: Clock) -> None:
+    def __init__(self, desk: HoldDesk, gateway: Gateway, now_us: Callable[[], int]) -> None:
         self._desk = desk
         self._gateway = gateway
         self._now_us = now_us

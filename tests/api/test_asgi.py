@@ -7,7 +7,7 @@ import httpx
 import pytest
 import uvicorn
 
-from streamproc.api import asgi
+from streamproc.api import health
 from streamproc.api.asgi import SECURITY_HEADERS, create_app
 from streamproc.api.health import Check
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
@@ -177,7 +177,7 @@ async def test_a_check_that_hangs_makes_it_503(
         await asyncio.get_running_loop().create_future()
         return []
 
-    monkeypatch.setattr(asgi, "READY_S_MAX", 0.05)
+    monkeypatch.setattr(health, "READY_S_MAX", 0.05)
     service.ready = hang  # type: ignore[method-assign]
     assert (await http.get("/readyz")).status_code == 503
 

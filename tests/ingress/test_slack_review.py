@@ -12,7 +12,7 @@ import pytest
 
 from streamproc.api.asgi import create_app
 from streamproc.api.health import Check
-from streamproc.api.slack import slack_operation
+from streamproc.api.webhooks import slack_operation
 from streamproc.clients.slack import open_slack
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import button_value
@@ -23,6 +23,7 @@ from streamproc.ingress.refusals import Refusals
 from streamproc.ingress.slack_review import AGE_S_MAX, Hold, NotConfigured, SlackReview
 from streamproc.operate.slack_holds import SiteHolds
 from tests.api.declared import held_against_its_document
+from tests.api.served import webhook_of
 from tests.clients.loopback import Loopback, always, loopback, silent_for
 from tests.deadline import DEADLINE_S
 from tests.engine import Engine
@@ -103,7 +104,7 @@ async def slack(redis_url: str) -> AsyncIterator[Slack]:
             engine.producer, holds, modals, refusals, secret=SECRET, body_bytes_max=BODY_BYTES_MAX
         )
         app = create_app(
-            engine.producer, ["whsec"], body_bytes_max=BODY_BYTES_MAX, fallback_account="acc", ready=ready,
+            webhook_of(engine.producer), body_bytes_max=BODY_BYTES_MAX, ready=ready,
             operations=[slack_operation(review)],
         )  # fmt: skip
         transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]

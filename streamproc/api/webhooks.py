@@ -1,5 +1,11 @@
-"""`POST /webhooks/slack` in the route table. `streamproc/ingress/slack_review.py` handles it."""
+"""`POST /webhooks/razorpay` and `/webhooks/slack` in the route table. `streamproc/ingress` handles them.
 
+They need no token: who calls them signs the body.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
 from starlette.types import ASGIApp
 
 from streamproc.api.answers import JSON
@@ -7,8 +13,31 @@ from streamproc.api.operations import Operation, Says
 from streamproc.ingress.slack_review import PATH
 
 
+class Taken(Struct, frozen=True):
+    """The outcome of a webhook."""
+
+    status: Literal["accepted", "duplicate", "ignored"]
+    entry: str
+
+
+def razorpay_operation(app: ASGIApp) -> Operation:
+    """The route for the bank's deliveries."""
+    return Operation(
+        method="POST", path="/webhooks/razorpay", name="deliverWebhook", summary="The bank tells of a payout",
+        action=None, raw=app,
+        says={
+            200: Says("It is in the log, or need not be", Taken),
+            400: Says("Signed, but no payload"),
+            401: Says("`X-Razorpay-Signature` is missing or is not this body's"),
+            408: Says("The body did not arrive in time"),
+            413: Says("The body is over the limit"),
+            503: Says("The log cannot be written now; deliver again", headers={"Retry-After": "Seconds"}),
+        },
+    )  # fmt: skip
+
+
 def slack_operation(app: ASGIApp) -> Operation:
-    """The route for clicks in Slack. No token: Slack signs its requests."""
+    """The route for clicks in Slack."""
     return Operation(
         method="POST", path=PATH, name="deliverClick", summary="Slack tells of a click on a hold's message",
         action=None, raw=app,
