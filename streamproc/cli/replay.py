@@ -71,6 +71,9 @@ def replay(
     never see a half-built view; projector and workers go on. A replay that was killed continues where it stopped.
     Nothing is written to the log, and nothing outside is called.
 
+    The user of Postgres needs the right to create a schema (CREATE on the database), also for --verify and --as-of,
+    which remove it again. To swap views it has to own them.
+
     \b
     Example:
       streamproc replay --verify

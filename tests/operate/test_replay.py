@@ -9,9 +9,11 @@ import random
 import re
 import signal
 import sys
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -62,6 +64,38 @@ async def log(dsn: str) -> ListedLog:
     log = ListedLog(a_history())
     await project_all(dsn, log)
     return log
+
+
+@pytest.fixture
+async def reader(dsn: str) -> AsyncIterator[str]:
+    """The DSN of a user who may read all of the archive and its views."""
+    name, at = f"sp_reader_{os.getpid()}", urlsplit(dsn)
+    await fetch(dsn, f"CREATE USER {name} PASSWORD 'pw' IN ROLE streamproc_reader")
+    try:
+        yield at._replace(netloc=f"{name}:pw@{at.hostname}:{at.port}").geturl()
+    finally:
+        await fetch(dsn, f"DROP OWNED BY {name} CASCADE")
+        await fetch(dsn, f"DROP USER {name}")
+
+
+@pytest.mark.parametrize("asked", [("--verify",), ("audit", "--as-of", "1"), ()], ids=" ".join)
+async def test_a_user_without_the_right_to_make_a_schema_is_told_which_right_it_lacks(
+    dsn: str, log: ListedLog, reader: str, asked: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", reader)
+    user, database = urlsplit(reader).username, urlsplit(dsn).path[1:]
+    assert await asyncio.to_thread(cli, ["replay", *asked]) == 1
+    said = capsys.readouterr().err
+    assert f"GRANT CREATE ON DATABASE {database} TO {user}" in said
+    assert len(said.splitlines()) == 1
+
+
+async def test_with_that_right_one_who_reads_can_verify(dsn: str, log: ListedLog, reader: str):
+    await fetch(dsn, f"GRANT CREATE ON DATABASE {urlsplit(dsn).path[1:]} TO {urlsplit(reader).username}")
+    found = await replay(reader, verify=True, jobs=1)
+    assert [(view.view, view.equal) for view in found.views] == [(view, True) for view in NAMES]
+    assert await fetch(dsn, "SELECT to_regnamespace('public_shadow')") == [(None,)]
 
 
 async def test_every_view_rebuilt_is_the_live_one_row_for_row(dsn: str, log: ListedLog):
