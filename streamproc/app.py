@@ -31,7 +31,7 @@ from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
 from streamproc.api.policies import freeze_operations, policy_operations
 from streamproc.api.slack import slack_operation
-from streamproc.archive.barrier import ArchiveBarrier
+from streamproc.archive.barrier import ArchiveBarrier, WholeLogBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
 from streamproc.archive.pool import opened_pool
@@ -217,14 +217,13 @@ async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
 
 
 async def _barrier(settings: Settings, stack: AsyncExitStack) -> Barrier:
-    match settings.execute_after:
-        case "archived":
-            logged = partial(logged_entry, settings.redis_url)
-            return ArchiveBarrier(await postgres_pool(settings, stack), logged)
-        case "replicated":
-            return ReplicaBarrier(settings.redis_url)
-        case _:
-            return _synced
+    logged = partial(logged_entry, settings.redis_url)
+    if settings.execute_after == "archived":
+        return ArchiveBarrier(await postgres_pool(settings, stack), logged)
+    weaker = ReplicaBarrier(settings.redis_url) if settings.execute_after == "replicated" else _synced
+    if not settings.postgres_dsn:
+        return weaker
+    return WholeLogBarrier(await postgres_pool(settings, stack), logged, weaker)
 
 
 async def _synced(partition: int, entry: str, e: bytes) -> None:
