@@ -47,13 +47,13 @@ NOT_SET_AFTER_S = 60.0
 """Delay while a setting is missing: a person must act, and the payout must not be lost."""
 
 
-Unasked: TypeAlias = Callable[[], Awaitable[bool]]
-"""Whether the log was recovered, and the bank was not asked yet what it has made since the archive's end. Raises
-LogUnavailable."""
+Unasked: TypeAlias = Callable[[str, int], Awaitable[bool]]
+"""Whether the bank may have made a payout that the log has forgotten, before an intent of this account was received
+(µs). Raises LogUnavailable."""
 
 
-async def nothing_unasked() -> bool:
-    """`Unasked` of a log that was never recovered."""
+async def nothing_unasked(account: str, received_at: int) -> bool:
+    """`Unasked` of a log that has forgotten nothing."""
     return False
 
 
@@ -291,8 +291,11 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
 async def _may_be_second(attempt: Attempt) -> bool:
     """Whether a lost decision may have come before this one: about this request, or about one that is lost too, and
     that the agent has repeated under the same key."""
-    waited_us = attempt.decided_at - attempt.work.known().received_at
-    return abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000 or await attempt.unasked()
+    record = attempt.work.known()
+    waited_us = attempt.decided_at - record.received_at
+    return abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000 or await attempt.unasked(
+        record.account, record.received_at
+    )
 
 
 def _refuse_doubtful(attempt: Attempt, found: Found) -> None:

@@ -54,14 +54,13 @@ from streamproc.log.group import Consumer
 from streamproc.log.inspect import logged_entry
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
-from streamproc.log.restore import unreconciled_run
 from streamproc.log.roster import rosters_of
 from streamproc.log.slow_lane import AT_ONCE_MAX, Turns
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
 from streamproc.operate.audit_desk import AuditDesk
-from streamproc.operate.bank import opened_bank
+from streamproc.operate.bank import bank_unasked, opened_bank
 from streamproc.operate.breakers import report_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.connections import refuse_too_few
@@ -196,15 +195,8 @@ async def _group(
     breakers["razorpay"] = bank.breaker
     debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
     archived = await _archived(settings, stack) if settings.postgres_dsn else None
-    return execution(
-        bank, await _barrier(settings, stack), debit, archived, partial(bank_unasked, settings.redis_url)
-    )
-
-
-async def bank_unasked(redis_url: str) -> bool:
-    """Whether the log was recovered, and the bank was not asked yet. Raises LogUnavailable."""
-    async with connected(redis_url) as client:
-        return await unreconciled_run(client) is not None
+    barrier = await _barrier(settings, stack)
+    return execution(bank, barrier, debit, archived, partial(bank_unasked, settings))
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
