@@ -215,8 +215,11 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
 async def _may_be_second(attempt: Attempt) -> bool:
     """Whether a lost decision may have come before this one: about this request, or about one that is lost too, and
     that the agent has repeated under the same key."""
-    waited_us = attempt.decided_at - attempt.work.known().received_at
-    return abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000 or await attempt.unasked()
+    record = attempt.work.known()
+    waited_us = attempt.decided_at - record.received_at
+    return abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000 or await attempt.unasked(
+        record.account, record.received_at
+    )
 
 
 def _refuse_doubtful(attempt: Attempt, found: Found) -> None:

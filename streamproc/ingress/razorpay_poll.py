@@ -44,8 +44,9 @@ _log = logging.getLogger(__name__)
 
 
 class Cursor(Protocol):
-    """The Unix second up to which the list was read, or None (`log/cursor.py`)."""
+    """The Unix second up to which the list was read, or None, and which server says so (`log/cursor.py`)."""
 
+    async def server(self) -> str: ...
     async def load(self) -> int | None: ...
     async def save(self, position: int) -> None: ...
 
@@ -60,6 +61,8 @@ class Watch(Protocol):
 class Pass(Struct, kw_only=True):
     """What one pass did. `problem` is empty when it came to its end."""
 
+    server: str = ""
+    """Which server had the log when it began."""
     from_s: int = 0
     to_s: int
     pages: int = 0
@@ -105,6 +108,7 @@ class Listing:
         """Do one pass. Failures of the bank or the log are in `problem`; the cursor stays at what was read."""
         done = Pass(to_s=self._producer.now_us() // 1_000_000)
         try:
+            done.server = await self._cursor.server()
             await self._producer.sync()  # a pass that finds nothing appends nothing, which would ask
             done.to_s = self._producer.now_us() // 1_000_000
             await self._read_list(done)

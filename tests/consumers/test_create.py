@@ -19,7 +19,6 @@ from consumers.create import key_of, order_bytes
 from consumers.enact import Barrier, execution
 from consumers.verdicts import decision_of
 from consumers.vet import Reputations
-from streamproc.app import bank_unasked
 from streamproc.bench.pure import NoCache
 from streamproc.clients.razorpay import CommandAnswer, Found, Razorpay, open_razorpay
 from streamproc.domain import events as e
@@ -33,13 +32,15 @@ from streamproc.ingress.translate import append_of
 from streamproc.log.connection import named_errors
 from streamproc.log.scripts import Script
 from streamproc.log.work import BatchContext, Work
+from streamproc.operate.bank import bank_unasked
 from streamproc.operate.recover import look, rebuild
 from streamproc.operate.recover_bank import ask_bank
+from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
 from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
-from tests.operate.recovering import archive, recovered, settings_of
+from tests.operate.recovering import archive, polled, recovered, settings_of
 from tests.words import ACCOUNT, NOW, Vendors, copy_of, request, requested
 
 POLICIES = """
@@ -102,7 +103,9 @@ async def gateway(redis_url: str, barrier: Barrier = at_once, **config: Any) -> 
             bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret,
             oauth_token=bank.config.oauth_token,
         )  # fmt: skip
-        debit, unasked = Debit(bank.config.account_number, ACCOUNT), partial(bank_unasked, redis_url)
+        debit = Debit(bank.config.account_number, ACCOUNT)
+        unasked = partial(bank_unasked, load({"STREAMPROC_REDIS_URL": redis_url}))
+        await polled(redis_url, ACCOUNT)
         groups = [
             consumers.governance(Reputations(Vendors()), zone=ZONE),
             execution(client, barrier, debit, unasked=unasked),
@@ -540,6 +543,7 @@ async def test_what_both_stores_have_forgotten_and_is_asked_for_again_is_not_pai
         await gate.engine.stop()
         await gate.engine.client.flushall()
         await recovered(redis_url, postgres)
+        await polled(redis_url, ACCOUNT)
         gate.engine.start()
         await gate.ask(replace(asked, at=gate.engine.producer.now_us()))
         assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [paid["id"]]

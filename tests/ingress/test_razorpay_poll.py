@@ -90,6 +90,9 @@ class Desk:
         self.door.now_s += self.slept_s
         self.slept_s = 0
 
+    async def server(self) -> str:
+        return "server"
+
     async def load(self) -> int | None:
         return self.cursor
 
