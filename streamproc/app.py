@@ -22,7 +22,7 @@ from projections.loop import Duties, run_projector
 from projections.notary import CheckpointTerms
 from streamproc.api.asgi import create_app
 from streamproc.api.audit import audit_operations
-from streamproc.api.auth import Doorkeeper
+from streamproc.api.auth import AccessControl
 from streamproc.api.console import console_operations
 from streamproc.api.holds import hold_operations
 from streamproc.api.listening import serve_until, server_of
@@ -61,16 +61,16 @@ from streamproc.log.slow_lane import AT_ONCE_MAX, Turns
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
-from streamproc.operate.audit_desk import AuditDesk
+from streamproc.operate.audit_service import AuditService
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import report_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.connections import refuse_too_few
 from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.hold_desk import HoldDesk
+from streamproc.operate.hold_service import HoldService
 from streamproc.operate.measured import instrumented, machine_page, measured
 from streamproc.operate.people import notification_over, opened_channels, people_until
-from streamproc.operate.policy_desk import PolicyDesk
+from streamproc.operate.policy_service import PolicyService
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
 from streamproc.operate.register import opened_entities
@@ -277,7 +277,7 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
                 slack_operation(slack),
                 metrics_operation(machine_page(settings, gateway, pool)),
             ],
-            doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
+            access=AccessControl(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )
         yield instrumented(app, meters)
@@ -303,13 +303,13 @@ def operations_of(
 
     `zone` is for policies that name none; `account` is the one that this installation pays from, if known.
     """
-    desk = PolicyDesk(gateway, zone=zone, account=account)
+    service = PolicyService(gateway, zone=zone, account=account)
     return [
         *payout_operations(producer, gateway),
-        *hold_operations(HoldDesk(gateway, producer), gateway, producer.now_us),
-        *policy_operations(desk),
-        *freeze_operations(desk),
-        *audit_operations(AuditDesk(gateway)),
+        *hold_operations(HoldService(gateway, producer), gateway, producer.now_us),
+        *policy_operations(service),
+        *freeze_operations(service),
+        *audit_operations(AuditService(gateway)),
     ]
 
 

@@ -38,7 +38,7 @@ CHANGE_S_MAX = 20.0
 """Limit of a change on every partition. One that is cut off is answered with 503, and is safe to repeat."""
 
 
-class PolicyDesk:
+class PolicyService:
     """`zone` is for policies that name none; `account` is that which this installation pays from, where it is known."""
 
     def __init__(self, gateway: SiteGateway, *, zone: str, account: str) -> None:
