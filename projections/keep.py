@@ -78,13 +78,8 @@ class Feed:
 
     async def wait(self, timeout_s: float) -> None:
         """Return when rows were put since the last wait, or after `timeout_s` seconds."""
-        try:
-            # Not wait_for: in Python 3.11 that loses a cancellation that comes together with the event.
-            async with asyncio.timeout(timeout_s):
-                await self._more.wait()
-        except TimeoutError:
-            return
-        self._more.clear()
+        if await set_within(self._more, timeout_s):
+            self._more.clear()
 
 
 async def keep_views(partition: int, dsn: str, shared: Shared, feed: Feed, stopping: asyncio.Event) -> None:
