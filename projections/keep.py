@@ -127,7 +127,7 @@ async def _follow(
 ) -> None:
     clock = asyncio.get_running_loop().time
     while not stopping.is_set():
-        at, begun_s = runner.mark.seq, clock()
+        at, begun_s = runner.position.seq, clock()
         rows: Sequence[RowAbout] = feed.take(at, BATCH_MAX)
         async with connection.exclusive() as db:
             rows = rows or await rows_after(db, partition, at, BATCH_MAX)
@@ -139,6 +139,6 @@ async def _follow(
         elif len(rows) < BATCH_MAX:
             gather_s = GATHER_S if len(rows) < MUCH else GATHER_MUCH_S
             await feed.gather(GATHERED_MAX, begun_s + gather_s)
-    if rows := feed.take(runner.mark.seq, BATCH_MAX):  # gathered when `stopping` came
+    if rows := feed.take(runner.position.seq, BATCH_MAX):  # gathered when `stopping` came
         async with connection.exclusive():
             await runner.fold(rows)

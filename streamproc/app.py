@@ -86,7 +86,7 @@ WAIT_TO_OPEN_S = 0.5
 """Between two tries to reach a Redis, or an archive, that is not there yet."""
 
 
-async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
+async def log_opened(settings: Settings, stopping: asyncio.Event) -> bool:
     """Wait for Redis, then make or check the log. False if we are stopped before that.
 
     If Redis holds no log, the archive says whether there ever was one; while it is away this waits.
@@ -120,7 +120,7 @@ async def run_worker(
     unknown = sorted(set(names) - set(consumers.GROUPS))
     if unknown:
         raise InputError(f"--groups {','.join(unknown)}: the groups are {', '.join(consumers.GROUPS)}")
-    if not await opened(settings, stopping):
+    if not await log_opened(settings, stopping):
         return
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "worker"))
@@ -287,7 +287,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
     """Run the HTTP side."""
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "serve"))
-        if not await opened(settings, stopping):
+        if not await log_opened(settings, stopping):
             return
         sockets = stack.enter_context(bound(settings.host, settings.port, PREFIX))
         app = await stack.enter_async_context(opened_api(settings, meters))
@@ -319,7 +319,7 @@ def operations_of(
 async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     """Read the bank's list every POLL_INTERVAL and append what is new."""
     async with measured(settings, "poller") as meters:
-        if not await opened(settings, stopping):
+        if not await log_opened(settings, stopping):
             return
         breakers: dict[str, Breaker] = {}
         _show_breakers(meters, breakers)
@@ -329,7 +329,7 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
 
 async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
     """Archive every partition's log, keep the views, sign checkpoints, and trim what the archive has."""
-    if not await opened(settings, stopping):
+    if not await log_opened(settings, stopping):
         return
     await refuse_too_few(settings)
     tune_for_batches(YOUNG_OF_FOLDS_MAX)
