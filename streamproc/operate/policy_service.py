@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from streamproc.api.policies import Made
 from streamproc.domain.attribution import Attribution
 from streamproc.domain.budget import Limits, windows_of
-from streamproc.domain.policy import build_book
+from streamproc.domain.policy import PolicyBook
 from streamproc.domain.policy_changes import (
     FREEZE,
     NONE_YET,
@@ -200,7 +200,7 @@ async def _windows_now(site: Site, agent: str, account: str, *, zone: str) -> li
     """
     names = Names(partition_of(account, site.partitions))
     _, scopes = await read_scopes(site.client, names)
-    book = build_book(scopes)
+    book = PolicyBook(scopes)
     policy = book.agent(agent)
     if policy is None:
         return None
