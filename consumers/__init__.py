@@ -1,4 +1,4 @@
-"""The stations that a payout passes, and the topology: which stages form which consumer group."""
+"""The stages that a payout passes, and the topology: which of them form which consumer group."""
 
 from consumers import decide, settle, stop
 from consumers.entities import Entities

@@ -97,7 +97,7 @@ class Message(Struct, frozen=True):
     waits: bool = False
 
 
-async def deliver(channels: Channels, message: Message) -> tuple[Channel, str]:
+async def deliver(message: Message) -> tuple[Channel, str]:
     """Send by the first channel that takes it: that channel, and the message's ref there. Raises Undeliverable, and
     NotItsTurn for a message that waits: the channel works, and is busy with others."""
     problems: list[TryAgain] = []

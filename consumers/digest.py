@@ -45,7 +45,7 @@ async def send_one(digests: Digests, channels: Channels, digest: Digest) -> None
         digest.about, count=digest.count, paise=digest.paise, more=digest.more, examples=digest.examples
     )
     try:
-        channel, ref = await deliver(channels, notice_message(channels, notice))
+        channel, ref = await deliver(notice_message(channels, notice))
     except Undeliverable as problem:
         log.warning("a digest of %d alerts was not sent, it is tried again: %s", digest.count, problem)
         return

@@ -242,7 +242,7 @@ class Notifier:
         record = work.known()
         try:
             message = await hold_message(self.channels, record, kind, ctx, shown_in)
-            sent = await deliver(self.channels, message)
+            sent = await deliver(message)
         except Undeliverable as problem:
             if not record.told:
                 await self.note_untold(ctx.partition, [(record.payout, record.decided_at)])
@@ -280,7 +280,7 @@ class Notifier:
 
     async def _alert(self, work: Work, alarm: Alarm, ctx: BatchContext) -> None:
         async with self._until_old(work, ctx, "alert", alarm.subject):
-            sent = await deliver(self.channels, alert_message(self.channels, alarm))
+            sent = await deliver(alert_message(self.channels, alarm))
             _emit_sent(work, ctx, "alert", *sent, about=alert_about(alarm.code, alarm.agent, alarm.account))
 
     async def _private(self, work: Work, event: ReviewRefused, ctx: BatchContext) -> None:

@@ -32,13 +32,6 @@ class WindowChange:
     committed: int = 0
 
 
-def changes(steps: Iterable[Step]) -> dict[Key, WindowChange]:
-    """What the steps add to each window. Raises LogBroken for an impossible settlement."""
-    charged = Charged()
-    charged.add(steps)
-    return charged.found
-
-
 class Charged:
     """What the steps of a segment add to each window."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import asyncpg
 
 from projections.fold import ALL, Accumulator, Decoded, Step, Unreadable, decode, steps_of
-from projections.heads import Mark, Records
+from projections.heads import Position, Records
 from projections.views import View
 from streamproc.archive.disowned import Disowned
 from streamproc.archive.rows import RowAbout
@@ -34,7 +34,7 @@ class Builder:
         self,
         db: asyncpg.Connection,
         partition: int,
-        mark: Mark,
+        position: Position,
         records: Records,
         views: Sequence[View],
         disowned: Disowned | None = None,
@@ -53,12 +53,12 @@ class Builder:
             kind: [part.take for part in self._parts if kind in part.reads] for kind in EVENT_KINDS
         }
         self._reads = frozenset[type[Fact]]().union(*(v.reads for v in views if v.reads is not CHANGING))
-        self.mark = mark
+        self.position = position
         self.seen: list[Step] | None = None
         """If a list, `fold` appends all steps to it, also those that no view reads."""
 
     async def fold(self, rows: Sequence[RowAbout], upto: int) -> int:
-        """Bring the views up to `upto` by `rows`, which follow the mark and lead there; the number of events in them.
+        """Bring the views up to `upto` by `rows`, which follow the position and lead there; the number of their events.
 
         Raises LogBroken, naming the entry, for what cannot be folded, or is archived under another payout than it is
         about; Moved if the views are elsewhere by now.
@@ -72,15 +72,15 @@ class Builder:
             await asyncio.sleep(0)  # other tasks of this process wait for some ms, not for a segment
         try:
             async with transaction(self._db):
-                await self.mark.move(self._db, rows, upto)
+                await self.position.move(self._db, rows, upto)
                 for _, each in self._accumulators:
                     await each.write(self._db, self._partition)
         except OverflowError as problem:  # from asyncpg; in JSON a number may have any length
             raise LogBroken(
-                f"partition {self._partition}, seq {self.mark.seq + 1} to {upto}: a number is too large for"
+                f"partition {self._partition}, seq {self.position.seq + 1} to {upto}: a number is too large for"
                 f" Postgres: {problem}"
             ) from problem
-        self.mark.moved(rows, upto)
+        self.position.moved(rows, upto)
         self._records.keep(now)
         return events
 

@@ -26,7 +26,7 @@ class Moved(Exception):
     """Somebody else moved the views: another projector, or a swap. The caller begins again from where they are now."""
 
 
-class Mark(Protocol):
+class Position(Protocol):
     """The position of a schema's views, moved in the transaction that writes their rows."""
 
     @property

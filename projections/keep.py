@@ -78,13 +78,8 @@ class Feed:
 
     async def wait(self, timeout_s: float) -> None:
         """Return when rows were put since the last wait, or after `timeout_s` seconds."""
-        try:
-            # Not wait_for: in Python 3.11 that loses a cancellation that comes together with the event.
-            async with asyncio.timeout(timeout_s):
-                await self._more.wait()
-        except TimeoutError:
-            return
-        self._more.clear()
+        if await set_within(self._more, timeout_s):
+            self._more.clear()
 
 
 async def keep_views(partition: int, dsn: str, shared: Shared, feed: Feed, stopping: asyncio.Event) -> None:
@@ -132,7 +127,7 @@ async def _follow(
 ) -> None:
     clock = asyncio.get_running_loop().time
     while not stopping.is_set():
-        at, begun_s = runner.mark.seq, clock()
+        at, begun_s = runner.position.seq, clock()
         rows: Sequence[RowAbout] = feed.take(at, BATCH_MAX)
         async with connection.exclusive() as db:
             rows = rows or await rows_after(db, partition, at, BATCH_MAX)
@@ -144,6 +139,6 @@ async def _follow(
         elif len(rows) < BATCH_MAX:
             gather_s = GATHER_S if len(rows) < MUCH else GATHER_MUCH_S
             await feed.gather(GATHERED_MAX, begun_s + gather_s)
-    if rows := feed.take(runner.mark.seq, BATCH_MAX):  # gathered when `stopping` came
+    if rows := feed.take(runner.position.seq, BATCH_MAX):  # gathered when `stopping` came
         async with connection.exclusive():
             await runner.fold(rows)

@@ -67,13 +67,6 @@ class Changed:
 begin = Changed
 
 
-def changed(steps: Iterable[Step]) -> tuple[dict[str, Latest], set[str]]:
-    """What the steps made of each payout that they changed, and which of these were unknown before."""
-    found = Changed()
-    found.add(steps)
-    return found.last, found.new
-
-
 async def load(db: asyncpg.Connection, partition: int, payouts: Iterable[str]) -> dict[str, PayoutRecord]:
     """The records of these payouts, as far as they are known."""
     wanted = sorted(payouts)

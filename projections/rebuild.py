@@ -1,9 +1,9 @@
 """Builds views anew from the archive, in a schema of their own, in parallel and resumable.
 
 The archive up to a target is split by partition and, within one, by payout: each builder folds the entries of its
-payouts in order, in segments. A segment's rows and the builder's mark are one transaction, so a build that was killed
-goes on after its last segment. Builders can write to one table together because a view is keyed by payout, append-only,
-or made of sums.
+payouts in order, in segments. A segment's rows and the builder's position are one transaction, so a build that was
+killed goes on after its last segment. Builders can write to one table together because a view is keyed by payout,
+append-only, or made of sums.
 """
 
 import asyncio
@@ -175,7 +175,7 @@ async def heed_lost_client(db: asyncpg.Connection) -> None:
 
 
 class _Share:
-    """How far one builder is, kept in its share's row of the plan (a `Mark`)."""
+    """How far one builder is, kept in its share's row of the plan (a `Position`)."""
 
     def __init__(self, share: Slice) -> None:
         self._share = share
@@ -212,12 +212,12 @@ async def build_slice(
         await enter_schema(db, schema)
         await write_lazily(db)
         await speak_micros(db)
-        mark = _Share(share)
+        position = _Share(share)
         disowned = disowned_in(dsn, share.partition)
-        builder = Builder(db, share.partition, mark, Records(share.partition), views, disowned)
-        fetching = asyncio.create_task(_segment(source, share, mark.seq, segment_rows))
+        builder = Builder(db, share.partition, position, Records(share.partition), views, disowned)
+        fetching = asyncio.create_task(_segment(source, share, position.seq, segment_rows))
         try:
-            while mark.seq < share.target_seq:
+            while position.seq < share.target_seq:
                 segment = await fetching
                 if segment.upto < share.target_seq:
                     fetching = asyncio.create_task(_segment(source, share, segment.upto, segment_rows))

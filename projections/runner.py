@@ -11,7 +11,7 @@ from time import time_ns
 import asyncpg
 
 from projections.build import Builder
-from projections.heads import Mark, Records
+from projections.heads import Position, Records
 from projections.traced import folded
 from projections.views import VIEWS
 from streamproc.archive.disowned import Disowned
@@ -35,10 +35,10 @@ class Runner(Builder):
         self,
         db: asyncpg.Connection,
         partition: int,
-        mark: Mark,
+        position: Position,
         disowned: Disowned | None = None,
     ) -> None:
-        super().__init__(db, partition, mark, Records(partition), VIEWS, disowned)
+        super().__init__(db, partition, position, Records(partition), VIEWS, disowned)
 
     async def fold(self, rows: Sequence[RowAbout], upto: int | None = None) -> int:
         """As `Builder.fold`; `upto` is by default the last of `rows`."""
@@ -58,7 +58,7 @@ async def catch_up(
 
     `archive` is a connection to the archive's schema. Raises LogBroken if the archive ends before.
     """
-    while (at := runner.mark.seq) < upto_seq:
+    while (at := runner.position.seq) < upto_seq:
         rows = await rows_after(archive, partition, at, min(batch_max, upto_seq - at))
         if not rows:
             raise LogBroken(f"the archive of partition {partition} ends before seq {upto_seq}")

@@ -22,7 +22,7 @@ from projections.loop import Duties, run_projector
 from projections.notary import CheckpointTerms
 from streamproc.api.asgi import create_app
 from streamproc.api.audit import audit_operations
-from streamproc.api.auth import Doorkeeper
+from streamproc.api.auth import AccessControl
 from streamproc.api.console import console_operations
 from streamproc.api.holds import hold_operations
 from streamproc.api.listening import serve_until, server_of
@@ -60,16 +60,16 @@ from streamproc.log.slow_lane import AT_ONCE_MAX, Turns
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
-from streamproc.operate.audit_desk import AuditDesk
+from streamproc.operate.audit_service import AuditService
 from streamproc.operate.bank import bank_unasked, opened_bank
 from streamproc.operate.breakers import report_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.connections import refuse_too_few
 from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.hold_desk import HoldDesk
+from streamproc.operate.hold_service import HoldService
 from streamproc.operate.measured import instrumented, machine_page, measured
 from streamproc.operate.people import notification_over, opened_channels, people_until
-from streamproc.operate.policy_desk import PolicyDesk
+from streamproc.operate.policy_service import PolicyService
 from streamproc.operate.poller_role import poll_until
 from streamproc.operate.readiness import readiness
 from streamproc.operate.register import opened_entities
@@ -85,7 +85,7 @@ WAIT_TO_OPEN_S = 0.5
 """Between two tries to reach a Redis, or an archive, that is not there yet."""
 
 
-async def opened(settings: Settings, stopping: asyncio.Event) -> bool:
+async def log_opened(settings: Settings, stopping: asyncio.Event) -> bool:
     """Wait for Redis, then make or check the log. False if we are stopped before that.
 
     If Redis holds no log, the archive says whether there ever was one; while it is away this waits.
@@ -119,7 +119,7 @@ async def run_worker(
     unknown = sorted(set(names) - set(consumers.GROUPS))
     if unknown:
         raise InputError(f"--groups {','.join(unknown)}: the groups are {', '.join(consumers.GROUPS)}")
-    if not await opened(settings, stopping):
+    if not await log_opened(settings, stopping):
         return
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "worker"))
@@ -268,7 +268,7 @@ async def opened_api(settings: Settings, meters: Meters | None = None) -> AsyncI
                 slack_operation(slack),
                 metrics_operation(machine_page(settings, gateway, pool)),
             ],
-            doorkeeper=Doorkeeper(gateway, intents.now_us, refusals, per_min=settings.api_rate),
+            access=AccessControl(gateway, intents.now_us, refusals, per_min=settings.api_rate),
             cors_origins=settings.cors_origins,
         )
         yield instrumented(app, meters)
@@ -278,7 +278,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
     """Run the HTTP side."""
     async with AsyncExitStack() as stack:
         meters = await stack.enter_async_context(measured(settings, "serve"))
-        if not await opened(settings, stopping):
+        if not await log_opened(settings, stopping):
             return
         sockets = stack.enter_context(bound(settings.host, settings.port, PREFIX))
         app = await stack.enter_async_context(opened_api(settings, meters))
@@ -294,13 +294,13 @@ def operations_of(
 
     `zone` is for policies that name none; `account` is the one that this installation pays from, if known.
     """
-    desk = PolicyDesk(gateway, zone=zone, account=account)
+    service = PolicyService(gateway, zone=zone, account=account)
     return [
         *payout_operations(producer, gateway),
-        *hold_operations(HoldDesk(gateway, producer), gateway, producer.now_us),
-        *policy_operations(desk),
-        *freeze_operations(desk),
-        *audit_operations(AuditDesk(gateway)),
+        *hold_operations(HoldService(gateway, producer), gateway, producer.now_us),
+        *policy_operations(service),
+        *freeze_operations(service),
+        *audit_operations(AuditService(gateway)),
     ]
 
 
@@ -310,7 +310,7 @@ def operations_of(
 async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
     """Read the bank's list every POLL_INTERVAL and append what is new."""
     async with measured(settings, "poller") as meters:
-        if not await opened(settings, stopping):
+        if not await log_opened(settings, stopping):
             return
         breakers: dict[str, Breaker] = {}
         _show_breakers(meters, breakers)
@@ -320,7 +320,7 @@ async def run_poller(settings: Settings, stopping: asyncio.Event) -> None:
 
 async def run_projection(settings: Settings, stopping: asyncio.Event) -> None:
     """Archive every partition's log, keep the views, sign checkpoints, and trim what the archive has."""
-    if not await opened(settings, stopping):
+    if not await log_opened(settings, stopping):
         return
     await refuse_too_few(settings)
     tune_for_batches(YOUNG_OF_FOLDS_MAX)

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,29 @@ def test_the_map_of_the_code_names_every_package_and_nothing_that_is_not_there()
         name
         for name in sorted(named)
         if not (ROOT / name.rstrip("/")).exists() and not (ROOT / f"{name}.py").exists()
+    ] == []
+
+
+def rows_of_the_map() -> set[str]:
+    """What the first column of the map of the code names: modules, patterns of modules and, ending with `/`, packages.
+    A name without a path is in the package of the one before it."""
+    named, home = set(), ""
+    for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines():
+        for name in re.findall(r"`([a-z_/*.]+)`", line.split("|")[1]) if line.startswith("| `") else ():
+            path, slash, _ = name.rpartition("/")
+            home = path if slash else home
+            named.add(name if slash else f"{home}/{name}")
+    return named
+
+
+def test_the_map_of_the_code_has_a_row_for_each_module() -> None:
+    rows = rows_of_the_map()
+    names = [path.relative_to(ROOT).as_posix() for path in modules() if not path.stem.startswith("__")]
+    assert len(names) > 300
+    assert [
+        name
+        for name in names
+        if not any(name.startswith(row) if row.endswith("/") else fnmatch(name, row) for row in rows)
     ] == []
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from streamproc.api.answers import JSON, problem
-from streamproc.api.auth import Doorkeeper
+from streamproc.api.auth import AccessControl
 from streamproc.api.health import Ready, health_operations
 from streamproc.api.openapi import document
 from streamproc.api.operations import Call, Method, Operation, Says
@@ -42,7 +42,7 @@ def create_app(
     body_bytes_max: int,
     ready: Ready,
     operations: Sequence[Operation] = (),
-    doorkeeper: Doorkeeper | None = None,
+    access: AccessControl | None = None,
     cors_origins: Sequence[str] = (),
 ) -> "SecurityHeaders":
     """The ASGI application: `operations`, and the bank's webhook and health, which need no token.
@@ -53,7 +53,7 @@ def create_app(
     table = [delivery, *health_operations(ready), *operations]
     table.append(_openapi(table))
     app = Starlette(
-        routes=routes_of(table, doorkeeper, body_bytes_max=body_bytes_max),
+        routes=routes_of(table, access, body_bytes_max=body_bytes_max),
         exception_handlers={HTTPException: _refused, Exception: _failed},
         middleware=_cors(cors_origins, table),
     )

@@ -28,21 +28,21 @@ FILTERS = (
 )
 
 
-class AuditDesk(Protocol):
-    """What this route needs (streamproc/operate/audit_desk.py). Raises TryAgain if Postgres is away."""
+class AuditService(Protocol):
+    """What this route needs (streamproc/operate/audit_service.py). Raises TryAgain if Postgres is away."""
 
     async def page(self, asked: dict[str, str], *, after: str | None, limit: int) -> dict[str, Any]:
         """The lines after line `after`. Raises InputError for a bad time or line."""
         ...
 
 
-def audit_operations(desk: AuditDesk) -> list[Operation]:
+def audit_operations(service: AuditService) -> list[Operation]:
     """The route."""
 
     async def page(call: Call) -> Response:
         asked = {one.name: call.text(one.name) for one in FILTERS if call.text(one.name)}
         try:
-            found = await desk.page(asked, after=call.text("after") or None, limit=call.number("limit"))
+            found = await service.page(asked, after=call.text("after") or None, limit=call.number("limit"))
         except InputError as problem:
             field, _, what = str(problem).partition(" ")
             raise wrong_field(field, what) from problem

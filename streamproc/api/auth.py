@@ -51,7 +51,7 @@ class RefusalRecorder(Protocol):
         ...
 
 
-class Doorkeeper:
+class AccessControl:
     """Admits requests. `now_us` is Redis's clock; `per_min`: requests of a token in any minute that may change
     something, 0 for no limit. It may read READS_A_CHANGE times as often, counted by itself."""
 

@@ -2,7 +2,7 @@
 
 uvicorn's protocol limits neither a request's head, nor requests that wait behind another, nor the time of a client
 that says nothing or reads nothing. Whoever reaches the port could fill memory and sockets with that, without a token.
-How many connections there may be is in `crowd.py`.
+How many connections there may be is in `connection_limit.py`.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from streamproc.api.crowd import Crowd
+from streamproc.api.connection_limit import ConnectionLimit
 from streamproc.api.gathering import Gathering
 from streamproc.ingress.deadline import Deadline, Deadlines
 from streamproc.ingress.problems import PROBLEM_JSON, problem_body
@@ -78,13 +78,13 @@ class Protocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         times: Times,
-        crowd: Crowd,
+        limit: ConnectionLimit,
         refused: ThrottledWarning,
     ) -> None:
         self._event_loop = _loop or asyncio.get_running_loop()
         timers: Any = _Loop(self._event_loop, times.idle)
         super().__init__(config, server_state, app_state, timers)
-        self._times, self._crowd, self._refusals = times, crowd, refused
+        self._times, self._limit, self._refusals = times, limit, refused
         self._head_deadline: Deadline | None = None
         self._send_deadline: Deadline | None = None
         self._partial_head: Any = None
@@ -107,12 +107,12 @@ class Protocol(HttpToolsProtocol):
         )
         super().connection_made(gathering)
         self._head_deadline = self._times.head.call(self._head_timed_out, self._event_loop)
-        if not self._crowd.join(self):
+        if not self._limit.join(self):
             self.make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
-        self._crowd.leave(self)
+        self._limit.leave(self)
         self._cancel_head_deadline()
         self._cancel_send_deadline()
         self._partial_head = None
@@ -169,7 +169,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """A request is answered; the next one of this client, if it waits already, begins."""
-        self._crowd.answered(self)
+        self._limit.answered(self)
         super().on_response_complete()
 
     def waits_for_client(self) -> bool:

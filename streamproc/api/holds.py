@@ -61,8 +61,8 @@ class Rejection(Struct, frozen=True, forbid_unknown_fields=True):
     by: str | None = None
 
 
-class HoldDesk(Protocol):
-    """What these routes need (streamproc/operate/hold_desk.py). Raises LogUnavailable or TimeoutError."""
+class HoldService(Protocol):
+    """What these routes need (streamproc/operate/hold_service.py). Raises LogUnavailable or TimeoutError."""
 
     async def page(self, *, after: Position | None, limit: int, account: str, agent: str) -> HeldPage:
         """Holds after a position, of one account and agent if these are given."""
@@ -73,9 +73,9 @@ class HoldDesk(Protocol):
         ...
 
 
-def hold_operations(desk: HoldDesk, gateway: Gateway, now_us: Callable[[], int]) -> list[Operation]:
+def hold_operations(service: HoldService, gateway: Gateway, now_us: Callable[[], int]) -> list[Operation]:
     """The routes."""
-    holds = _Holds(desk, gateway, now_us)
+    holds = _Holds(service, gateway, now_us)
     listing = (
         Number("limit", "how many", 1, PAGE_MAX, PAGE),
         Text("after", "the `next` of another answer", r"[A-Za-z0-9_-]{1,200}"),
@@ -111,8 +111,8 @@ def hold_operations(desk: HoldDesk, gateway: Gateway, now_us: Callable[[], int])
 class _Holds:
     """The handlers."""
 
-    def __init__(self, desk: HoldDesk, gateway: Gateway, now_us: Callable[[], int]) -> None:
-        self._desk = desk
+    def __init__(self, service: HoldService, gateway: Gateway, now_us: Callable[[], int]) -> None:
+        self._service = service
         self._gateway = gateway
         self._now_us = now_us
 
@@ -122,7 +122,7 @@ class _Holds:
             if agent not in ("", token.agent):
                 return json_answer(200, {"items": [], "next": None, "notes": []})
             agent, account = token.agent, token.account
-        page = await self._desk.page(
+        page = await self._service.page(
             after=_after(call.text("after")), limit=call.number("limit"), account=account, agent=agent
         )
         shown = {
@@ -152,7 +152,7 @@ class _Holds:
             channel=token.channel,
         )
         key = _append_key(token.name, record.payout, call.text("Idempotency-Key") or token_hex(16))
-        found = await self._desk.answered(record.account, answer, key)
+        found = await self._service.answered(record.account, answer, key)
         match found:
             case Outcome():
                 return json_answer(200, found)

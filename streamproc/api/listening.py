@@ -1,7 +1,7 @@
 """The HTTP server of every role: uvicorn, with less work per request and with limits that it has not.
 
 uvicorn's protocol reads and answers. `connection.py` limits what a client may send and how long it may take,
-`crowd.py` how many clients there may be, and `gathering.py` sends an answer in one piece.
+`connection_limit.py` how many clients there may be, and `gathering.py` sends an answer in one piece.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Final
 import uvicorn
 
 from streamproc.api.connection import Protocol, Times
-from streamproc.api.crowd import Crowd, connections_max
+from streamproc.api.connection_limit import ConnectionLimit, connections_max
 from streamproc.ingress.problems import Asgi
 from streamproc.ingress.refusals import ThrottledWarning
 
@@ -34,9 +34,11 @@ def server_of(app: Asgi, *, host: str, port: int, drain_s: float) -> uvicorn.Ser
         _log, "connections closed over what is no request, or whose head is too long or too slow"
     )
     most = connections_max()
-    crowd = Crowd(most, ThrottledWarning(_log, f"connections closed to make room, since {most} were open"))
+    limit = ConnectionLimit(
+        most, ThrottledWarning(_log, f"connections closed to make room, since {most} were open")
+    )
     times = Times()
-    protocol: Any = partial(Protocol, times=times, crowd=crowd, refused=refused)
+    protocol: Any = partial(Protocol, times=times, limit=limit, refused=refused)
     config = uvicorn.Config(
         app,
         host=host,

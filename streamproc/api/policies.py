@@ -72,8 +72,8 @@ class Made(Struct, frozen=True):
 NEWER = Says("It was frozen anew meanwhile, by whom; or too many proposals wait")
 
 
-class PolicyDesk(Protocol):
-    """What these routes need (streamproc/operate/policy_desk.py). Raises InputError, JobFailed and LogUnavailable."""
+class PolicyService(Protocol):
+    """What these routes need (operate/policy_service.py). Raises InputError, JobFailed and LogUnavailable."""
 
     async def policy(self, agent: str) -> dict[str, Any] | None:
         """An agent's policy; None: it has none."""
@@ -124,9 +124,9 @@ class PolicyDesk(Protocol):
         ...
 
 
-def policy_operations(desk: PolicyDesk) -> list[Operation]:
+def policy_operations(service: PolicyService) -> list[Operation]:
     """The routes of policies and of what waits for a second person."""
-    it = _Policies(desk)
+    it = _Policies(service)
     changed = {
         200: Says("In force", shapes.Changes, {"ETag": "The version that is in force"}),
         202: Says("It loosens something: nothing is in force until somebody else confirms it", shapes.Waits,
@@ -182,9 +182,9 @@ def policy_operations(desk: PolicyDesk) -> list[Operation]:
     ]  # fmt: skip
 
 
-def freeze_operations(desk: PolicyDesk) -> list[Operation]:
+def freeze_operations(service: PolicyService) -> list[Operation]:
     """The routes of freezes and budgets."""
-    it = _Policies(desk)
+    it = _Policies(service)
     waits = Says("Lifting it waits for a second person", shapes.Waits, {"Location": "Where it is listed"})
     return [
         Operation(
@@ -212,12 +212,12 @@ def freeze_operations(desk: PolicyDesk) -> list[Operation]:
 class _Policies:
     """The handlers."""
 
-    def __init__(self, desk: PolicyDesk) -> None:
-        self._desk = desk
+    def __init__(self, service: PolicyService) -> None:
+        self._service = service
 
     async def show(self, call: Call) -> Response:
         agent = _own_or_all(call)
-        found = await self._desk.policy(agent)
+        found = await self._service.policy(agent)
         if found is None:
             _no_policy(agent)
         return json_answer(200, found, {"etag": f'"{found["version"]}"'})
@@ -233,7 +233,7 @@ class _Policies:
         why = _why(fields.pop("why", ""))
         agent = call.text("agent")
         try:
-            made = await self._desk.change(
+            made = await self._service.change(
                 agent, fields, call.token.attribution(why), replaces=replaces, version=_version_wanted(call)
             )
         except NoPolicy:
@@ -250,7 +250,7 @@ class _Policies:
         name = _own_or_all(call)
         # An agent may be called `reviewers`: its token shows the agent's history all the same, and not the scope's.
         is_agent = not call.token.may("read all")
-        found = await self._desk.history(name, of_agent=is_agent)
+        found = await self._service.history(name, of_agent=is_agent)
         if found is None:
             _no_policy(name)
         changes, note = found
@@ -260,7 +260,7 @@ class _Policies:
         return json_answer(200, {"items": items, "next": more, "notes": [note] if note else []})
 
     async def proposals(self, call: Call) -> Response:
-        found, after = await self._desk.proposals(), call.text("after")
+        found, after = await self._service.proposals(), call.text("after")
         ids = [one["id"] for one in found]
         if after and after not in ids:
             raise wrong_field("after", "is not a proposal that is kept: ask again without it")
@@ -271,7 +271,7 @@ class _Policies:
 
     async def confirm(self, call: Call) -> Response:
         try:
-            done = await self._desk.confirm(call.text("proposal"), call.token.attribution())
+            done = await self._service.confirm(call.text("proposal"), call.token.attribution())
         except (NotThere, Refused, InputError) as problem:
             raise _not_now(problem) from problem
         return _made(done)
@@ -279,13 +279,13 @@ class _Policies:
     async def withdraw(self, call: Call) -> Response:
         why = clean(call.text("why"), WHY_CHARS_MAX)
         try:
-            ended = await self._desk.withdraw(call.text("proposal"), call.token.attribution(why))
+            ended = await self._service.withdraw(call.text("proposal"), call.token.attribution(why))
         except (NotThere, Refused) as problem:
             raise _not_now(problem) from problem
         return json_answer(200, ended)
 
     async def freezes(self, _call: Call) -> Response:
-        return json_answer(200, {"items": await self._desk.freezes()})
+        return json_answer(200, {"items": await self._service.freezes()})
 
     async def freeze(self, call: Call) -> Response:
         return await self._freeze(call, call.body.why, frozen=True)
@@ -298,7 +298,7 @@ class _Policies:
         if not why:
             raise wrong_field("why", "must say why, for the audit")
         try:
-            shown, made = await self._desk.freeze(
+            shown, made = await self._service.freeze(
                 call.text("scope"), call.token.attribution(why), frozen=frozen
             )
         except Refused as full:
@@ -318,7 +318,7 @@ class _Policies:
                 _no_policy(agent)
             account = call.token.account
         try:
-            windows = await self._desk.budget(agent, account)
+            windows = await self._service.budget(agent, account)
         except InputError as problem:
             raise wrong_field("account", str(problem)) from problem
         if windows is None:

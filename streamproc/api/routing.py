@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from streamproc.api.answers import Refusal, answered
-from streamproc.api.auth import Doorkeeper
+from streamproc.api.auth import AccessControl
 from streamproc.api.operations import Call, Operation
 from streamproc.api.reading import read_json, read_parameters
 from streamproc.api.route_names import ROUTE, template_of
@@ -57,7 +57,7 @@ class InFlight:
 
 
 def routes_of(
-    operations: Sequence[Operation], doorkeeper: Doorkeeper | None, *, body_bytes_max: int
+    operations: Sequence[Operation], access: AccessControl | None, *, body_bytes_max: int
 ) -> list[Route]:
     """A route for each path; more specific ones come first, as `/a/fixed` before `/a/{any}`."""
     in_flight = InFlight(IN_HAND_MAX)
@@ -66,7 +66,7 @@ def routes_of(
     for operation in operations:
         by_path[operation.path].append(operation)
     return [
-        _route(path, by_path[path], doorkeeper, in_flight, body_bytes_max, unanswered)
+        _route(path, by_path[path], access, in_flight, body_bytes_max, unanswered)
         for path in sorted(by_path, key=_generality)
     ]
 
@@ -89,7 +89,7 @@ class _Templated(Route):
 def _route(
     path: str,
     there: list[Operation],
-    doorkeeper: Doorkeeper | None,
+    access: AccessControl | None,
     in_flight: InFlight,
     body_bytes_max: int,
     unanswered: ThrottledWarning,
@@ -107,7 +107,7 @@ def _route(
             raise HTTPException(405, headers={"allow": ", ".join(allowed)})
         if operation.action is None:
             return await answered(_open_to_all(request, operation), unanswered)
-        handling = _handled(request, operation, doorkeeper, in_flight, body_bytes_max)
+        handling = _handled(request, operation, access, in_flight, body_bytes_max)
         return await answered(handling, unanswered)
 
     route = _Templated(path, endpoint)
@@ -123,14 +123,14 @@ async def _open_to_all(request: Request, operation: Operation) -> Response:
 async def _handled(
     request: Request,
     operation: Operation,
-    doorkeeper: Doorkeeper | None,
+    access: AccessControl | None,
     in_flight: InFlight,
     body_bytes_max: int,
 ) -> Response:
     assert operation.handle is not None
-    assert doorkeeper is not None, f"{operation.name} needs somebody who knows tokens"
+    assert access is not None, f"{operation.name} needs somebody who knows tokens"
     with in_flight.counted():
-        token = await doorkeeper.admitted(request, operation)
+        token = await access.admitted(request, operation)
     try:
         given = read_parameters(request, operation)
         body = None
@@ -139,9 +139,9 @@ async def _handled(
             body = await read_json(request, operation, body_bytes_max)
         with in_flight.counted():
             if monotonic() - began_s >= TOKEN_GOOD_S:
-                token = await doorkeeper.good(request, operation)
+                token = await access.good(request, operation)
             return await operation.handle(Call(request, token, given, body))
     except Refusal as refusal:
         if refusal.status == 403:
-            doorkeeper.note(token, operation, request, refusal.detail)
+            access.note(token, operation, request, refusal.detail)
         raise

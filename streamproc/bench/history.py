@@ -8,7 +8,7 @@ expire. An approved payout has 6 entries with 11 events. The same number of payo
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from streamproc.bench import job
 from streamproc.domain import events as e
@@ -16,6 +16,7 @@ from streamproc.domain.asks import uses
 from streamproc.domain.budget import Counters, Limits, Window, windows_of
 from streamproc.domain.policy import Policy, ScopeLimits, effective_policy, fields_of
 from streamproc.domain.wire import encode_events
+from streamproc.log.stream import Entry
 
 START_US: Final = 1_790_000_000_000_000
 """µs; Mon 21 Sep 2026 in Asia/Kolkata."""
@@ -29,14 +30,6 @@ _FATES: Final = (
     *("processed",) * 14,
     *("reviewed", "reviewed", "rejected", "limit", "failed", "cancelled", "reversed", "expired"),
 )
-
-
-class Entry(NamedTuple):
-    """A log entry as it is stored."""
-
-    id: str
-    e: bytes
-    m: bytes
 
 
 @dataclass

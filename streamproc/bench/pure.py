@@ -29,7 +29,7 @@ from streamproc.domain.case import Case, Reputation, case_of
 from streamproc.domain.events import Event, PayoutDecided
 from streamproc.domain.governance import decide
 from streamproc.domain.payouts import encode_record
-from streamproc.domain.policy import PolicyBook, ScopeState, build_book, parse_policy_file, plan_changes
+from streamproc.domain.policy import PolicyBook, ScopeState, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events, encode_events, payout_of
 from streamproc.gc_tuning import tune_for_batches
 from streamproc.host_clock import host_clock_us
@@ -105,7 +105,7 @@ def _clean(at_us: int) -> Callable[[Sequence[str]], Any]:
 def _book(at_us: int) -> PolicyBook:
     file = parse_policy_file(json.dumps(job.policy_file()), name="bench.json")
     changes = plan_changes({}, file, prune=False, at=at_us, by="bench", why="bench")
-    return build_book(
+    return PolicyBook(
         {c.scope: ScopeState(version=c.version, own=c.after, effective=c.effective) for c in changes}
     )
 

@@ -24,14 +24,14 @@ from streamproc import embedded
 from streamproc.archive.load import archive, make_ranges
 from streamproc.archive.store import connection, open_head
 from streamproc.bench import cost, naive
-from streamproc.bench.history import Entry, entries
+from streamproc.bench.history import entries
 from streamproc.bench.rig import Announce, fresh_database, public_directory
 from streamproc.domain.wire import decode_events
 from streamproc.embedded import Store
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.stream import LogView
+from streamproc.log.stream import Entry, LogView
 from streamproc.operate.builders import JobProgress
 from streamproc.operate.replay import Result, replay
 

@@ -311,15 +311,6 @@ def _rule_host(written: str) -> tuple[str, bool]:
     return host, is_ip
 
 
-def matches(rule: DomainRule, host: str) -> bool:
-    """Whether *rule* covers *host*, which is canonical (`VendorUrl.host`)."""
-    if rule.covers == "everything":
-        return True
-    if rule.covers in ("host", "tree") and host == rule.host:
-        return True
-    return rule.covers in ("tree", "subdomains") and host.endswith("." + rule.host)
-
-
 class DomainSet:
     """A list of rules, compiled: a lookup costs one dict access per label, however long the list."""
 

@@ -42,7 +42,6 @@ __all__ = [
     "RateLimit",
     "ScopeLimits",
     "ScopeState",
-    "build_book",
     "effective_policy",
     "fields_of",
     "parse_policy_file",
@@ -96,7 +95,8 @@ class Bindings:
 
 
 class PolicyBook:
-    """All policies in force at one moment. Each is parsed on first use; then a lookup is one dict access."""
+    """All policies in force at one moment. Cheap to make, since it is made anew at every change: each policy is parsed
+    on first use, and then a lookup is one dict access."""
 
     def __init__(self, scopes: Mapping[str, ScopeState]) -> None:
         self._scopes = dict(scopes)
@@ -156,8 +156,3 @@ class PolicyBook:
         report.refuse_if_any()
         self._limits[scope] = limits
         return limits
-
-
-def build_book(scopes: Mapping[str, ScopeState]) -> PolicyBook:
-    """The book of *scopes*. Cheap, so it is built again at every policy change."""
-    return PolicyBook(scopes)

@@ -6,7 +6,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from streamproc.domain.events import PolicyChanged
-from streamproc.domain.policy import PolicyBook, ScopeState, build_book
+from streamproc.domain.policy import PolicyBook, ScopeState
 from streamproc.domain.wire import encode_events
 from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
@@ -37,13 +37,13 @@ class Policies:
     def __init__(self, names: Names) -> None:
         self._names = names
         self._rev = b""
-        self.book: PolicyBook = build_book({})
+        self.book: PolicyBook = PolicyBook({})
 
     async def refresh(self, client: Redis, rev: bytes) -> PolicyBook:
         """The book at `rev` or newer."""
         if rev != self._rev:
             rev, scopes = await read_scopes(client, self._names)
-            self._rev, self.book = rev, build_book(scopes)
+            self._rev, self.book = rev, PolicyBook(scopes)
         return self.book
 
     async def now(self, client: Redis) -> PolicyBook:

@@ -1,9 +1,9 @@
 """How late an event loop runs: while it computes, nothing else in the process goes on."""
 
 import asyncio
-from contextlib import suppress
 
 from streamproc.telemetry.metrics import Meters
+from streamproc.waiting import set_within
 
 LOOK_S = 0.25
 """Between two measurements: a stall of a second is seen, and four wake-ups a second cost nothing."""
@@ -14,7 +14,5 @@ async def watch_loop(meters: Meters, stopping: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     while not stopping.is_set():
         asked = loop.time() + LOOK_S
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(asked):
-                await stopping.wait()
+        await set_within(stopping, LOOK_S)
         meters.loop_lag_seconds.observe(max(0.0, loop.time() - asked))

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from streamproc.api.asgi import create_app
-from streamproc.api.auth import Doorkeeper
+from streamproc.api.auth import AccessControl
 from streamproc.api.console import console_operations
 from streamproc.api.health import Check
 from streamproc.app import operations_of
@@ -99,7 +99,7 @@ async def _served(
     app = create_app(
         webhook_of(producer), body_bytes_max=BODY_BYTES_MAX, ready=ready,
         operations=[*operations_of(producer, gateway, account=account), *console_operations()],
-        doorkeeper=Doorkeeper(gateway, producer.now_us, refusals, per_min=per_min),
+        access=AccessControl(gateway, producer.now_us, refusals, per_min=per_min),
     )  # fmt: skip
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from streamproc.api import asgi
 from streamproc.api.answers import json_answer
-from streamproc.api.auth import Doorkeeper
+from streamproc.api.auth import AccessControl
 from streamproc.api.openapi import document
 from streamproc.api.operations import Call, Number, Operation, Says, Text, responses_of
 from streamproc.api.routing import routes_of
@@ -86,7 +86,7 @@ async def served() -> AsyncIterator[httpx.AsyncClient]:
     async def refused(request: Request, error: Exception) -> Response:
         return await asgi._refused(request, error)
 
-    routes = routes_of(TABLE, Doorkeeper(OneToken(), lambda: 2, Nobody()), body_bytes_max=200)
+    routes = routes_of(TABLE, AccessControl(OneToken(), lambda: 2, Nobody()), body_bytes_max=200)
     app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
     headers = {"authorization": f"Bearer {SECRET}"}
     transport = httpx.ASGITransport(app=app)

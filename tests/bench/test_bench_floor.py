@@ -36,7 +36,7 @@ from streamproc.cli import run
 from streamproc.cli.bench import bench
 from streamproc.domain.budget import Limits, calendar_names, windows_of
 from streamproc.domain.events import BudgetReserved, PayoutDecided
-from streamproc.domain.policy import ScopeState, build_book, parse_policy_file, plan_changes
+from streamproc.domain.policy import PolicyBook, ScopeState, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import JobFailed
 from streamproc.log.connection import connected
@@ -77,7 +77,7 @@ def test_the_tight_agent_runs_dry_though_midnight_comes_while_the_bench_runs(
     monkeypatch.setattr(job.time, "time", lambda: began_s)
     file = parse_policy_file(json.dumps(job.policy_file()), name="bench.json")
     changes = plan_changes({}, file, prune=False, at=0, by="bench", why="bench")
-    book = build_book({c.scope: ScopeState(version=1, own=c.after, effective=c.effective) for c in changes})
+    book = PolicyBook({c.scope: ScopeState(version=1, own=c.after, effective=c.effective) for c in changes})
     agent = book.agent(job.TIGHT_AGENT)
     assert agent is not None
     days = {

@@ -11,7 +11,7 @@ from streamproc.domain.events import Event
 from streamproc.domain.notice import HoldNotice, HoldOutcome, Notice
 from streamproc.domain.notified import Channel, NoticeKind
 from streamproc.domain.payouts import PayoutRecord
-from streamproc.domain.policy import PolicyBook, build_book, scopes_after
+from streamproc.domain.policy import PolicyBook, scopes_after
 from streamproc.domain.record import HoldMessage as Told
 from streamproc.errors import TryAgain
 from streamproc.log.work import BatchContext
@@ -116,7 +116,7 @@ def rejected(*notices: Told, **more: Any) -> PayoutRecord:
 
 def ctx(entries: dict[str, Sequence[Event]] | None = None, *, now_us: int = NOW) -> BatchContext:
     """A batch at `now_us` with our policies, where the log has `entries`, and nobody may look for another one."""
-    book, known = build_book(scopes_after({}, *policies(POLICIES))), entries or {SHOWN_IN: []}
+    book, known = PolicyBook(scopes_after({}, *policies(POLICIES))), entries or {SHOWN_IN: []}
 
     async def book_now() -> PolicyBook:
         return book

@@ -15,13 +15,13 @@ from streamproc.domain.budget import RateAsk, Window
 from streamproc.domain.case import NO_URL, Reputation
 from streamproc.domain.events import BeneficiarySeen
 from streamproc.domain.payouts import encode_record, fold
-from streamproc.domain.policy import AgentPolicy, ScopeState, build_book
+from streamproc.domain.policy import AgentPolicy, PolicyBook, ScopeState
 from streamproc.domain.wire import encode_events
 from streamproc.log.templates import COMMON, VALUES, Offer, OfferFate, RecordAndEvents, Template, as_filled
 from tests.words import NOW, observed, policies
 
 FAR = 4_000_000_000
-BOOK = build_book(
+BOOK = PolicyBook(
     {
         change.scope: ScopeState(version=change.version, own=change.after, effective=change.effective)
         for change in policies(

@@ -66,7 +66,7 @@ async def test_a_reminder_goes_where_people_were_told_and_an_escalation_elsewher
     letter = await hold_message(people.channels, held(*notices), kind, ctx(), "")
     second = "ntfy" if first == "slack" else "slack"
     assert [channel for channel, _ in letter.ways] == [first, second]
-    assert await deliver(people.channels, letter) == (first, "ref-1")
+    assert await deliver(letter) == (first, "ref-1")
     assert people.heard == (["ask"] if first == "slack" else ["publish"])
 
 
@@ -83,14 +83,14 @@ async def test_where_one_channel_is_configured_it_gets_everything(
         notice_message(people.channels, Notice("a title", ("a line",))),
     ):
         assert [channel for channel, _ in letter.ways] == [only]
-        assert (await deliver(people.channels, letter))[0] == only
+        assert (await deliver(letter))[0] == only
 
 
 async def test_a_channel_that_does_not_take_it_leaves_it_to_the_other() -> None:
     people = People()
     people.room.problem = TryAgain("slack is away")
     letter = await hold_message(people.channels, held(), "hold", ctx(), "")
-    assert await deliver(people.channels, letter) == ("ntfy", "ref-1")
+    assert await deliver(letter) == ("ntfy", "ref-1")
 
 
 async def test_a_hold_waits_for_its_turn_at_a_channel_that_works_and_an_alert_goes_to_the_other() -> None:
@@ -99,11 +99,9 @@ async def test_a_hold_waits_for_its_turn_at_a_channel_that_works_and_an_alert_go
     people.room.problem = people.topic.problem = NotItsTurn("31 calls wait", after_s=3.0)
     hold = await hold_message(people.channels, held(), "hold", ctx(), "")
     with pytest.raises(NotItsTurn):
-        await deliver(people.channels, hold)
+        await deliver(hold)
     people.room.problem = None
-    assert (await deliver(people.channels, notice_message(people.channels, Notice("a title", ("a line",)))))[
-        0
-    ] == "slack"
+    assert (await deliver(notice_message(people.channels, Notice("a title", ("a line",)))))[0] == "slack"
 
 
 async def test_a_hold_that_the_first_channel_does_not_take_is_undeliverable_where_the_other_has_no_turn() -> (
@@ -112,14 +110,14 @@ async def test_a_hold_that_the_first_channel_does_not_take_is_undeliverable_wher
     people = People()
     people.room.problem, people.topic.problem = TryAgain("slack is away"), NotItsTurn("31 calls wait")
     with pytest.raises(Undeliverable, match="slack is away; 31 calls wait"):
-        await deliver(people.channels, await hold_message(people.channels, held(), "hold", ctx(), ""))
+        await deliver(await hold_message(people.channels, held(), "hold", ctx(), ""))
 
 
 async def test_where_none_takes_it_the_problem_has_what_each_said_and_the_shortest_wait() -> None:
     people = People()
     people.are_away(slack_s=5.0, ntfy_s=7.0)
     with pytest.raises(Undeliverable) as caught:
-        await deliver(people.channels, await hold_message(people.channels, held(), "hold", ctx(), ""))
+        await deliver(await hold_message(people.channels, held(), "hold", ctx(), ""))
     assert (str(caught.value), caught.value.after_s) == ("slack is away; ntfy is away", 5.0)
 
 
@@ -127,7 +125,7 @@ async def test_nobody_waits_longer_than_a_minute_for_a_channel_whatever_it_asks_
     people = People(ntfy=False)
     people.are_away(slack_s=3_600.0)
     with pytest.raises(Undeliverable) as caught:
-        await deliver(people.channels, await hold_message(people.channels, held(), "hold", ctx(), ""))
+        await deliver(await hold_message(people.channels, held(), "hold", ctx(), ""))
     assert caught.value.after_s == UNDELIVERABLE_AFTER_S_MAX <= 60.0
 
 
@@ -135,7 +133,7 @@ async def test_without_a_channel_nobody_can_be_told() -> None:
     none = Channels()
     assert not none.any
     with pytest.raises(Undeliverable, match="no channel is configured"):
-        await deliver(none, await hold_message(none, held(), "hold", ctx(), ""))
+        await deliver(await hold_message(none, held(), "hold", ctx(), ""))
 
 
 def test_a_link_is_there_where_our_address_and_the_payout_are_known_and_is_quoted() -> None:
@@ -170,16 +168,14 @@ async def test_a_heading_says_whether_it_is_the_first_message_and_an_escalation_
 async def test_only_a_message_in_slack_that_asked_is_answered_in_its_thread() -> None:
     people = People(ntfy=False)
     for notices in ([], [IN_NTFY], [told("outcome")]):
-        await deliver(
-            people.channels, await hold_message(people.channels, held(*notices), "reminder", ctx(), "")
-        )
+        await deliver(await hold_message(people.channels, held(*notices), "reminder", ctx(), ""))
     assert [said["thread"] for _, said in people.room.heard] == ["", "", ""]
 
 
 async def test_a_push_has_all_that_a_person_needs_to_decide_and_both_commands() -> None:
     people = People(slack=False)
     record = held(amount=600_000, reasons=["LIMIT_EXCEEDED", "NEW_CODE"], reviews=[APPROVED])
-    await deliver(people.channels, await hold_message(people.channels, record, "hold", ctx(), ""))
+    await deliver(await hold_message(people.channels, record, "hold", ctx(), ""))
     (push,) = people.topic.pushes
     assert push.message.splitlines() == [
         "₹6,000.00 for agent bot (claimed)",
@@ -197,7 +193,7 @@ async def test_a_push_has_all_that_a_person_needs_to_decide_and_both_commands() 
 async def test_a_push_says_that_there_is_no_vendor_and_counts_no_approvals_where_one_is_enough() -> None:
     people = People(slack=False)
     record = held(vendor_url="", fund_account="fa_1")
-    await deliver(people.channels, await hold_message(people.channels, record, "hold", ctx(), ""))
+    await deliver(await hold_message(people.channels, record, "hold", ctx(), ""))
     (push,) = people.topic.pushes
     assert "vendor host none, to fa_1" in push.message
     assert "approvals" not in push.message
@@ -214,7 +210,7 @@ async def test_an_alert_rings_and_it_does_so_louder_where_money_has_moved(
     people = People()
     facts = (("payout", "pout_1"), ("agent", "bot"))
     alarm = Alarm(code, "bot", "acc", "pout_1", 250_000, "pout_1", facts)
-    assert await deliver(people.channels, alert_message(people.channels, alarm)) == ("ntfy", "ref-1")
+    assert await deliver(alert_message(people.channels, alarm)) == ("ntfy", "ref-1")
     (push,) = people.topic.pushes
     assert (push.tags, push.priority, push.overtakes) == ((tag,), priority, True)
     assert push.title == f"Alert: {code}, agent bot, account acc"
@@ -228,7 +224,7 @@ async def test_an_alert_that_ntfy_does_not_take_goes_to_slack_and_names_no_amoun
     people = People()
     people.topic.problem = TryAgain("ntfy is away")
     alarm = Alarm("MISMATCH", "", ACCOUNT, "3:1-1", facts=(("payout", "pout_1"),))
-    assert await deliver(people.channels, alert_message(people.channels, alarm)) == ("slack", "ref-1")
+    assert await deliver(alert_message(people.channels, alarm)) == ("slack", "ref-1")
     ((what, said),) = people.room.heard
     assert what == "tell"
     assert not any(line.startswith("amount") for line in said["notice"].lines)
@@ -241,7 +237,7 @@ async def test_notes_come_from_the_entry_that_showed_the_payout_which_later_mess
     seen, another = observed("pout_1"), NotificationSent(at=NOW, kind="alert", channel="ntfy", ref="n9")
     seen.facts.notes["invoice"] = "invoice 7"
     people, batch = People(), ctx({SHOWN_IN: [another, seen]})
-    await deliver(people.channels, await hold_message(people.channels, held(), "hold", batch, SHOWN_IN))
+    await deliver(await hold_message(people.channels, held(), "hold", batch, SHOWN_IN))
     first = people.room.heard[0][1]["notice"]
     later = await notice_of(people.channels, held(told("hold"), told("reminder", shown_in=SHOWN_IN)), batch)
     for notice in (first, later):

@@ -26,7 +26,7 @@ from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.governance import conclude
 from streamproc.domain.intent import Beneficiary, without_personal
 from streamproc.domain.payouts import PayoutRecord, decode_record, fold
-from streamproc.domain.policy import PolicyBook, build_book
+from streamproc.domain.policy import PolicyBook
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress.translate import append_of
 from streamproc.log.connection import named_errors
@@ -774,7 +774,7 @@ async def test_a_first_attempt_looks_for_what_a_lost_decision_has_paid(late_us: 
     bank: Any = Listing(copy_of(asked, "pout_first", "processed", at=NOW).facts)
     work = Work(b"5-1", [decided], asked.payout)
     work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
-    ctx: Any = BatchContext(NOW + late_us, 0, build_book({}), at_once, NoCache(), at_once, at_once)  # type: ignore[arg-type]
+    ctx: Any = BatchContext(NOW + late_us, 0, PolicyBook({}), at_once, NoCache(), at_once, at_once)  # type: ignore[arg-type]
     attempt = creating.Attempt(
         work, ctx, bank, Debit("2323230000000000", ACCOUNT), decided.at, "0:5-1:0", monotonic()
     )
@@ -809,7 +809,7 @@ async def test_what_moved_before_a_late_decision_is_not_created_on_top(
     bank: Any = Listing(made.facts, (NOW + LATE_US) // 1_000_000 + off_s)
     work = Work(b"5-1", [decided], asked.payout, taken=taken)
     work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
-    book = build_book({})
+    book = PolicyBook({})
 
     async def book_now() -> PolicyBook:
         return book
@@ -866,7 +866,7 @@ async def test_an_intent_that_was_created_is_approved_and_not_created_anew_when_
     bank: Any = Lagging(copy_of(asked, "pout_ours", "pending").facts)
     work = Work(b"5-1", [decided], asked.payout, taken=True)
     work.open(b"1", fold([asked, decided, made]), NOTHING_ASKED, keep=False)
-    book = build_book({})
+    book = PolicyBook({})
 
     async def book_now() -> PolicyBook:
         return book

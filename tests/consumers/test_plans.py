@@ -22,7 +22,7 @@ from streamproc.domain.case import Case, Reputation, case_under
 from streamproc.domain.events import Finding, PayoutObserved
 from streamproc.domain.intent import intent_id
 from streamproc.domain.payouts import fold
-from streamproc.domain.policy import PolicyBook, ScopeState, build_book
+from streamproc.domain.policy import PolicyBook, ScopeState
 from streamproc.log.templates import Offer, OfferFate, as_filled
 from streamproc.log.work import BatchContext, FastPath, Work
 from tests.engine import ZONE
@@ -95,7 +95,7 @@ def book() -> PolicyBook:
 
 
 def book_of(text: str) -> PolicyBook:
-    return build_book(
+    return PolicyBook(
         {c.scope: ScopeState(version=c.version, own=c.after, effective=c.effective) for c in policies(text)}
     )
 

@@ -13,7 +13,7 @@ from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.events import Event, Finding, PayoutDecided, PayoutStopped
 from streamproc.domain.governance import conclude
 from streamproc.domain.payouts import PayoutRecord, fold
-from streamproc.domain.policy import PolicyBook, build_book
+from streamproc.domain.policy import PolicyBook
 from streamproc.log.work import BatchContext, Stage, Work
 from tests.consumers.test_refuted import at_once
 from tests.words import NOW, observed
@@ -23,7 +23,7 @@ FROZEN = Finding(stage="screening", code="FROZEN", outcome="REJECTED", evidence=
 
 async def handled(stage: Stage, event: Event, record: PayoutRecord) -> Work:
     """The work of a stage that got this event of a payout with this record."""
-    work, book = Work(b"5-1", [event], record.payout), build_book({})
+    work, book = Work(b"5-1", [event], record.payout), PolicyBook({})
     work.open(b"1", record, NOTHING_ASKED, keep=False)
 
     async def book_now() -> PolicyBook:

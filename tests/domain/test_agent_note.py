@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from streamproc.domain.events import Identity, PayoutObserved
 from streamproc.domain.identity import identity_of
 from streamproc.domain.payouts import fold
-from streamproc.domain.policy import build_book, parse_policy_file, plan_changes, scopes_after
+from streamproc.domain.policy import PolicyBook, parse_policy_file, plan_changes, scopes_after
 from streamproc.errors import InputError
 from tests.words import NOW, observed
 
@@ -50,7 +50,7 @@ def identity(event: PayoutObserved, *keys: str, agent: str = "bot") -> Identity:
     changes = plan_changes({}, file, prune=False, at=NOW, by="test", why="test")
     record = fold([event])
     assert record is not None
-    return identity_of(record, build_book(scopes_after({}, *changes)))
+    return identity_of(record, PolicyBook(scopes_after({}, *changes)))
 
 
 def test_what_the_recipe_signs_is_verified_and_fits_a_note() -> None:

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from streamproc.domain.domains import (
     VENDOR_URL_CHARS_MAX,
+    DomainRule,
     DomainSet,
     UrlProblem,
     VendorUrl,
     compile_domains,
-    matches,
     parse_rule,
     parse_vendor_url,
     with_host,
@@ -323,6 +323,15 @@ def test_a_rule_covers_these_hosts_and_not_those(
 def test_what_cannot_be_a_rule_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason.replace("*", r"\*")):
         parse_rule(text)
+
+
+def matches(rule: DomainRule, host: str) -> bool:
+    """What a rule means, without the index that DomainSet keeps: whether it covers a canonical host."""
+    if rule.covers == "everything":
+        return True
+    if rule.covers in ("host", "tree") and host == rule.host:
+        return True
+    return rule.covers in ("tree", "subdomains") and host.endswith("." + rule.host)
 
 
 @given(st.text(max_size=60))

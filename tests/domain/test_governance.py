@@ -26,8 +26,8 @@ from streamproc.domain.notice import MEANINGS
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.policy import (
     AgentPolicy,
+    PolicyBook,
     ScopeLimits,
-    build_book,
     parse_policy_file,
     plan_changes,
     scopes_after,
@@ -41,7 +41,7 @@ def policy(fields: str) -> AgentPolicy:
     """Agent `bot` under the fields of a policy file."""
     file = parse_policy_file(f"policies: {{bot: {{{fields}}}}}", name="test.yaml")
     changes = plan_changes({}, file, prune=False, at=NOW, by="test", why="test")
-    found = build_book(scopes_after({}, *changes)).agent("bot")
+    found = PolicyBook(scopes_after({}, *changes)).agent("bot")
     assert found is not None
     return found
 

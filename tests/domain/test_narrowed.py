@@ -19,8 +19,8 @@ from streamproc.domain.payouts import fold
 from streamproc.domain.policy import (
     AgentPolicy,
     Freeze,
+    PolicyBook,
     ScopeLimits,
-    build_book,
     parse_policy_file,
     plan_changes,
     scopes_after,
@@ -67,7 +67,7 @@ def policy(fields: list[str]) -> AgentPolicy:
     one_each = {field.partition(":")[0]: field for field in fields}
     file = parse_policy_file(f"policies: {{bot: {{{', '.join(one_each.values())}}}}}", name="test.yaml")
     changes = plan_changes({}, file, prune=False, at=NOW, by="test", why="test")
-    found = build_book(scopes_after({}, *changes)).agent("bot")
+    found = PolicyBook(scopes_after({}, *changes)).agent("bot")
     assert found is not None
     return found
 

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from streamproc.domain.anomaly import written_profile
 from streamproc.domain.events import PolicyChanged
 from streamproc.domain.policy import (
+    PolicyBook,
     ScopeState,
-    build_book,
     effective_policy,
     fields_of,
     parse_policy_file,
@@ -99,7 +99,7 @@ def test_scopes_that_a_file_does_not_name_stay_unless_it_prunes() -> None:
 def test_a_removed_agent_has_no_policy_and_comes_back_with_the_next_version() -> None:
     scopes = applied(TWO)
     scopes = scopes_after(scopes, *changes(scopes, "policies: {plain: {}}", prune=True))
-    assert build_book(scopes).agent("own") is None
+    assert PolicyBook(scopes).agent("own") is None
     assert told(changes(scopes, "policies: {plain: {}}", prune=True)) == []
     assert told(changes(scopes, TWO)) == [("agent:own", 3), ("account:acc_1", 3), ("team:finance", 3)]
 
@@ -138,7 +138,7 @@ def test_a_patch_of_the_defaults_reaches_the_agents() -> None:
 
 def test_an_account_without_limits_can_be_frozen() -> None:
     scopes = scopes_after(applied(TWO), *patched(applied(TWO), "account:acc_2", frozen=True))
-    limits = build_book(scopes).account("acc_2")
+    limits = PolicyBook(scopes).account("acc_2")
     assert limits is not None
     assert limits.frozen
 
@@ -166,7 +166,7 @@ def test_a_wrong_patch_is_refused_whole(scope: str, fields: dict[str, object]) -
 
 
 def test_the_book_answers_every_question_of_a_decision() -> None:
-    book = build_book(
+    book = PolicyBook(
         applied(TWO, "policies: {plain: {allowed_domains: [a.com], blocked_domains: ['*.xyz']}}")
     )
     agent = book.agent("plain")
@@ -183,7 +183,7 @@ def test_the_book_answers_every_question_of_a_decision() -> None:
 
 
 def test_a_fund_account_verifies_only_the_agent_it_is_bound_to() -> None:
-    bindings = build_book(applied(TWO)).bindings
+    bindings = PolicyBook(applied(TWO)).bindings
     assert bindings.verified_agent("plain", "fa_1")
     assert not bindings.verified_agent("own", "fa_1")
     assert not bindings.verified_agent("plain", "fa_2")
@@ -191,7 +191,7 @@ def test_a_fund_account_verifies_only_the_agent_it_is_bound_to() -> None:
 
 
 def test_defaults_alone_give_nobody_a_policy() -> None:
-    assert build_book(applied("defaults: {daily_limit: 5}")).agent("anyone") is None
+    assert PolicyBook(applied("defaults: {daily_limit: 5}")).agent("anyone") is None
 
 
 def test_a_team_that_is_not_there_is_refused_because_nobody_would_keep_its_limit() -> None:

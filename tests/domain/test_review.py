@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from streamproc.domain.case import Case, Reputation
 from streamproc.domain.events import ReviewSubmitted
-from streamproc.domain.policy import Freeze, PolicyBook, ScopeLimits, build_book, scopes_after
+from streamproc.domain.policy import Freeze, PolicyBook, ScopeLimits, scopes_after
 from streamproc.domain.record import PayoutRecord, Review
 from streamproc.domain.review import approvals_missing, recheck, refusal_kind, why_not_now, why_refused
 from tests.domain.test_governance import bare
@@ -21,7 +21,7 @@ UNAVAILABLE = Reputation("unavailable", problem="timeout")
 
 
 def book(text: str = "reviewers: {asha: {slack: U0ASHA}, vikram: {}}") -> PolicyBook:
-    return build_book(scopes_after({}, *policies("policies: {bot: {}}\n" + text)))
+    return PolicyBook(scopes_after({}, *policies("policies: {bot: {}}\n" + text)))
 
 
 def approved_by(name: str, via: str = "") -> Review:

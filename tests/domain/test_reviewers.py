@@ -7,7 +7,6 @@ import pytest
 from streamproc.domain.policy import (
     PolicyBook,
     ScopeState,
-    build_book,
     parse_policy_file,
     plan_changes,
     plan_freeze,
@@ -28,7 +27,7 @@ agents:
 
 
 def book(text: str = PEOPLE) -> PolicyBook:
-    return build_book(scopes_after({}, *policies(text)))
+    return PolicyBook(scopes_after({}, *policies(text)))
 
 
 def apply(text: str, current: Mapping[str, ScopeState]) -> None:
@@ -47,7 +46,7 @@ def old(**own: object) -> PolicyBook:
         scope.replace("_", ":"): ScopeState(version=1, own=fields, effective=fields)  # type: ignore[arg-type]
         for scope, fields in own.items()
     }
-    return build_book(states)
+    return PolicyBook(states)
 
 
 def test_the_lists_of_people_are_read() -> None:

@@ -17,7 +17,7 @@ from streamproc.domain.case import Case
 from streamproc.domain.events import BudgetReserved, Event, Finding, TimerFired, VelocityChecked
 from streamproc.domain.governance import conclude, find, window_limit
 from streamproc.domain.payouts import PayoutRecord, decode_record, encode_record
-from streamproc.domain.policy import ScopeState, build_book
+from streamproc.domain.policy import PolicyBook, ScopeState
 from streamproc.domain.record import Reservation
 from streamproc.domain.wire import decode_events, encode_events
 from streamproc.errors import LogBroken
@@ -45,7 +45,7 @@ NASTY = 'https://a.example/%d%s?"number":0,"used":0,"limit":"reserved":0,"commit
 """What somebody else wrote; it must come out as it went in."""
 DAY = (Window("agent:a", "d1", 500, FAR),)
 RATE = RateAsk("a", 2, 60_000_000, False)
-AGENT = build_book(
+AGENT = PolicyBook(
     {
         change.scope: ScopeState(version=change.version, own=change.after, effective=change.effective)
         for change in policies("policies: {a: {daily_limit: 500}}")

@@ -239,6 +239,6 @@ async def test_who_gets_no_turn_is_told_how_long_it_was_waited_for(
 
 
 def test_a_turn_is_waited_for_past_one_that_died_and_within_an_http_request() -> None:
-    from streamproc.operate.policy_desk import CHANGE_S_MAX
+    from streamproc.operate.policy_service import CHANGE_S_MAX
 
     assert change_lease.FREEZE_WAIT_S < change_lease.LEASE_S < change_lease.WAIT_S < CHANGE_S_MAX

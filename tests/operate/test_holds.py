@@ -21,9 +21,9 @@ from streamproc.domain.wire import Newer, decode_events
 from streamproc.errors import InputError, JobFailed, LogUnavailable, TryAgain
 from streamproc.log.inspect import records_where
 from streamproc.log.stream import Entry, LogView, Producer
-from streamproc.operate import hold_desk, holds
+from streamproc.operate import hold_service, holds
 from streamproc.operate.gateway import SiteGateway
-from streamproc.operate.hold_desk import HoldDesk
+from streamproc.operate.hold_service import HoldService
 from streamproc.operate.holds import answer, list_holds
 from tests.engine import Engine
 from tests.operate.words import NOBODY_THERE, POLICIES, archive, site_of
@@ -267,12 +267,12 @@ async def test_pages_from_redis_together_are_all_holds_once_however_few_are_put_
 
 
 @asynccontextmanager
-async def desk(redis_url: str) -> AsyncIterator[HoldDesk]:
+async def service(redis_url: str) -> AsyncIterator[HoldService]:
     async with (
         aclosing(SiteGateway(redis_url, 1, None)) as gateway,
         Producer(redis_url, partitions=1, name="test") as producer,
     ):
-        yield HoldDesk(gateway, producer)
+        yield HoldService(gateway, producer)
 
 
 async def test_pages_from_redis_are_read_one_at_a_time(redis_url: str, monkeypatch: pytest.MonkeyPatch):
@@ -288,7 +288,7 @@ async def test_pages_from_redis_are_read_one_at_a_time(redis_url: str, monkeypat
         reading -= 1
 
     monkeypatch.setattr(holds, "records_where", watched)
-    async with Engine(redis_url) as engine, desk(redis_url) as pages:
+    async with Engine(redis_url) as engine, service(redis_url) as pages:
         await held(engine, "pout_1")
         one = pages.page(after=None, limit=5, account="", agent="")
         other = pages.page(after=None, limit=5, account="", agent="")
@@ -302,9 +302,9 @@ async def test_a_page_that_takes_too_long_is_given_up(redis_url: str, monkeypatc
         await asyncio.Event().wait()
         yield []
 
-    monkeypatch.setattr(hold_desk, "PAGE_S_MAX", 0.1)
+    monkeypatch.setattr(hold_service, "PAGE_S_MAX", 0.1)
     monkeypatch.setattr(holds, "records_where", endless)
-    async with Engine(redis_url) as engine, desk(redis_url) as pages:
+    async with Engine(redis_url) as engine, service(redis_url) as pages:
         await held(engine, "pout_1")
         with pytest.raises(TryAgain, match=r"no page of holds within 0\.1 s"):
             await pages.page(after=None, limit=5, account="", agent="")

@@ -125,7 +125,7 @@ async def test_what_a_version_before_left_half_built_with_other_keys_begins_anew
 
 
 async def test_lines_that_are_there_twice_fail_the_finish(dsn: str, place: asyncpg.Connection) -> None:
-    """A builder's mark keeps them out; the key is what would show that it did not."""
+    """A builder's position keeps them out; the key is what would show that it did not."""
     await built(dsn, place, 1, 1_000)
     await place.execute("INSERT INTO audit SELECT * FROM audit LIMIT 1")
     with pytest.raises(asyncpg.UniqueViolationError, match="audit_pkey"):

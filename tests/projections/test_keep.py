@@ -202,7 +202,7 @@ async def test_another_place_is_caught_up_by_the_same_runner_and_comes_to_the_sa
         await make_schema(place, "elsewhere", VIEWS)
         runner = Runner(place, 0, await open_heads(place, 0))
         await catch_up(runner, source, 0, 7, batch_max=3)
-        assert runner.mark.seq == 7
+        assert runner.position.seq == 7
         await catch_up(runner, source, 0, len(log.entries))
         for view in VIEWS:
             table = f"SELECT * FROM {{}}{view.name}"

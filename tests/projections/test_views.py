@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from projections import audit, budgets, payouts
 from projections.fold import Step, decode, steps_of
 from streamproc.archive.text import KEY_CHARS_MAX
 from streamproc.domain import events as e
+from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.policy_events import ScopeChange
 from streamproc.domain.wire import EVENT_KINDS
 from streamproc.errors import LogBroken
@@ -36,8 +38,20 @@ def steps(*batches: list[e.Event], m: bytes = b'{"by":"governance"}') -> list[St
     return steps_of(0, [decode(0, row) for row in rows_of(log_of(*batches, m=m))], {})
 
 
+def changes(found: Sequence[Step]) -> dict[budgets.Key, budgets.WindowChange]:
+    view = budgets.Charged()
+    view.add(found)
+    return view.found
+
+
+def latest(found: Sequence[Step]) -> dict[str, PayoutRecord]:
+    view = payouts.Changed()
+    view.add(found)
+    return {payout: last.record for payout, last in view.last.items()}
+
+
 def use_after(*events: e.Event) -> tuple[int, int]:
-    use = budgets.changes(steps([SEEN], *[[event] for event in events]))[KEY]
+    use = changes(steps([SEEN], *[[event] for event in events]))[KEY]
     return use.reserved, use.committed
 
 
@@ -61,9 +75,7 @@ def test_what_was_released_cannot_be_settled_again(again: str):
 
 
 def test_the_limit_is_the_one_that_the_last_reservation_saw():
-    found = budgets.changes(
-        steps([SEEN], [reserved("pout_1", 1, limit=5)], [reserved("pout_1", 1, limit=None)])
-    )
+    found = changes(steps([SEEN], [reserved("pout_1", 1, limit=5)], [reserved("pout_1", 1, limit=None)]))
     assert found[KEY].limit_paise is None
 
 
@@ -71,8 +83,8 @@ def test_the_limit_is_the_one_that_the_last_reservation_saw():
 def test_at_any_prefix_the_budgets_are_what_the_payouts_hold(seed: int, payouts_n: int, cut: float):
     log = history(seed, payouts_n)
     found = steps_of(0, [decode(0, row) for row in rows_of(log[: int(cut * len(log)) + 1])], {})
-    records = [latest.record for latest in payouts.changed(found)[0].values()]
-    uses = {key: (use.reserved, use.committed) for key, use in budgets.changes(found).items()}
+    records = list(latest(found).values())
+    uses = {key: (use.reserved, use.committed) for key, use in changes(found).items()}
     assert uses == budgets_by_state(records)
 
 
@@ -82,7 +94,7 @@ def test_folding_in_two_parts_is_folding_at_once(seed: int, payouts_n: int, at: 
     cut = int(at * len(log))
     whole = steps_of(0, log, {})
     first = steps_of(0, log[:cut], {})
-    second = steps_of(0, log[cut:], {p: latest.record for p, latest in payouts.changed(first)[0].items()})
+    second = steps_of(0, log[cut:], latest(first))
     assert first + second == whole
     assert audit.lines(first) + audit.lines(second) == audit.lines(whole)
 

@@ -23,7 +23,7 @@ from streamproc.domain.events import (
     VelocityChecked,
 )
 from streamproc.domain.payouts import fold
-from streamproc.domain.policy import ScopeState, build_book, scopes_after
+from streamproc.domain.policy import PolicyBook, ScopeState, scopes_after
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.domain.whatif.comparison import Comparison
 from streamproc.domain.whatif.fates import Fates
@@ -146,10 +146,10 @@ class Retrial:
         self._order.put(number, (self._now_ms, step))
 
     def _books_of(self, scopes: Scopes) -> Books:
-        real = build_book(scopes)
+        real = PolicyBook(scopes)
         if self._overlay is None or not self._has_begun:
             return Books(real, real)
-        return Books(real, build_book(self._overlay(scopes)))
+        return Books(real, PolicyBook(self._overlay(scopes)))
 
     def _put_in_force(self, changes: Sequence[PolicyChanged]) -> None:
         """Put an entry's changes in force, and from `since_us` on the candidate over them."""

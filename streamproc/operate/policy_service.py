@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from streamproc.api.policies import Made
 from streamproc.domain.attribution import Attribution
 from streamproc.domain.budget import Limits, windows_of
-from streamproc.domain.policy import build_book
+from streamproc.domain.policy import PolicyBook
 from streamproc.domain.policy_changes import (
     FREEZE,
     NONE_YET,
@@ -38,7 +38,7 @@ CHANGE_S_MAX = 20.0
 """Limit of a change on every partition. One that is cut off is answered with 503, and is safe to repeat."""
 
 
-class PolicyDesk:
+class PolicyService:
     """`zone` is for policies that name none; `account` is that which this installation pays from, where it is known."""
 
     def __init__(self, gateway: SiteGateway, *, zone: str, account: str) -> None:
@@ -200,7 +200,7 @@ async def _windows_now(site: Site, agent: str, account: str, *, zone: str) -> li
     """
     names = Names(partition_of(account, site.partitions))
     _, scopes = await read_scopes(site.client, names)
-    book = build_book(scopes)
+    book = PolicyBook(scopes)
     policy = book.agent(agent)
     if policy is None:
         return None

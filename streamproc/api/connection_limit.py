@@ -16,7 +16,7 @@ DESCRIPTORS_SHARE: Final = 2
 """At most one in so many of the process's descriptors is a client's: others are needed for Redis and Postgres."""
 
 
-class Member(Protocol):
+class Connection(Protocol):
     """A client's connection."""
 
     def waits_for_client(self) -> bool:
@@ -36,33 +36,33 @@ def connections_max() -> int:
     )
 
 
-class Crowd:
+class ConnectionLimit:
     """The connections of a server, in the order in which it began to wait for them; at most `most`."""
 
     def __init__(self, most: int, closed: ThrottledWarning) -> None:
         self.most = most
         self._closed = closed
-        self._members: dict[Member, None] = {}
+        self._connections: dict[Connection, None] = {}
 
-    def join(self, one: Member) -> bool:
+    def join(self, one: Connection) -> bool:
         """Take a new connection in. False: there is no room, since all others are being answered; it must be closed."""
-        if len(self._members) >= self.most:
+        if len(self._connections) >= self.most:
             self._closed.count()
             # Rarely more than one is looked at: what is being answered was asked by a client that did its part.
-            longest = next((member for member in self._members if member.waits_for_client()), None)
+            longest = next((one for one in self._connections if one.waits_for_client()), None)
             if longest is None:
                 return False
-            del self._members[longest]
+            del self._connections[longest]
             longest.make_room()
-        self._members[one] = None
+        self._connections[one] = None
         return True
 
-    def answered(self, one: Member) -> None:
+    def answered(self, one: Connection) -> None:
         """It has had its answer, and is waited for anew."""
-        if one in self._members:
-            del self._members[one]
-            self._members[one] = None
+        if one in self._connections:
+            del self._connections[one]
+            self._connections[one] = None
 
-    def leave(self, one: Member) -> None:
+    def leave(self, one: Connection) -> None:
         """It is closed."""
-        self._members.pop(one, None)
+        self._connections.pop(one, None)

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import uvloop
 
-from streamproc.api import connection, crowd
-from streamproc.api.crowd import CONNECTIONS_MAX, connections_max
+from streamproc.api import connection, connection_limit
+from streamproc.api.connection_limit import CONNECTIONS_MAX, connections_max
 from streamproc.ingress.problems import Receive, Scope, Send
 from tests.api.test_connection import LARGE, LONG_S, Client, Site, get, served
 from tests.deadline import DEADLINE_S
@@ -24,7 +24,7 @@ def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
 @pytest.fixture(autouse=True)
 def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nobody is closed for being slow."""
-    monkeypatch.setattr(crowd, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(connection_limit, "CONNECTIONS_MAX", 2)
     for limit in ("KEEP_ALIVE_S", "HEAD_READ_S_MAX", "SEND_S_MAX"):
         monkeypatch.setattr(connection, limit, LONG_S)
 
@@ -139,6 +139,6 @@ async def test_many_that_were_closed_are_told_in_one_line(
 def test_clients_never_take_more_than_half_of_the_descriptors(
     monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int
 ) -> None:
-    monkeypatch.setattr(crowd, "CONNECTIONS_MAX", CONNECTIONS_MAX)
-    monkeypatch.setattr(crowd.resource, "getrlimit", lambda _: (descriptors, descriptors))
+    monkeypatch.setattr(connection_limit, "CONNECTIONS_MAX", CONNECTIONS_MAX)
+    monkeypatch.setattr(connection_limit.resource, "getrlimit", lambda _: (descriptors, descriptors))
     assert connections_max() == most

@@ -11,7 +11,7 @@ from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.moments import iso_moment
 
 
-class AuditDesk:
+class AuditService:
     """Reads the view `audit`."""
 
     def __init__(self, gateway: SiteGateway) -> None:

@@ -27,7 +27,7 @@ ATTEMPTS_MAX = 20
 """How often one key may be used again for an answer that could not be decided."""
 
 
-class HoldDesk:
+class HoldService:
     """Lists holds and records answers, by `producer`."""
 
     def __init__(self, gateway: SiteGateway, producer: Appender) -> None:
