@@ -121,6 +121,10 @@ class Names:
         """When the next call to an outside system may be made, by any process."""
         return f"{self.base}:pace:{system}"
 
+    def paced(self, system: str) -> str:
+        """When the last turn of calls to an outside system was asked for."""
+        return f"{self.base}:paced:{system}"
+
     def pause(self, system: str) -> str:
         """When the pause ends that an outside system asked for; it expires then."""
         return f"{self.base}:pause:{system}"
