@@ -6,10 +6,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from streamproc.errors import TryAgain
 from streamproc.log.clock import clock_us
 from streamproc.log.connection import session
 from streamproc.log.names import Names, partition_of
+from streamproc.log.scripts import Script
 
+_move_cursor = Script("move_cursor", "checks")
 US = 1_000_000
 HANDLED_S = 60
 """What a pass has appended is in the payouts' records after this at the latest: another worker may have it in hand."""
@@ -99,10 +102,17 @@ class PollCursor:
             value = await client.get(self._key)
         return int(value) if value else None
 
-    async def save(self, position: int) -> None:
-        """The list was read up to `position`."""
-        async with session(self._url) as client:
-            await client.set(self._key, position)
+    async def save(self, position: int, *, after: int | None) -> None:
+        """The list was read up to `position`, from `after` on, where this reader found or left the cursor.
+
+        Raises TryAgain where that was set back meanwhile, as by a recovery: what was read before may be lost.
+        """
+        async with session(self._url, home=self._key) as client:
+            moved = await _move_cursor(client, [self._key], ["" if after is None else after, position])
+        if moved != 1:
+            raise TryAgain(
+                "the cursor of the list was set back meanwhile; the next pass begins where it is now"
+            )
 
     async def server(self) -> str:
         """The server that has the account's log: its run, and its time as a primary."""

@@ -255,12 +255,12 @@ async def test_while_the_log_is_away_every_answer_is_503_with_a_time_to_ask_agai
 
 
 @asynccontextmanager
-async def without_postgres(redis_url: str) -> AsyncIterator[Api]:
-    """The API while Postgres is away."""
+async def without_postgres(redis_url: str, *, has_archive: bool = True) -> AsyncIterator[Api]:
+    """The API while Postgres is away, or where none is configured."""
     async with (
         Engine(redis_url) as engine,
         opened_pool("postgresql://nobody@127.0.0.1:1/none") as pool,
-        serving(engine.producer, SiteGateway(redis_url, 1, pool)) as http,
+        serving(engine.producer, SiteGateway(redis_url, 1, pool if has_archive else None)) as http,
     ):
         yield Api(http, engine)
 
@@ -280,13 +280,14 @@ async def test_while_postgres_is_away_a_young_log_takes_new_requests_and_knows_i
         assert len(await requests_in(api.engine)) == 1
 
 
+@pytest.mark.parametrize("has_archive", [True, False], ids=["it is away", "there is none"])
 @pytest.mark.parametrize(
     "log", ["too old", "of unknown age", "cut", "rebuilt", "of tomorrow", "of a clock that was ahead"]
 )
 async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one(
-    redis_url: str, log: str
+    redis_url: str, log: str, has_archive: bool
 ) -> None:
-    async with without_postgres(redis_url) as api:
+    async with without_postgres(redis_url, has_archive=has_archive) as api:
         token, client = await api.token("t"), api.engine.client
         match log:
             case "too old":

@@ -20,6 +20,7 @@ from consumers.enact import Barrier, execution
 from consumers.verdicts import decision_of
 from consumers.vet import Reputations
 from streamproc.bench.pure import NoCache
+from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.razorpay import CommandAnswer, Found, Razorpay, open_razorpay
 from streamproc.domain import events as e
 from streamproc.domain.budget import NOTHING_ASKED
@@ -225,6 +226,66 @@ async def test_a_refused_creation_fails_the_payout_says_why_and_gives_the_budget
         assert "balance" in record.failure
         assert await gate.at_bank(asked.payout) == []
         assert await gate.engine.client.xlen(gate.engine.names.dead) == 0
+
+
+async def test_a_refusal_after_a_lost_answer_is_no_failure_while_the_first_attempt_may_still_turn_up(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bank's list may show a payout up to an hour late. Its agent would ask for it anew, under another key."""
+    monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
+    async with gateway(redis_url, workflow="off") as gate:
+        create, find, refusals, is_late = gate.client.create, gate.client.find, list[str](), True
+
+        async def refused(order: bytes, key: str) -> CommandAnswer:
+            if not refusals:
+                await create(order, key)
+            refusals.append(key)
+            if len(refusals) == 1:
+                raise OutcomeUnknown("no answer in time")
+            return CommandAnswer(
+                http_status=400, outcome="refused", code="BAD_REQUEST_ERROR", problem="balance"
+            )
+
+        async def late(account_number: str, reference: str) -> Found:
+            return Found([], None) if is_late else await find(account_number, reference)
+
+        gate.client.create, gate.client.find = refused, late  # type: ignore[method-assign]
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.engine.producer.append(request(asked))
+
+        async def refused_twice() -> bool:
+            return len(refusals) >= 3
+
+        await until(refused_twice, what="it is tried again")
+        record = fold(await gate.engine.story(asked.payout))
+        assert record is not None
+        assert (record.failure, len(set(refusals))) == ("", 1)
+        is_late = False
+        record = await gate.ends(asked.payout, "confirmed", "processed")
+        assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [record.bank_payout]
+
+
+async def test_a_refusal_after_a_lost_answer_is_a_failure_once_the_first_attempt_is_lost_for_good(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(creating, "LOST_FOR_GOOD_S", 3)
+    async with gateway(redis_url, workflow="off") as gate:
+        calls = list[str]()
+
+        async def refused(_order: bytes, key: str) -> CommandAnswer:
+            calls.append(key)
+            if len(calls) == 1:
+                raise OutcomeUnknown("no answer in time")
+            return CommandAnswer(
+                http_status=400, outcome="refused", code="BAD_REQUEST_ERROR", problem="balance"
+            )
+
+        gate.client.create = refused  # type: ignore[method-assign]
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.engine.producer.append(request(asked))
+        record = await gate.ends(asked.payout, "failed")
+        assert (record.failure, len(calls) > 2) == ("BAD_REQUEST_ERROR: balance", True)
 
 
 async def test_nothing_is_at_the_bank_of_an_intent_that_is_held_or_rejected(redis_url: str) -> None:

@@ -96,7 +96,8 @@ class Desk:
     async def load(self) -> int | None:
         return self.cursor
 
-    async def save(self, position: int) -> None:
+    async def save(self, position: int, *, after: int | None) -> None:
+        assert after == self.cursor
         self.cursor = position
         self.saved.append(position)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from streamproc.errors import LogUnavailable
+from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.cursor import HANDLED_S, Covered, PollCursor, PollState, ReconcileState
 from tests import servers
@@ -23,10 +23,46 @@ async def test_a_list_that_was_never_read_has_no_position(redis_url: str) -> Non
 
 
 async def test_the_next_poller_of_the_account_goes_on_where_the_last_one_was(redis_url: str) -> None:
-    await cursor(redis_url).save(1_760_000_000)
-    await cursor(redis_url).save(1_760_000_060)
+    await cursor(redis_url).save(1_760_000_000, after=None)
+    await cursor(redis_url).save(1_760_000_060, after=1_760_000_000)
     assert await cursor(redis_url).load() == 1_760_000_060
     assert await cursor(redis_url, "acc_2").load() is None
+
+
+@pytest.mark.parametrize(
+    ("found", "after", "position", "moves"),
+    [
+        (None, None, 100, True),
+        (100, 100, 200, True),
+        (150, 100, 120, True),
+        (200, 200, 100, True),
+        (99, 100, 200, False),
+        (None, 100, 200, False),
+        (50, None, 200, False),
+    ],
+    ids=[
+        "the first time",
+        "as always",
+        "another poller was faster",
+        "the clock went back",
+        "it was set back",
+        "it is gone",
+        "it was set where there was none",
+    ],
+)
+async def test_it_moves_on_from_where_the_poller_knew_it_unless_it_was_set_back_since(
+    redis_url: str, found: int | None, after: int | None, position: int, moves: bool
+) -> None:
+    one = cursor(redis_url)
+    if found is not None:
+        await one.save(found, after=None)
+    if moves:
+        await one.save(position, after=after)
+        assert await one.load() == position
+    else:
+        with pytest.raises(TryAgain, match="was set back meanwhile"):
+            await one.save(position, after=after)
+        assert await one.load() == found
 
 
 async def test_what_a_poller_did_last_is_read_as_it_was_written(redis_url: str) -> None:
@@ -60,7 +96,7 @@ async def test_a_run_that_began_keeps_what_the_last_one_that_ended_found(redis_u
 
 
 async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) -> None:
-    await cursor(redis_url).save(1_760_000_000)
+    await cursor(redis_url).save(1_760_000_000, after=None)
     assert await cursor(redis_url).state() is None
     assert await cursor(redis_url).reconciled() == ReconcileState()
 
@@ -73,7 +109,7 @@ async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) 
         PollCursor.server,
         lambda one: one.knows_what_came_before(0),
         PollCursor.reconciled,
-        lambda one: one.save(1),
+        lambda one: one.save(1, after=None),
         lambda one: one.save_state(PollState(holder="", term=0, pass_at=0, next_at=0)),
         lambda one: one.save_reconciled(tried_at=1),
     ],
