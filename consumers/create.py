@@ -92,7 +92,7 @@ async def look_for_lost(attempt: Attempt) -> None:
     may be somebody else's: ours may still turn up beside it. If none is found within LOST_FOR_GOOD_S it is not there,
     which is recorded and frees the reserved money. Raises TryAgain until then.
     """
-    work, ctx, debit = attempt.work, attempt.ctx, attempt.debit
+    work, debit = attempt.work, attempt.debit
     record = work.known()
     _check_debit(record, debit)
     found = (await attempt.bank.find(debit.number, record.payout)).payouts

@@ -216,6 +216,30 @@ async def test_an_agent_does_not_learn_from_evidence_whom_other_agents_pay_and_w
     assert secret not in json.dumps((await api.ask(rival, {**ORDER, **order})).json()["findings"])
 
 
+@pytest.mark.parametrize("amount", [100, 900_000], ids=["that is approved", "that has no room"])
+async def test_an_agent_does_not_learn_from_a_vendors_window_how_much_other_agents_pay_there(
+    api: Api, amount: int
+) -> None:
+    limited = "{vendor_daily_limit: 1_000_000}"
+    await api.engine.apply(f"policies: {{bot: {limited}, rival: {limited}}}")
+    vendor = {"vendor_url": "https://vendor.example/"}
+    await api.ask(await api.token("a"), {**ORDER, **vendor, "amount": 777_700})
+    await api.engine.settled()
+    rival, viewer = await api.token("b", agent="rival"), await api.token("v", "viewer")
+    order = {**ORDER, **vendor, "amount": amount}
+    payout = (await api.ask(rival, order)).json()["payout"]
+    await api.engine.settled()
+    shown = (await api.get(rival, payout)).json()
+    assert shown["decision"] == ("APPROVED" if amount == 100 else "REJECTED")
+    assert [one["evidence"].get("limit") for one in shown["findings"]] == (
+        [] if amount == 100 else [1_000_000]
+    )
+    for path in (payout, f"{payout}/events"):
+        assert "777700" not in (await api.get(rival, path)).text
+        assert "777700" in (await api.get(viewer, path)).text
+    assert "777700" not in (await api.ask(rival, order)).text
+
+
 async def test_of_a_story_with_too_many_entries_the_first_are_shown_and_that_there_are_more(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
