@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import io
+import json
 import os
 import random
 import re
@@ -584,9 +585,27 @@ async def test_as_of_prints_the_rows_of_a_view(
     assert '"scope": "agent:bot"' in capsys.readouterr().out
     assert await asyncio.to_thread(cli, ["replay", "payouts", "--as-of", "1"]) == 0
     assert "payouts was empty then" in capsys.readouterr().out
-    assert await asyncio.to_thread(cli, ["replay", "--as-of", "1"]) == 2
     assert await asyncio.to_thread(cli, ["replay", "--verify", "--back"]) == 2
     assert await asyncio.to_thread(cli, ["replay", "nothing"]) == 2
+
+
+async def test_as_of_without_a_view_prints_all_of_them_each_row_with_its_view(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+    last = str(len(log.entries))
+    assert await asyncio.to_thread(cli, ["replay", "--as-of", last, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    shown = {view: [line["row"] for line in lines if line["view"] == view] for view in NAMES}
+    for view in NAMES:
+        assert await asyncio.to_thread(cli, ["replay", view, "--as-of", last, "--json"]) == 0
+        assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == shown[view]
+    assert all(shown[view] for view in ("payouts", "budgets", "policies"))
+
+    assert await asyncio.to_thread(cli, ["replay", "payouts", "policies", "--as-of", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("payouts:\npayouts was empty then\npolicies:\n")
+    assert "agent:bot" in said
 
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
