@@ -1,10 +1,12 @@
-"""`doctor` on signed checkpoints: the key, whether they are made, and whether they get outside."""
+"""`doctor` on signed checkpoints: the key, whether they are made, whether they get outside, and what is known there."""
 
+import asyncio
+import os
 import time
 from pathlib import Path
 
-from streamproc.archive.attest import checkpoint_states
-from streamproc.archive.outside import notes_path
+from streamproc.archive.attest import CheckpointState, checkpoint_states, identity
+from streamproc.archive.outside import Stated, notes_path, stated_in
 from streamproc.archive.signing_key import KEY_FILE
 from streamproc.archive.store import connection, errors_as_job_failed
 from streamproc.errors import StreamprocError
@@ -14,11 +16,16 @@ from streamproc.settings import Settings
 
 LATE_S = 60.0
 """Beyond the interval: an entry that waits longer for a checkpoint means that none is made."""
+TAIL_BYTES = 1 << 20
+"""Of the file outside, some thousand checkpoints. It grows for years, and the newest ones are at its end."""
 
 
 async def checkpoint_checks(settings: Settings) -> list[Check]:
     """The signing key, and the state of the checkpoints. The schema must exist."""
-    return [_key(settings), await _made(settings), _outside(settings)]
+    with errors_as_job_failed():
+        async with connection(settings.postgres_dsn.reveal(), name="streamproc doctor") as db:
+            rows, archive = await checkpoint_states(db), await identity(db)
+    return [_key(settings), _made(settings, rows), await _outside(settings, rows, archive)]
 
 
 def _key(settings: Settings) -> Check:
@@ -45,10 +52,7 @@ def _key(settings: Settings) -> Check:
     return Check(name, "note", detail, advice)
 
 
-async def _made(settings: Settings) -> Check:
-    with errors_as_job_failed():
-        async with connection(settings.postgres_dsn.reveal(), name="streamproc doctor") as db:
-            rows = await checkpoint_states(db)
+def _made(settings: Settings, rows: list[CheckpointState]) -> Check:
     limit_ms = (settings.checkpoint_interval_s + LATE_S) * 1000
     now_ms = time.time() * 1000
     late = [
@@ -70,10 +74,36 @@ async def _made(settings: Settings) -> Check:
     return Check("checkpoints", "ok", "what is archived is signed in time and handed outside")
 
 
-def _outside(settings: Settings) -> Check:
-    name = "checkpoints outside"
+async def _outside(settings: Settings, rows: list[CheckpointState], archive: str) -> Check:
+    name, path = "checkpoints outside", notes_path(settings.checkpoint_to, settings.data_dir)
+    if "://" not in settings.checkpoint_to and (lost := await asyncio.to_thread(_lost, path, rows, archive)):
+        todo = (
+            "what a failover of Postgres lost comes again from the log within seconds. If it does not, both stores were"
+            ' set back: docs/reliability.md, "Both stores set back together"'
+        )
+        return Check(name, "bad", f"{path} states more than the archive has: {lost}", todo)
     if settings.checkpoint_to:
         return Check(name, "ok", f"handed to {settings.checkpoint_to}")
-    path: Path = notes_path("", settings.data_dir)
     detail = f"in {path}, perhaps on the machine of the database: whoever owns both can cut both"
     return Check(name, "note", detail, "STREAMPROC_CHECKPOINT_TO names a file or URL that others keep")
+
+
+def _lost(path: Path, rows: list[CheckpointState], archive: str) -> str:
+    """What the end of the file states of this archive and the archive lacks; '' for nothing, or if it cannot be read
+    here."""
+    newest = dict[str, int]()
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            for one in stated_in(file, None):
+                if isinstance(one, Stated):
+                    stated = one.checkpoint
+                    newest[stated.origin] = max(stated.size, newest.get(stated.origin, 0))
+    except OSError:
+        return ""
+    sizes = {row.partition: newest.get(f"streamproc/{archive}/{row.partition}", 0) for row in rows}
+    return "; ".join(
+        f"partition {row.partition}: {sizes[row.partition]} signed entries, and {row.seq} archived"
+        for row in rows
+        if sizes[row.partition] > row.seq
+    )

@@ -498,6 +498,27 @@ async def test_an_archive_that_is_not_signed_or_not_handed_outside_is_bad(
     assert "handed outside up to 0" in checks["checkpoints"].detail
 
 
+async def test_a_file_outside_that_states_more_than_the_archive_has_is_bad(
+    redis_url: str, postgres: str, bank: Sandbox, tmp_path: Path
+):
+    """Both stores were set back to one moment: nothing in them says so, and freezes since then are lost."""
+    await prepare(postgres)
+    log = ListedLog(history(seed=1, payouts=3))
+    env = environment(redis_url, postgres, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
+    notes = tmp_path / "checkpoints.txt"
+    assert (await examined(env))["checkpoints outside"].status == "note"
+    await project_all(postgres, log, terms=terms(notes))
+    notes.write_bytes(b"the end of a note that is cut off\n\n" + notes.read_bytes())
+    assert (await examined(env))["checkpoints outside"].status == "note"
+    (archived,) = (await fetch(postgres, "SELECT seq FROM heads WHERE partition = 0"))[0]
+    await fetch(postgres, "UPDATE heads SET seq = seq - 2 WHERE partition = 0")
+    for place in ({}, {"STREAMPROC_CHECKPOINT_TO": str(notes)}):
+        check = (await examined(env | place))["checkpoints outside"]
+        assert (check.status, "Both stores set back together" in check.todo) == ("bad", True)
+        lost = f"partition 0: {archived} signed entries, and {archived - 2} archived"
+        assert check.detail == f"{notes} states more than the archive has: {lost}"
+
+
 async def test_where_the_signing_key_is_and_who_may_read_it_is_said(
     redis_url: str, postgres: str, bank: Sandbox, tmp_path: Path
 ):
