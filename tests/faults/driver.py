@@ -208,6 +208,8 @@ async def look(stand: Stand, waits: dict[str, int]) -> list[Evidence]:
 async def heal(stand: Stand) -> None:
     """End every fault that still lasts."""
     await stand.bank.faults(api=[], webhooks=[])
+    # The bank looks at its queue when money comes in, which nothing may bring after the last payout made queued.
+    await stand.bank.balance(add=1)
     for slot in stand.slots.values():
         for wire in slot.wires.values():
             wire.flow()
