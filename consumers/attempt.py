@@ -14,13 +14,13 @@ from streamproc.domain.events import (
 )
 from streamproc.log.work import BatchContext, Work
 
-Unasked: TypeAlias = Callable[[], Awaitable[bool]]
-"""Whether the log was recovered, and the bank was not asked yet what it has made since the archive's end. Raises
-LogUnavailable."""
+Unasked: TypeAlias = Callable[[str, int], Awaitable[bool]]
+"""Whether the bank may have made a payout that the log has forgotten, before an intent of this account was received
+(µs). Raises LogUnavailable."""
 
 
-async def nothing_unasked() -> bool:
-    """`Unasked` of a log that was never recovered."""
+async def nothing_unasked(account: str, received_at: int) -> bool:
+    """`Unasked` of a log that has forgotten nothing."""
     return False
 
 

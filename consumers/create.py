@@ -92,29 +92,31 @@ async def look_for_lost(attempt: Attempt) -> None:
     may be somebody else's: ours may still turn up beside it. If none is found within LOST_FOR_GOOD_S it is not there,
     which is recorded and frees the reserved money. Raises TryAgain until then.
     """
-    work, ctx, debit = attempt.work, attempt.ctx, attempt.debit
+    work, debit = attempt.work, attempt.debit
     record = work.known()
     _check_debit(record, debit)
     found = (await attempt.bank.find(debit.number, record.payout)).payouts
-    same = [payout for payout in found if _pays_the_same(record, payout)]
-    around_us = {copy.id for copy in record.copies if copy.bypassed}
-    live = [
-        payout for payout in same if payout.status not in RELEASING_STATUSES and payout.id not in around_us
-    ]
-    if live:
+    over = {copy.id for copy in record.copies if copy.bypassed}  # made around us
+    over |= {payout.id for payout in found if payout.status in RELEASING_STATUSES}
+    if live := [payout for payout in found if payout.id not in over and _pays_the_same(record, payout)]:
         for payout in live:
             record_sighting(attempt, payout)
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
         take_for_ours(attempt, oldest.id, oldest.status)
         return
-    waited_s = (ctx.now_us - attempt.decided_at) / 1_000_000
+    _wait_for_lost(attempt, "was stopped after an attempt whose answer is lost")
+    record_answer(attempt, "create", "not_needed", "")
+
+
+def _wait_for_lost(attempt: Attempt, why: str) -> None:
+    """Raise TryAgain while a payout may still turn up that an earlier attempt made."""
+    waited_s = (attempt.ctx.now_us - attempt.decided_at) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
         raise TryAgain(
-            f"intent {record.payout} was stopped after an attempt whose answer is lost; it is looked for at the bank"
-            f" for {LOST_FOR_GOOD_S // 60} minutes, and keeps its money meanwhile",
+            f"intent {attempt.work.payout} {why}; it is looked for at the bank for {LOST_FOR_GOOD_S // 60} minutes, and"
+            " keeps its money meanwhile",
             after_s=max(LOOK_AGAIN_S, waited_s / 4),
         )
-    record_answer(attempt, "create", "not_needed", "")
 
 
 def take_for_ours(attempt: Attempt, payout: str, status: str) -> None:
@@ -215,8 +217,10 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
 async def _may_be_second(attempt: Attempt) -> bool:
     """Whether a lost decision may have come before this one: about this request, or about one that is lost too, and
     that the agent has repeated under the same key."""
-    waited_us = attempt.decided_at - attempt.work.known().received_at
-    return abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000 or await attempt.unasked()
+    record = attempt.work.known()
+    waited_us = attempt.decided_at - record.received_at
+    is_late = abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000
+    return is_late or await attempt.unasked(record.account, record.received_at)
 
 
 def _refuse_doubtful(attempt: Attempt, found: Found) -> None:
@@ -261,8 +265,8 @@ def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
 
 
 async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None:
-    """The bank refused with a 4xx. Its list says whether the payout exists all the same; else the refusal is
-    recorded."""
+    """The bank refused with a 4xx. Its list says whether the payout exists all the same; else the refusal is recorded,
+    unless an earlier attempt may still turn up."""
     record = attempt.work.known()
     assert record.intent is not None
     problem = without_personal(answer.problem, record.intent.beneficiary)
@@ -282,6 +286,8 @@ async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None
             f"ALARM: the bank knows the key of intent {record.payout} with another body, {said}: was the account number"
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
+    if attempt.work.taken:
+        _wait_for_lost(attempt, f"was refused with {said}, and an earlier attempt's answer may be lost")
     refusal = Said(answer.http_status, answer.code, problem)
     record_answer(attempt, "create", "refused", "failed", said=refusal, caused_by=attempt.caused_by)
     return None

@@ -6,6 +6,7 @@ reputation and the windows are the same, and no rule looks at anything else. A p
 fit it, is looked at as a whole. So a plan changes only the cost of a decision.
 """
 
+from functools import partial
 from math import inf
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -109,14 +110,11 @@ class BookPlans:
             or is_intent(payout)
         ):
             return None
-
-        def outputs(fate: OfferFate) -> RecordAndEvents:
-            return _approval(plan, event, now_us).outputs(fate)
-
         like = plan.approval
         ask = Ask(payout, facts.amount, at, like.rate, like.windows)
         reference = facts.reference_id
         payee = plan.payee + json_of(reference).decode() if reference else plan.payee
+        outputs = partial(_outputs, plan, event, now_us)
         return Offer(ask, now_us, plan.template, plan.common, (payee, *plan.when), like.record.agent, outputs)
 
 
@@ -167,8 +165,8 @@ def _amount_max(agent: AgentPolicy) -> float | None:
     return least
 
 
-def _approval(plan: Plan, event: PayoutObserved, now_us: int) -> Approval:
-    """The approval that a look at the whole payout would make."""
+def _outputs(plan: Plan, event: PayoutObserved, now_us: int, fate: OfferFate) -> RecordAndEvents:
+    """The outputs of the approval that a look at the whole payout would make."""
     record = evolve(None, event)
     assert record is not None
-    return plan.approval.of(record, now_us)
+    return plan.approval.of(record, now_us).outputs(fate)

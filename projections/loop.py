@@ -27,6 +27,7 @@ from projections.keep import Feed, keep_views
 from projections.notary import CheckpointTerms, keep_checkpoints
 from projections.outage import Outage, heed_cancellation
 from streamproc.archive.anchor import Log, lost_from
+from streamproc.archive.attest import Lately
 from streamproc.archive.load import archive, drop_redelivered, make_ranges
 from streamproc.archive.shared import Shared
 from streamproc.archive.store import AWAY, Entry, Head, connection, end_if_frozen, open_head, take_lock
@@ -197,6 +198,7 @@ class _Session:
         self._head = Head()
         self._anchor: Entry | None = None
         self._feed = Feed()
+        self._lately = Lately()
         self._ranges: set[int] = set()
 
     async def run(self, dsn: str, stopping: asyncio.Event, outage: Outage) -> None:
@@ -236,7 +238,7 @@ class _Session:
         views = keep_views(partition, dsn, self._shared.views(partition), self._feed, stopping)
         followers = [asyncio.create_task(views)]
         if (terms := self._duties.terms) is not None:
-            signing = keep_checkpoints(partition, self._shared.notary, terms, ended)
+            signing = keep_checkpoints(partition, self._shared.notary, terms, ended, self._lately)
             followers.append(asyncio.create_task(signing))
         if (janitor := self._duties.janitor) is not None:
             trimming = keep_trimmed(partition, janitor, lambda: self._head.entry, stopping)
@@ -277,6 +279,8 @@ class _Session:
         rows, self._head = await archive(self._db, self._partition, self._head, entries)
         self._anchor = entries[-1]
         self._feed.put(rows)
+        if self._duties.terms is not None:
+            self._lately.put(rows)
         if (on_batch := self._duties.on_batch) is not None:
             lag_ms = await self._lag_ms() if len(entries) >= self._duties.batch_max else 0
             head = self._head

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from projections.agree import agree_with_outside
 from projections.outage import Outage, heed_cancellation
-from streamproc.archive.attest import Maker
+from streamproc.archive.attest import Lately, Maker
 from streamproc.archive.note import Signer, Trusted
 from streamproc.archive.outside import Outside
 from streamproc.archive.shared import Shared, SharedConnection
@@ -59,11 +59,15 @@ class CheckpointTerms(Struct, frozen=True):
 
 
 async def keep_checkpoints(
-    partition: int, shared: Shared, terms: CheckpointTerms, ended: asyncio.Event
+    partition: int,
+    shared: Shared,
+    terms: CheckpointTerms,
+    ended: asyncio.Event,
+    lately: Lately | None = None,
 ) -> None:
     """Make and publish checkpoints until `ended`, and a last one then.
 
-    `shared`: the connection, which serves other partitions' notaries too.
+    `shared`: the connection, which serves other partitions' notaries too. `lately`: what this process archives.
     """
     outage = Outage(f"checkpoints of partition {partition}")
     said = ""
@@ -74,7 +78,7 @@ async def keep_checkpoints(
         try:
             async with shared.joined() as db, _one_maker(db, partition, ended) as may:
                 if may:
-                    maker = await Maker.open(db, partition, terms.signer, terms.trusted)
+                    maker = await Maker.open(db, partition, terms.signer, terms.trusted, lately)
                     await agree_with_outside(maker, terms.outside, terms.trusted, ended)
                     await _Rounds(maker, terms, partition).run(ended, outage)
                 return

@@ -93,7 +93,11 @@ async def archive_ends(db: asyncpg.Connection) -> list[Target]:
 async def plan_build(
     db: asyncpg.Connection, schema: str, targets: Sequence[Target], jobs: int, views: Sequence[View] = VIEWS
 ) -> list[Slice]:
-    """Make an empty schema for these views, with a plan of who builds what; `db` is in it afterwards."""
+    """Make an empty schema for these views, with a plan of who builds what; `db` is in it afterwards.
+
+    Raises JobFailed where the user of the database has no right to make one.
+    """
+    await _refuse_without_right(db)
     await drop_schema(db, schema)
     per_partition = max(1, -(-jobs // max(1, len(targets))))
     async with transaction(db):
@@ -104,6 +108,16 @@ async def plan_build(
                 _SQL["plan"], target.partition, per_partition, target.seq, target.entry, fingerprint()
             )
     return await slices_of(db)
+
+
+async def _refuse_without_right(db: asyncpg.Connection) -> None:
+    right = await db.fetchrow(_SQL["may_create"])
+    if not right["may"]:
+        raise JobFailed(
+            f"the user {right['me']} of Postgres may not create a schema, and views are built in one of their own:"
+            f" use the user that owns the tables; for --verify and --as-of, GRANT CREATE ON DATABASE"
+            f" {right['database']} TO {right['me']} is enough"
+        )
 
 
 async def resumable(db: asyncpg.Connection, schema: str, ends: Sequence[Target]) -> list[Slice] | None:

@@ -12,6 +12,10 @@ CREATE TABLE build (
     PRIMARY KEY (partition, slice)
 );
 
+-- name: may_create
+SELECT has_database_privilege(current_database(), 'CREATE') AS may, quote_ident(current_database()) AS database,
+       quote_ident(current_user) AS me;
+
 -- name: plan
 INSERT INTO build (partition, slice, slices, target_seq, target_entry, fingerprint)
 SELECT $1, slice, $2, $3, $4, $5 FROM generate_series(0, $2::integer - 1) AS slice;

@@ -31,7 +31,7 @@ from streamproc.api.operations import Operation
 from streamproc.api.payouts import payout_operations
 from streamproc.api.policies import freeze_operations, policy_operations
 from streamproc.api.webhooks import slack_operation
-from streamproc.archive.barrier import ArchiveBarrier
+from streamproc.archive.barrier import ArchiveBarrier, WholeLogBarrier
 from streamproc.archive.note import Signer
 from streamproc.archive.outside import NotesFile, Outside, notes_path
 from streamproc.archive.pool import opened_pool
@@ -55,14 +55,13 @@ from streamproc.log.group import Consumer
 from streamproc.log.inspect import logged_entry
 from streamproc.log.names import Names
 from streamproc.log.replication import ReplicaBarrier
-from streamproc.log.restore import unreconciled_run
 from streamproc.log.roster import rosters_of
 from streamproc.log.slow_lane import AT_ONCE_MAX, Turns
 from streamproc.log.stream import LogView, Producer, open_log
 from streamproc.log.trim import trim_round
 from streamproc.log.work import Group
 from streamproc.operate.audit_service import AuditService
-from streamproc.operate.bank import opened_bank
+from streamproc.operate.bank import bank_unasked, opened_bank
 from streamproc.operate.breakers import report_until
 from streamproc.operate.condition import partitions_archived
 from streamproc.operate.connections import refuse_too_few
@@ -197,15 +196,8 @@ async def _group(
     breakers["razorpay"] = bank.breaker
     debit = Debit(settings.razorpay_account_number, settings.razorpay_account_id)
     archived = await _archived(settings, stack) if settings.postgres_dsn else None
-    return execution(
-        bank, await _barrier(settings, stack), debit, archived, partial(bank_unasked, settings.redis_url)
-    )
-
-
-async def bank_unasked(redis_url: str) -> bool:
-    """Whether the log was recovered, and the bank was not asked yet. Raises LogUnavailable."""
-    async with connected(redis_url) as client:
-        return await unreconciled_run(client) is not None
+    barrier = await _barrier(settings, stack)
+    return execution(bank, barrier, debit, archived, partial(bank_unasked, settings))
 
 
 async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
@@ -218,14 +210,13 @@ async def _archived(settings: Settings, stack: AsyncExitStack) -> Archived:
 
 
 async def _barrier(settings: Settings, stack: AsyncExitStack) -> Barrier:
-    match settings.execute_after:
-        case "archived":
-            logged = partial(logged_entry, settings.redis_url)
-            return ArchiveBarrier(await postgres_pool(settings, stack), logged)
-        case "replicated":
-            return ReplicaBarrier(settings.redis_url)
-        case _:
-            return _synced
+    logged = partial(logged_entry, settings.redis_url)
+    if settings.execute_after == "archived":
+        return ArchiveBarrier(await postgres_pool(settings, stack), logged)
+    weaker = ReplicaBarrier(settings.redis_url) if settings.execute_after == "replicated" else _synced
+    if not settings.postgres_dsn:
+        return weaker
+    return WholeLogBarrier(await postgres_pool(settings, stack), logged, weaker)
 
 
 async def _synced(partition: int, entry: str, e: bytes) -> None:

@@ -29,6 +29,7 @@ from streamproc.postgres_dir import (
     find_postgres,
     forget_dead_server,
     kept_password,
+    open_private,
     write_private,
 )
 from streamproc.run_file import LOCK_FILE, files_of, holder
@@ -100,7 +101,7 @@ async def valkey(
             password = _valkey_password(data_dir / "valkey.password")
             config.unlink(missing_ok=True)
             write_private(config, _valkey_config(home, port, password, maxmemory))
-            output = said.open("wb")
+            output = open_private(said)
         with output:
             process = await processes.start(
                 [_valkey_program(), config],
@@ -227,7 +228,7 @@ async def postgres(
     async with _port(port) as port, locked(data_dir / "postgres.lock") as lock:
         with files_of(data_dir):
             postgres = find_postgres(data_dir)
-            output = said.open("wb")
+            output = open_private(said)
         with output:
             with files_of(data_dir):
                 password = await ensure_cluster(

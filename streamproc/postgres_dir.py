@@ -21,7 +21,7 @@ import stat
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from streamproc import processes
 from streamproc.errors import ConfigError, JobFailed
@@ -228,3 +228,10 @@ def write_private(path: Path, text: str, account: pwd.struct_passwd | None = Non
         if account:
             os.fchown(file.fileno(), account.pw_uid, account.pw_gid)
         file.write(text)
+
+
+def open_private(path: Path) -> BinaryIO:
+    """The file, emptied, for what a server says: rows may be in it, so that only its owner reads it."""
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    os.fchmod(file.fileno(), 0o600)  # it may have been there
+    return file

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
 from streamproc.domain.duration import exact_duration_s
 from streamproc.domain.plain import is_text
+from streamproc.domain.time_zone import time_zone
 from streamproc.errors import ConfigError
 from streamproc.secret import Secret as Secret
 from streamproc.secret import header_secret, seed_of
@@ -165,14 +165,6 @@ def _execute_after(raw: str) -> str:
     return raw
 
 
-def _zone(raw: str) -> str:
-    try:
-        ZoneInfo(raw)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as problem:
-        raise ValueError("must be a time zone name such as Asia/Kolkata") from problem
-    return raw
-
-
 def _account_id(raw: str) -> str:
     # The bank's pages show it without acc_. Then what the poller finds would be of another account than what webhooks
     # report, and the account's freezes and limits would not hold for it.
@@ -234,7 +226,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("NTFY_TOPIC", "ntfy_topic", _text),
     Variable("NTFY_TOKEN", "ntfy_token", header_secret, secret=True),
     Variable("PUBLIC_URL", "public_url", http_url()),
-    Variable("TIMEZONE", "timezone", _zone),
+    Variable("TIMEZONE", "timezone", time_zone),
     Variable("RETENTION", "retention_s", _duration(60.0)),
     Variable("TRIM_INTERVAL", "trim_interval_s", _duration(0.1)),
     Variable("SIGNING_KEY", "signing_key", _signing_key, secret=True),

@@ -137,6 +137,16 @@ async def test_valkey_asks_for_a_password_that_only_its_owner_can_read(data_dir:
         assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
 
 
+async def test_what_a_server_says_is_for_its_owner_only(data_dir: Path) -> None:
+    for log in (data_dir / "postgres.log", data_dir / "valkey" / "valkey.log"):
+        log.parent.mkdir(exist_ok=True)
+        log.touch(mode=0o644)  # as earlier versions left it
+    async with embedded.postgres(data_dir) as postgres, embedded.valkey(data_dir) as valkey:
+        for store in (postgres, valkey):
+            assert store.log.read_text()
+            assert store.log.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("damaged", [b"", b"\xff\xfe", b'pass"word\nport 1'])
 async def test_valkeys_password_stays_and_a_damaged_one_is_none(data_dir: Path, damaged: bytes) -> None:
     async with embedded.valkey(data_dir) as store:

@@ -1,11 +1,13 @@
 """Makes signed checkpoints, each from the last one and the rows after it.
 
 A maker signs nothing that it did not compute. It trusts no stored hash: each link is computed from the stored bytes, so
-a row that was changed before it was signed is noticed and not signed. It starts from the last checkpoint, if that has a
-trusted signature. (Rows before that checkpoint are signed already; `audit verify` finds out if they were changed
-since.)
+a row that was changed before it was signed is noticed and not signed. Where its process archived the same bytes a
+moment ago, it computed their link then. It starts from the last checkpoint, if that has a trusted signature. (Rows
+before that checkpoint are signed already; `audit verify` finds out if they were changed since.)
 """
 
+from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import asyncpg
@@ -16,6 +18,7 @@ from streamproc.archive.chain import GENESIS, link_hash
 from streamproc.archive.checkpoint import Checkpoint
 from streamproc.archive.merkle import Frontier
 from streamproc.archive.note import BadNote, Signer, Trusted
+from streamproc.archive.rows import ArchivedEntry
 from streamproc.archive.sql import statements
 from streamproc.archive.store import Head, Statements, read_head
 from streamproc.domain.entry_ids import ZERO, id_key
@@ -24,7 +27,39 @@ from streamproc.errors import ConfigError, LogBroken
 ROWS_AT_ONCE = 500
 """Rows fetched and hashed in one go, some 2 kB each: for about 5 ms the archive's own task waits."""
 
+LATELY_MAX = 24_000
+"""Rows that a process remembers until they are signed, some 1.2 kB each: what a flood brings until a checkpoint of
+10,000 entries (`STREAMPROC_CHECKPOINT_ENTRIES`) is made. Links of older ones are computed again."""
+
 _SQL = statements("streamproc.archive", "attest.sql")
+
+
+class Lately:
+    """Rows that this process archived lately, one after the other, with the links that it computed for them."""
+
+    def __init__(self, rows_max: int = LATELY_MAX) -> None:
+        self._rows: deque[ArchivedEntry] = deque(maxlen=rows_max)
+        self._before: ArchivedEntry | None = None
+
+    def put(self, rows: Sequence[ArchivedEntry]) -> None:
+        """Remember rows that the archive has committed, in order; beyond `rows_max` the oldest are dropped."""
+        self._rows.extend(rows)
+
+    def link_after(self, previous: bytes, seq: int, entry: str, e: bytes, m: bytes) -> bytes | None:
+        """The link of a stored row after the link `previous`, if it was computed here from the same bytes.
+
+        To be asked for ascending rows, which are forgotten then.
+        """
+        rows, before = self._rows, self._before
+        while rows and rows[0].seq < seq:
+            before = rows.popleft()
+        self._before = before
+        if not rows or rows[0].seq != seq:
+            return None
+        self._before = row = rows.popleft()
+        if before is None or before.seq != seq - 1 or before.hash != previous:
+            return None
+        return row.hash if row.e == e and row.m == m and row.id == entry else None
 
 
 class Covered(Struct, frozen=True):
@@ -48,21 +83,33 @@ class Maker:
     """Makes the checkpoints of one partition, one at a time, each from the one before it."""
 
     def __init__(
-        self, db: Statements, partition: int, archive: str, signer: Signer, covered: Covered
+        self,
+        db: Statements,
+        partition: int,
+        archive: str,
+        signer: Signer,
+        covered: Covered,
+        lately: Lately | None = None,
     ) -> None:
         self._db = db
         self._partition = partition
         self._archive = archive
         self._signer = signer
         self._covered = covered
+        self._lately = lately or Lately()
 
     @classmethod
-    async def open(cls, db: Statements, partition: int, signer: Signer, trusted: Trusted) -> "Maker":
-        """Go on after the last checkpoint. Raises LogBroken if the archive contradicts it."""
+    async def open(
+        cls, db: Statements, partition: int, signer: Signer, trusted: Trusted, lately: Lately | None = None
+    ) -> "Maker":
+        """Go on after the last checkpoint. Raises LogBroken if the archive contradicts it.
+
+        `lately`: what this process archives; None: nothing.
+        """
         archive = await identity(db)
         row = await db.fetchrow(_SQL["last"], partition)
         covered = _trusted_row(row, archive, partition, trusted) if row else Covered()
-        maker = cls(db, partition, archive, signer, covered)
+        maker = cls(db, partition, archive, signer, covered, lately)
         await maker._check_ground()
         return maker
 
@@ -133,17 +180,19 @@ class Maker:
         """The first `upto` entries as the stored bytes say, and the tree's frontier there."""
         frontier = Frontier.unpacked(self._covered.size, self._covered.frontier)
         seq, entry, link = self._covered.size, self._covered.entry, self._covered.hash
-        before = id_key(entry)
         while seq < upto:
             rows = await self._db.fetch(_SQL["rows"], self._partition, seq, min(upto, seq + ROWS_AT_ONCE))
             for number, name, e, m, stored in rows:
                 seq += 1
-                link, key = link_hash(link, self._partition, seq, name, e, m), id_key(name)
-                if number != seq or link != stored or key <= before:
+                known = self._lately.link_after(link, seq, name, e, m)
+                # Whoever archived it has compared the ids, too.
+                follows = known is not None or id_key(name) > id_key(entry)
+                link = known or link_hash(link, self._partition, seq, name, e, m)
+                if number != seq or link != stored or not follows:
                     raise self._contradiction(
                         f"row {number}, entry {name}, does not follow row {seq - 1}, entry {entry}"
                     )
-                entry, before = name, key
+                entry = name
                 frontier.append(link)
             if not rows:
                 raise self._contradiction(

@@ -1,4 +1,4 @@
-"""The barrier: no money moves by a decision that only Redis has, nor while Redis lacks what the archive has.
+"""The barriers: no money moves by a decision that only Redis has, nor while Redis lacks what the archive has.
 
 Redis replicates asynchronously, so a failover may lose the log's tail. What Postgres has archived is not lost. But a
 log that was set back has forgotten freezes too, and the outcome of what was sent before.
@@ -28,6 +28,8 @@ SET_BACK_S = 5.0
 
 Logged: TypeAlias = Callable[[int, str], Awaitable[Entry | None]]
 """An entry of a partition, by its id, as the log has it now."""
+Passed: TypeAlias = Callable[[int, str, bytes], Awaitable[None]]
+"""A barrier: returns once the entry, with these events, is as durable as it asks for. Raises TryAgain."""
 
 
 class ArchiveBarrier:
@@ -54,7 +56,7 @@ class ArchiveBarrier:
                     self._upto.pop(partition, None)
                     await self._until_past(partition, wanted)
                     archived = await entry_archived(self._pool, partition, entry, e)
-            set_back = archived and await self._set_back(partition)
+            is_whole = archived and await _is_whole(self._pool, self._logged, partition)
         except TimeoutError:
             problem = f"decision {partition}:{entry} is not archived yet; is the projector running?"
             raise TryAgain(problem, after_s=AGAIN_S) from None
@@ -63,18 +65,8 @@ class ArchiveBarrier:
         if not archived:
             skipped = f"decision {partition}:{entry} is not in the archive, though the archive is past it"
             raise TryAgain(skipped, after_s=NEVER_S)
-        if set_back:
-            raise TryAgain(
-                f"the log of partition {partition} lacks the archive's last entry, so it may lack a freeze: no money"
-                " moves before `streamproc recover`",
-                after_s=SET_BACK_S,
-            )
-
-    async def _set_back(self, partition: int) -> bool:
-        """Whether the log lacks the archive's last entry, which is never trimmed, or has another one under its id."""
-        last = await last_archived(self._pool, partition)
-        found = await self._logged(partition, last.id) if last is not None else None
-        return last is None or found is None or (found.e, found.m) != (last.e, last.m)
+        if not is_whole:
+            raise _waits_for_recovery(partition)
 
     async def _until_past(self, partition: int, wanted: tuple[int, int]) -> None:
         while not await self._passed(partition, wanted):  # noqa: ASYNC110  # Postgres sets no Event
@@ -87,3 +79,53 @@ class ArchiveBarrier:
             if wanted > self._upto.get(partition, (0, 0)):
                 self._upto[partition] = id_key(await archived_upto(self._pool, partition))
         return wanted <= self._upto[partition]
+
+
+class WholeLogBarrier:
+    """A weaker barrier, and behind it the check that the log has the archive's last entry.
+
+    It is for operators whose money does not wait for Postgres. So an archive that is away holds nothing up, but where
+    it has just said that the log was set back.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, logged: Logged, weaker: Passed) -> None:
+        self._pool = pool
+        self._logged = logged
+        self._weaker = weaker
+        self._set_back = dict[int, bool]()
+        """What was found last of a partition."""
+
+    async def __call__(self, partition: int, entry: str, e: bytes) -> None:
+        """Return when the weaker barrier is passed and the log is not known to be set back. Raises TryAgain, and as
+        `logged` does."""
+        await self._weaker(partition, entry, e)
+        try:
+            async with asyncio.timeout(WAIT_S_MAX):
+                self._set_back[partition] = await _is_whole(self._pool, self._logged, partition) is False
+        except (
+            OSError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            TryAgain,
+        ):  # TimeoutError is an OSError
+            pass
+        if self._set_back.get(partition):
+            raise _waits_for_recovery(partition)
+
+
+async def _is_whole(pool: asyncpg.Pool, logged: Logged, partition: int) -> bool | None:
+    """Whether the log has the archive's last entry, which is never trimmed, and no other one under its id; None where
+    the archive has no entry."""
+    last = await last_archived(pool, partition)
+    if last is None:
+        return None
+    found = await logged(partition, last.id)
+    return found is not None and (found.e, found.m) == (last.e, last.m)
+
+
+def _waits_for_recovery(partition: int) -> TryAgain:
+    return TryAgain(
+        f"the log of partition {partition} lacks the archive's last entry, so it may lack a freeze: no money"
+        " moves before `streamproc recover`",
+        after_s=SET_BACK_S,
+    )

@@ -38,8 +38,12 @@ class Unsigned(Struct, frozen=True):
     oldest_s: float
 
 
+_LIMIT_FIELDS = {"day": "daily_limit", "week": "weekly_limit", "month": "monthly_limit"}
+
+
 class BudgetUse(Struct, frozen=True):
-    """One window with a limit. `used`: reserved and committed, in paise; `kind`: day, week or month."""
+    """One window with a limit. `used`: reserved and committed, in paise; `kind`: day, week or month; `limit`: of the
+    policy in force, in paise."""
 
     scope: str
     kind: str
@@ -95,8 +99,9 @@ async def unsigned(pool: asyncpg.Pool) -> dict[int, Unsigned]:
 
 async def budgets_used(pool: asyncpg.Pool, windows: Mapping[str, str], most: int) -> list[BudgetUse]:
     """The `most` used windows of agents, by share of the limit; `windows`: name -> kind. Raises TryAgain."""
+    fields = [_LIMIT_FIELDS[kind] for kind in windows.values()]
     async with _bounded(pool) as db:
-        rows = await db.fetch(_SQL["budgets_used"], list(windows), most, timeout=QUERY_TIMEOUT_S)
+        rows = await db.fetch(_SQL["budgets_used"], list(windows), fields, most, timeout=QUERY_TIMEOUT_S)
     return [
         BudgetUse(row["scope"], windows[row["window_name"]], int(row["used"]), row["limit_paise"])
         for row in rows

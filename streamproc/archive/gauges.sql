@@ -24,12 +24,19 @@ FROM heads AS a
 CROSS JOIN LATERAL (SELECT coalesce(max(size), 0) AS size FROM checkpoints WHERE partition = a.partition) AS c;
 
 -- name: budgets_used
--- A window's rows are one for each partition that an account of the agent is in; a limit counts in each of them.
-SELECT scope, window_name, max(limit_paise) AS limit_paise, max(reserved + committed) AS used
-FROM budgets
-WHERE window_name = ANY($1::text[]) AND scope LIKE 'agent:%' AND limit_paise IS NOT NULL
+-- By the limits in force: those of the newest version of the agent's policy, whose fields are named by $2. A window's rows
+-- are one for each partition that an account of the agent is in; a limit counts in each of them.
+SELECT scope, window_name, max(policy.limit_paise) AS limit_paise, max(reserved + committed) AS used
+FROM unnest($1::text[], $2::text[]) AS wanted (window_name, field)
+JOIN budgets USING (window_name)
+CROSS JOIN LATERAL (
+    SELECT (effective ->> field)::bigint AS limit_paise FROM policies
+    WHERE policies.partition = budgets.partition AND policies.scope = budgets.scope
+    ORDER BY version DESC LIMIT 1
+) AS policy
+WHERE scope LIKE 'agent:%' AND policy.limit_paise IS NOT NULL
 GROUP BY scope, window_name
-ORDER BY max((reserved + committed)::numeric / greatest(limit_paise, 1)) DESC, scope LIMIT $2;
+ORDER BY max((reserved + committed)::numeric / greatest(policy.limit_paise, 1)) DESC, scope LIMIT $3;
 
 -- name: decided_since
 -- Decisions since a time by outcome and reason, and how many of them since a later one.

@@ -10,6 +10,7 @@ import click
 from streamproc.cli import output
 from streamproc.cli.context import archive_settings
 from streamproc.cli.progress import ProgressDisplay
+from streamproc.cli.wrong_use import NewFile
 from streamproc.errors import ConfigError, InputError, JobFailed
 from streamproc.run_file import discover
 from streamproc.settings import load
@@ -239,7 +240,7 @@ def list_(limit: int, after: str | None, as_json: bool, **asked: str | None) -> 
 
 
 @audit.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=NewFile())
 @_filters
 @click.option(
     "--format",
@@ -347,7 +348,7 @@ def _say_bundle(bundled: "Bundled", *, as_json: bool) -> None:
 @click.option(
     "--new",
     "new",
-    type=click.Path(path_type=Path),
+    type=NewFile(),
     default=None,
     metavar="FILE",
     help="Make a new private key in FILE, for STREAMPROC_SIGNING_KEY_FILE.",

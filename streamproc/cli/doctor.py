@@ -36,9 +36,8 @@ def doctor(as_json: bool) -> None:
     else:
         for check in checks:
             todo = f" -> {check.todo}" if check.todo and check.status != "ok" else ""
-            click.echo(
-                f"{click.style(check.status.ljust(4), fg=_COLOURS[check.status])}  {check.name}: {check.detail}{todo}"
-            )
+            status = output.coloured(check.status.ljust(4), _COLOURS[check.status])
+            click.echo(f"{status}  {check.name}: {check.detail}{todo}")
     bad = sum(check.status == "bad" for check in checks)
     if bad:
         raise JobFailed(f"{bad} of {len(checks)} checks are bad")

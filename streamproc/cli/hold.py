@@ -32,6 +32,7 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
     Example:
       streamproc hold list
     """
+    from streamproc.domain.domains import with_host
     from streamproc.domain.money import rupees
     from streamproc.domain.shown import hold_json, iso_or_none
     from streamproc.operate import holds
@@ -47,7 +48,7 @@ def list_(limit: int, after: str | None, as_json: bool) -> None:
             r.agent,
             rupees(r.amount),
             ", ".join(r.reasons),
-            r.vendor_url or "-",
+            with_host(r.vendor_url) or "-",
             iso_or_none(r.hold_expires_at),
             ", ".join(review.by for review in r.reviews if review.action == "approve") or "-",
             "yes" if r.told else "NO",

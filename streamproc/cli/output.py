@@ -139,6 +139,11 @@ def can_redraw() -> bool:
     return on_terminal() and os.environ.get("TERM", "").lower() not in DUMB
 
 
+def coloured(text: str, colour: str) -> str:
+    """The text in a colour, where the terminal has colours and NO_COLOR does not forbid them, as rich does it too."""
+    return click.style(text, fg=colour) if can_redraw() and not os.environ.get("NO_COLOR") else text
+
+
 def cells(row: Mapping[str, object], names: Sequence[str]) -> list[object]:
     """The values of a row in the order of its columns."""
     return [row.get(name) for name in names]

@@ -43,7 +43,8 @@ def _beginning_with(_ctx: click.Context, _param: click.Parameter, typed: str) ->
     "--as-of",
     "as_of",
     metavar="WHEN",
-    help="Print one VIEW as it was: a time (ISO 8601), a seq, or partition:seq. With --json one row a line.",
+    help="Print views as they were: a time (ISO 8601), a seq, or partition:seq. With --json one row a line;"
+    " of several views each row is in an object that names its view.",
 )
 @click.option("--verify", is_flag=True, help="Compare only; exit code 1 if a live view differs from its log.")
 @click.option("--back", is_flag=True, help="Put the views that the last replay replaced back in place.")
@@ -71,6 +72,9 @@ def replay(
     never see a half-built view; projector and workers go on. A replay that was killed continues where it stopped.
     Nothing is written to the log, and nothing outside is called.
 
+    The user of Postgres needs the right to create a schema (CREATE on the database), also for --verify and --as-of,
+    which remove it again. To swap views it has to own them.
+
     \b
     Example:
       streamproc replay --verify
@@ -82,9 +86,7 @@ def replay(
     settings = archive_settings()
     dsn = settings.postgres_dsn.reveal()
     if as_of is not None:
-        if len(views) != 1:
-            raise InputError(f"--as-of shows one view; name one of {', '.join(view_names())}")
-        _show_past(dsn, views[0], as_of, jobs or 0, as_json)
+        _show_past(dsn, views or view_names(), as_of, jobs or 0, as_json)
     elif back:
         _go_back(dsn, as_json)
     else:
@@ -167,47 +169,55 @@ def _go_back(dsn: str, as_json: bool) -> None:
         click.echo(f"back in place: {', '.join(views)}")
 
 
-async def _say_rows(rows: AsyncIterator[dict[str, Any]]) -> OSError | None:
-    """Print each row as a line of JSON; the error of stdout, if it takes no more."""
+async def _say_rows(rows: AsyncIterator[dict[str, Any]], of: str) -> OSError | None:
+    """Print each row as a line of JSON, within an object that names its view if `of` does; the error of stdout, if it
+    takes no more."""
     async for row in rows:
         try:
-            click.echo(output.json_text(row))
+            click.echo(output.json_text({"view": of, "row": row} if of else row))
         except OSError as problem:
             return problem
     return None
 
 
-async def _first_rows(rows: AsyncIterator[dict[str, Any]], names: Sequence[str]) -> list[list[object]]:
+async def _first_rows(
+    rows: AsyncIterator[dict[str, Any]], names: Sequence[str], view: str
+) -> list[list[object]]:
     """The cells of the first ROWS_SHOWN_MAX rows, with a note where there are more."""
     shown: list[list[object]] = []
     async for row in rows:
         if len(shown) >= ROWS_SHOWN_MAX:
-            output.note(f"the first {ROWS_SHOWN_MAX} rows; --json prints all")
+            output.note(f"{view}: the first {ROWS_SHOWN_MAX} rows; --json prints all")
             break
         shown.append([row[name] for name in names])
     return shown
 
 
-def _show_past(dsn: str, view: str, as_of: str, jobs: int, as_json: bool) -> None:
+def _show_past(dsn: str, views: Sequence[str], as_of: str, jobs: int, as_json: bool) -> None:
     from streamproc.operate.builders import built_as_of
     from streamproc.operate.past import columns_of, rows_of, targets_of
 
     async def body() -> None:
         targets = await targets_of(dsn, as_of)
         cut_off: OSError | None = None  # inside, it would be taken for one of Postgres's
+        tables: list[tuple[str, list[str], list[list[object]]]] = []
         with ProgressDisplay("replay", "events") as display:
             async with built_as_of(dsn, targets, jobs=jobs, on_progress=display.hear) as place:
                 display.end()
-                shown: list[list[object]] = []
-                names = await columns_of(place, view)
-                async with aclosing(rows_of(place, view)) as rows:  # an open cursor would keep the place
-                    if as_json:
-                        cut_off = await _say_rows(rows)
-                    else:
-                        shown = await _first_rows(rows, names)
+                for view in views:
+                    names = await columns_of(place, view)
+                    async with aclosing(rows_of(place, view)) as rows:  # an open cursor would keep the place
+                        if as_json:
+                            cut_off = await _say_rows(rows, view if len(views) > 1 else "")
+                        else:
+                            tables.append((view, names, await _first_rows(rows, names, view)))
+                    if cut_off is not None:
+                        break
         if cut_off is not None:
             raise cut_off
-        if not as_json:
+        for view, names, shown in tables:
+            if len(views) > 1:
+                click.echo(f"{view}:")
             output.say_table([n.upper() for n in names], shown, empty=f"{view} was empty then")
 
     output.run_or_undo(body())

@@ -11,6 +11,7 @@ import click
 
 from streamproc.cli import output, person
 from streamproc.cli.context import ask_site, operator_settings
+from streamproc.cli.wrong_use import NewFile
 from streamproc.errors import InputError, JobFailed
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def token() -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NewFile(),
     default=None,
     metavar="FILE",
     help="Write the token to FILE, a new one that only you can read, and do not print it.",

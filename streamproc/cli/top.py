@@ -33,7 +33,7 @@ def top(once: bool, interval: float, as_json: bool) -> None:
 
     Without a live terminal (a pipe, TERM=dumb) they are shown once. A store that is unavailable is named in one line
     and tried again; with --once the exit code is then 1. Rates are those of the last ten seconds, decisions those of
-    the last minute. Budgets are the fullest windows of agents, each with the limit at the last payout charged to it.
+    the last minute. Budgets are the fullest windows of agents, each with the limit in force.
 
     \b
     Example:

@@ -1,5 +1,6 @@
 """Wrong use of the command line: arguments that are blank or not UTF-8 are refused, and every refusal is one line."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +26,19 @@ class Text(click.ParamType[Any]):
         if self._says_something and not value.strip():
             self.fail("it is blank", param, ctx)
         return value
+
+
+class NewFile(click.Path):
+    """A file to write. `-` is refused: who gives it means stdout, and a key or token would lie in a file named `-`."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a refusal that names its option if it is `-`."""
+        if str(value) == "-":
+            self.fail("what is written goes to a file, not to stdout; name one", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def require_text(command: click.Command) -> None:

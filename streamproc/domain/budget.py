@@ -20,6 +20,8 @@ US = 1_000_000
 QUARTER_US = 15 * 60 * US
 """Every zone's offset in use is a multiple of 15 minutes, so a window's names can be cached by the quarter."""
 _ZONES_CACHED = 4096
+OF_VENDORS = "vendor:"
+"""How the scope of a vendor's window begins. It counts what all agents with such a limit pay there."""
 
 FIRST_ZONE_S = 14 * 3600
 """A day begins, and ends, this long before UTC's in the zone where it begins first."""
@@ -162,7 +164,7 @@ def windows_of(
     if policy.monthly_limit is not None:
         windows.append(Window(scope, month[0], policy.monthly_limit, month[1]))
     if policy.vendor_daily_limit is not None and vendor:
-        windows.append(Window(f"vendor:{vendor}", day[0], policy.vendor_daily_limit, day[1]))
+        windows.append(Window(f"{OF_VENDORS}{vendor}", day[0], policy.vendor_daily_limit, day[1]))
     if limits.team is not None and policy.team:
         windows += _scope_windows(f"team:{policy.team}", limits.team, received_at, zone)
     if limits.account is not None:

@@ -119,6 +119,15 @@ def without_login(text: str) -> str:
     return f"{kept}***@{text.rpartition('@')[2]}"
 
 
+def with_host(text: str) -> str:
+    """A vendor URL for people: where it does not plainly begin with the host that a browser would open, that host
+    stands before it. Look-alikes of one script, and a host before an `@`, would be taken for the vendor otherwise."""
+    vendor = vendor_of(text)
+    if vendor is None or re.match(rf"https?://{re.escape(vendor.host)}([/?#:]|$)(?!.*@)", text):
+        return text
+    return f"{vendor.host}, written {text}"
+
+
 @lru_cache(maxsize=URLS_CACHED_MAX)
 def vendor_of(text: str) -> VendorUrl | None:
     """The parsed vendor URL; None if there is none or it is invalid."""

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Literal, TypeAlias, cast, get_args
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
 
@@ -18,6 +17,7 @@ from streamproc.domain.duration import duration_s
 from streamproc.domain.intent_rules import FUND_ACCOUNT_ID
 from streamproc.domain.money import AMOUNT_MAX_PAISE
 from streamproc.domain.policy_report import Path, Report, shown, unknown
+from streamproc.domain.time_zone import time_zone
 
 Fields: TypeAlias = dict[str, object]
 Reader: TypeAlias = Callable[[object], object]
@@ -267,13 +267,10 @@ def _hours(value: object) -> tuple[int, int]:
 
 
 def _timezone(value: object) -> str:
-    # The pattern is checked first, since ZoneInfo opens a file of that name.
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+/-]{0,63}", value):
-        try:
-            return ZoneInfo(value).key
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            pass
-    raise ValueError(f"must be a time zone like Asia/Kolkata, not {shown(value)}")
+    try:
+        return time_zone(value if isinstance(value, str) else "")
+    except ValueError as problem:
+        raise ValueError(f"{problem}, not {shown(value)}") from None
 
 
 _LIMIT = _optional(_paise)

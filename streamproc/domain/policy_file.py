@@ -34,6 +34,9 @@ FILE_CHARS_MAX = 1_048_576
 """Longest policy file, in characters: some ten thousand agents."""
 DEPTH_MAX = 8
 """Deepest nesting of a file; the format needs 4."""
+KEY_PARTS_MAX = 64
+"""Most parts of a dotted name in a TOML file: Python reads a key in time that grows with their square. More than a key
+needs (see DEPTH_MAX), and than the labels of a host in a rule, which look the same."""
 BOUND_MAX = 10_000
 """Most fund accounts, or public keys, bound to one agent."""
 
@@ -42,6 +45,9 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*)?\.?[0-9]+([eE][-+]?[0-9]+)?|[-+]?[0-9]+\.")
 """What YAML reads as a float, except .inf and .nan, which stay text; no field takes either."""
 _INTEGER_CHARS_MAX = 40
+_LONG_KEY = re.compile(
+    rf"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{KEY_PARTS_MAX}}}""", re.ASCII
+)
 _WORDS: dict[str, bool | None] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -249,6 +255,10 @@ def _of_changes(value: object, report: Report) -> Fields:
 
 
 def _toml(text: str, report: Report) -> object:
+    if (long := _LONG_KEY.search(text)) is not None:
+        line = text.count("\n", 0, long.start()) + 1
+        report.add_line(line, (), f"nested too deeply: a name has more than {KEY_PARTS_MAX} parts")
+        report.refuse_if_any()
     try:
         document = tomllib.loads(text)
     except RecursionError:

@@ -11,6 +11,7 @@ from typing import TypeAlias, cast
 
 from msgspec import Struct
 
+from streamproc.domain.attribution import folded
 from streamproc.domain.payouts import UNKNOWN_AGENT
 from streamproc.domain.policy_report import Path
 
@@ -40,7 +41,8 @@ class Reviewers:
         # An id of two reviewers counts for none: one person under two names could give both halves of a dual approval.
         self._names = {user: name for name, user in self.slack.items() if user and times[user] == 1}
         self._agents = {user: agent for agent, user in _listed(own, "slack")}
-        self._owners = set(_listed(own, "owners"))
+        # As people mean them: an owner `Vikram` who is the reviewer `vikram` would decide the own agent's payouts.
+        self._owners = {(agent, folded(name)) for agent, name in _listed(own, "owners")}
         self._own = own
 
     def name_of(self, by: str) -> str:
@@ -55,14 +57,14 @@ class Reviewers:
             return f"Slack user {user} is the agent {self._agents[user]}'s own account, and an agent never reviews"
         if name not in self.slack or name.startswith(SLACK):
             return f"{f'Slack user {user}' if user else name} is not in the list of reviewers"
-        if name == agent:
+        if folded(name) == folded(agent):
             return f"{name} asked for this payout and cannot review it"
         if is_agent(self._own, name):
             return f"{name} is an agent, and an agent never reviews"
         if self.slack[name] in self._agents:
             agent = self._agents[self.slack[name]]
             return f"the Slack account of {name} is the agent {agent}'s own, and an agent never reviews"
-        if (agent, name) in self._owners:
+        if (agent, folded(name)) in self._owners:
             return f"{name} acts for the agent {agent} and cannot review its payouts"
         return ""
 

@@ -3,14 +3,14 @@
 Where an intent's money goes is shown by its last four characters: the log alone has it whole, for the bank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from streamproc.domain.attribution import kind_of
-from streamproc.domain.budget import US
+from streamproc.domain.budget import OF_VENDORS, US
 from streamproc.domain.events import Event, Finding, PayoutDecided, PayoutRequested
 from streamproc.domain.intent import Beneficiary, masked
 from streamproc.domain.money import rupees
@@ -114,6 +114,8 @@ def finding_json(finding: Finding) -> dict[str, Any]:
 OF_OTHERS = frozenset({"paid_for", "vendor_paid_at", "other_vendors", "other_accounts"})
 """Parts of evidence that tell of other agents' payouts: what was paid on the account for a vendor, or to a fund
 account."""
+SUMS = frozenset({"used", "reserved", "committed"})
+"""Parts that do so where the window is a vendor's."""
 CHANNELS = ("channel", "confirmed_channel")
 """Where what an agent may see names a person's token or host."""
 
@@ -135,13 +137,26 @@ def for_its_agent(shown: Mapping[str, Any]) -> dict[str, Any]:
     for part in ("beneficiary", "entity"):
         if shown.get(part) is not None:
             kept[part] = _own(shown[part])
+    if shown.get("reservation"):
+        kept["reservation"] = {
+            **shown["reservation"],
+            "windows": _own_windows(shown["reservation"]["windows"]),
+        }
+    if "windows" in shown:
+        kept["windows"] = _own_windows(shown["windows"])
     return kept
 
 
 def _own(told: Mapping[str, Any]) -> dict[str, Any]:
     if told.get("contact"):  # the bank told us who has the fund account, and the register of whom it tells
         return {name: told[name] for name in ("verdict", "problem") if name in told}
-    return {name: value for name, value in told.items() if name not in OF_OTHERS}
+    of_others = OF_OTHERS | SUMS if str(told.get("scope", "")).startswith(OF_VENDORS) else OF_OTHERS
+    return {name: value for name, value in told.items() if name not in of_others}
+
+
+def _own_windows(windows: Sequence[Any]) -> list[Any]:
+    """Those with their sums that are no vendor's; of a settlement, which names its windows only, all."""
+    return [use for use in windows if isinstance(use, list) or not use["scope"].startswith(OF_VENDORS)]
 
 
 def event_json(identity: str, event: Event) -> dict[str, Any]:

@@ -6,6 +6,7 @@ moves with each part of the list that was read whole, so a pass that fails has n
 
 One poller of an account is active, the others stand by (streamproc/log/lease.py). Two that are active for a moment, as
 after a freeze, do no harm: both append the same keys, and whichever cursor is saved last, up to it all was read.
+A cursor that a recovery has set back meanwhile stays there.
 """
 
 import asyncio
@@ -44,10 +45,11 @@ _log = logging.getLogger(__name__)
 
 
 class Cursor(Protocol):
-    """The Unix second up to which the list was read, or None (`log/cursor.py`)."""
+    """The Unix second up to which the list was read, or None, and which server says so (`log/cursor.py`)."""
 
+    async def server(self) -> str: ...
     async def load(self) -> int | None: ...
-    async def save(self, position: int) -> None: ...
+    async def save(self, position: int, *, after: int | None) -> None: ...
 
 
 class Watch(Protocol):
@@ -60,6 +62,8 @@ class Watch(Protocol):
 class Pass(Struct, kw_only=True):
     """What one pass did. `problem` is empty when it came to its end."""
 
+    server: str = ""
+    """Which server had the log when it began."""
     from_s: int = 0
     to_s: int
     pages: int = 0
@@ -105,6 +109,7 @@ class Listing:
         """Do one pass. Failures of the bank or the log are in `problem`; the cursor stays at what was read."""
         done = Pass(to_s=self._producer.now_us() // 1_000_000)
         try:
+            done.server = await self._cursor.server()
             await self._producer.sync()  # a pass that finds nothing appends nothing, which would ask
             done.to_s = self._producer.now_us() // 1_000_000
             await self._read_list(done)
@@ -117,7 +122,7 @@ class Listing:
         return done
 
     async def _read_list(self, done: Pass) -> None:
-        cursor = await self._cursor.load()
+        cursor = at = await self._cursor.load()
         # One that is later than now is of a clock that went back since.
         last_s = self._long_look_s
         is_long = last_s is None or not last_s <= done.to_s < last_s + LONG_LOOK_EVERY_S
@@ -133,7 +138,8 @@ class Listing:
             done.new += await self._append(part.items)
             if part.upto is not None and part.upto > read_to:
                 read_to = part.upto
-                await self._cursor.save(read_to)
+                await self._cursor.save(read_to, after=at)
+                at = read_to
             if done.pages >= CALLS_MAX and read_to < done.to_s:
                 raise TryAgain(
                     f"after {CALLS_MAX} pages the list from {done.from_s} to {done.to_s} is read up to {read_to}"

@@ -15,7 +15,7 @@ from streamproc.domain.policy import PolicyBook
 from streamproc.domain.wire import encode_events
 from streamproc.errors import LogBroken, LogUnavailable, StreamprocError, TryAgain, Unprocessable
 from streamproc.log import grants, payees, scripts
-from streamproc.log.batch_telemetry import BatchTelemetry
+from streamproc.log.batch_telemetry import BatchTelemetry, Granted
 from streamproc.log.cache import Cache
 from streamproc.log.connection import named_errors, shielded
 from streamproc.log.failures import Failures
@@ -136,8 +136,10 @@ class Handler:
         ctx = self._context(client, remembered.now_us(looks), self._policies.book, time_ns())
         firsts = [first.work for first in looks]
         offers = grants.offers_at_sight(self.group, firsts, ctx, self._open)
-        asking = {work for work, offer in offers if offer.asks}
-        unsure = {f.work: f for f in looks if f.work in asking and not remembered.is_believed(f)}
+        unsure = remembered.unsure(looks)
+        for work, offer in offers:
+            if work in unsure and not offer.asks:  # it does not depend on who was paid before
+                del unsure[work]
         asked_s = monotonic()
         finished = await self._grant(client, offers, unsure, decided_at=ctx.now_us)
         for work in finished & unsure.keys():
@@ -154,7 +156,12 @@ class Handler:
         if not offers:
             return set()
         sent = [
-            grants.Grant(work.entry, offer, payees.notes_of(self.names, work, offer.noted), unsure.get(work))
+            grants.Grant(
+                work.entry,
+                offer,
+                payees.notes_of(self.names, work, offer.noted) if offer.noted else [],
+                unsure.get(work),
+            )
             for work, offer in offers
         ]
         sent_ns = time_ns()
@@ -174,13 +181,15 @@ class Handler:
         except Exception:  # whatever part of it was done, the chain's scripts find that
             log.exception("%s: no fast path for %d entries", self._where, len(sent))
             fates = [OfferFate.LEFT] * len(sent)
-        self.opener.remembered.doubt(grant.notes for grant in sent)
-        done = [(*pair, fate) for pair, fate in zip(offers, fates, strict=True) if fate is not OfferFate.LEFT]
+        self.opener.remembered.doubt(grant.notes for grant in sent if grant.notes)
+        done = list[Granted]()
+        for (work, offer), fate in zip(offers, fates, strict=True):
+            if fate is OfferFate.LEFT:
+                work.left_by_fast_path = True
+            else:
+                done.append((work, offer, fate))
         self.telemetry.granted(done, sent_ns)
-        finished = {work for work, *_ in done}
-        for work, _ in offers:
-            work.left_by_fast_path = work not in finished
-        return finished
+        return {work for work, _, _ in done}
 
     async def dead_letter(self, client: Redis, entry: Raw, why: str) -> None:
         """Make a dead letter of an entry unseen: its workers die with it."""
@@ -193,8 +202,9 @@ class Handler:
         row = iter(known.rows)
         for work in works:
             self._open(work, next(row) if work.payout else None)
-        for (work, _, *keys), seen in zip(known.seen, known.beneficiaries, strict=True):
-            work.beneficiary, work.unpaid = seen, [key for key in keys if key in known.unpaid]
+        for first, seen in zip(known.seen, known.beneficiaries, strict=True):
+            first.work.beneficiary = seen
+            first.work.unpaid = [key for key in first.whom.keys if key in known.unpaid]
         book = await self._policies.refresh(client, known.rev)
         self.opener.remembered.learn(known.now_us, known.at_s, known.seen, known.beneficiaries)
         return self._context(client, known.now_us, book, known.at_ns)

@@ -44,6 +44,15 @@ class _Unrecorded(NamedTuple):
     now_us: int
 
 
+class _Alike(NamedTuple):
+    """First decisions of payouts that share a template, of which only the first one's event is made."""
+
+    decision: e.PayoutDecided
+    amounts: list[int]
+    waited_us: list[int]
+    """From when each was received until it was recorded, by Redis's clock."""
+
+
 class BatchTelemetry:
     """Telemetry of one group on one partition, a batch at a time."""
 
@@ -156,7 +165,7 @@ class BatchTelemetry:
         """Count and say the decisions of fast-path batches, which are all that telemetry takes from their events.
         Payouts of one template are decided alike, so their events are made only once: that costs as much as deciding a
         payout."""
-        alike: dict[tuple[int, OfferFate], tuple[e.PayoutDecided, list[tuple[Offer, int]]]] = {}
+        alike: dict[tuple[int, OfferFate], _Alike] = {}
         log_lines, is_logged = list[lines.DecisionLine](), lines.is_enabled()
         for granted, _, now_us in unrecorded:
             for work, offer, fate in granted:
@@ -165,19 +174,21 @@ class BatchTelemetry:
                 if known is None:
                     _, out = offer.outputs(fate)
                     decision = next(event for event in out if type(event) is e.PayoutDecided)
-                    known = alike[template_key] = (decision, [])
-                decision, offers = known
-                offers.append((offer, now_us))
+                    known = alike[template_key] = _Alike(decision, [], [])
+                ask = offer.ask
+                known.amounts.append(ask.amount)
+                known.waited_us.append(now_us - ask.received_at)
                 if is_logged:
-                    log_lines.append(self._line(work, decision, offer.agent, offer.ask.amount))
-        for decision, offers in alike.values():
-            _count_decided(meters, decision, offers)
+                    log_lines.append(self._line(work, known.decision, offer.agent, ask.amount))
+        for known in alike.values():
+            _count_decided(meters, known)
         lines.log_decisions(log_lines)
 
     def _line(self, work: Work, decision: e.PayoutDecided, agent: str, amount: int) -> lines.DecisionLine:
         """A decision's log line. Agent and amount are the payout's own; the rest of the event may be that of another
         payout that was decided alike."""
         return lines.DecisionLine(
+            f"{work.payout} {decision.decision} {decision.reason}",
             self._partition,
             work.entry.decode(),
             work.payout,
@@ -239,13 +250,12 @@ def _works_of(batch: _Unrecorded) -> list[Work]:
     return [work for work, *_ in batch.granted]
 
 
-def _count_decided(meters: "Meters", decision: e.PayoutDecided, offers: Sequence[tuple[Offer, int]]) -> None:
-    """Count first decisions that are alike, each with when it was recorded by Redis's clock (µs)."""
-    meters.decisions.labels(decision.decision, decision.reason).inc(len(offers))
-    meters.decided_paise.labels(decision.decision).inc(sum(offer.ask.amount for offer, _ in offers))
-    took = meters.decision_seconds.labels(decision.decision)
-    for offer, now_us in offers:
-        took.observe(_s(now_us - offer.ask.received_at))
+def _count_decided(meters: "Meters", alike: _Alike) -> None:
+    """Count first decisions that are alike."""
+    decision = alike.decision
+    meters.decisions.labels(decision.decision, decision.reason).inc(len(alike.amounts))
+    meters.decided_paise.labels(decision.decision).inc(sum(alike.amounts))
+    meters.decision_seconds.labels(decision.decision).observe_all(map(_s, alike.waited_us))
 
 
 def _time_of_decision(meters: "Meters", work: Work, event: e.PayoutDecided, now_us: int) -> None:
@@ -302,7 +312,7 @@ def _alarm(kind: str) -> Callable[["Meters", Work, Any, int], None]:
 
 def _s(us: int) -> float:
     """Seconds, at least 0: two hosts' clocks may differ a little."""
-    return max(0, us) / US
+    return us / US if us > 0 else 0.0
 
 
 _RECORDED: Mapping[type[e.Fact], Callable[["Meters", Work, Any, int], None]] = {

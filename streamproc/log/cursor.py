@@ -1,12 +1,46 @@
 """How far a polling producer has read, and its state: kept in Redis for the next poller and for operators."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from streamproc.errors import TryAgain
+from streamproc.log.clock import clock_us
 from streamproc.log.connection import session
 from streamproc.log.names import Names, partition_of
+from streamproc.log.scripts import Script
+
+_move_cursor = Script("move_cursor", "checks")
+US = 1_000_000
+HANDLED_S = 60
+"""What a pass has appended is in the payouts' records after this at the latest: another worker may have it in hand."""
+
+
+class Covered(Struct, frozen=True):
+    """That the bank's list was read whole again and again, without a gap, into the log of one server. Times are Unix
+    seconds by Redis's clock.
+
+    A server whose data was set back to an older moment was started again, or has no pass since: what it forgot is on
+    the list from where its cursor is.
+    """
+
+    server: str = ""
+    """The server, and its run, that had the log when the last good pass began; empty if there was none."""
+    since: int = 0
+    """When the first of these passes had ended."""
+    until: int = 0
+    """When the next one is to have ended."""
+
+    def by_pass(self, server: str, now_s: int, next_s: int) -> "Covered":
+        """This after a good pass that ended now; the next one ends by `next_s`."""
+        is_same = self.server == server and self.since <= now_s <= self.until
+        return Covered(server, self.since if is_same else now_s + 1, next_s)
+
+    def knows(self, server: str, now_s: int, asked_s: int) -> bool:
+        """Whether the records have what was at the bank before a request of `asked_s`, as far as the list showed it."""
+        return self.server == server != "" and now_s <= self.until and asked_s >= self.since + HANDLED_S
 
 
 class PollState(Struct, frozen=True, kw_only=True):
@@ -32,6 +66,7 @@ class PollState(Struct, frozen=True, kw_only=True):
     looked_at: int = 0
     unknown: tuple[str, ...] = ()
     """Open payouts that the bank says it does not know, with its words."""
+    covered: Covered = Covered()
 
 
 class ReconcileState(Struct, frozen=True, kw_only=True):
@@ -45,6 +80,10 @@ class ReconcileState(Struct, frozen=True, kw_only=True):
 def poll_cursor_name(account: str) -> str:
     """What the cursor of an account's poller is called."""
     return f"poll:{account}"
+
+
+def _server_of(told: Mapping[str, Any]) -> str:
+    return f"{told['run_id']} {told['master_replid']}"
 
 
 class PollCursor:
@@ -63,10 +102,32 @@ class PollCursor:
             value = await client.get(self._key)
         return int(value) if value else None
 
-    async def save(self, position: int) -> None:
-        """The list was read up to `position`."""
-        async with session(self._url) as client:
-            await client.set(self._key, position)
+    async def save(self, position: int, *, after: int | None) -> None:
+        """The list was read up to `position`, from `after` on, where this reader found or left the cursor.
+
+        Raises TryAgain where that was set back meanwhile, as by a recovery: what was read before may be lost.
+        """
+        async with session(self._url, home=self._key) as client:
+            moved = await _move_cursor(client, [self._key], ["" if after is None else after, position])
+        if moved != 1:
+            raise TryAgain(
+                "the cursor of the list was set back meanwhile; the next pass begins where it is now"
+            )
+
+    async def server(self) -> str:
+        """The server that has the account's log: its run, and its time as a primary."""
+        async with session(self._url, home=self._key) as client:
+            return _server_of(await client.execute_command("INFO", "server", "replication"))
+
+    async def knows_what_came_before(self, asked_us: int) -> bool:
+        """Whether what the bank had before a request of then (µs) is known here, since the list is read all the
+        time."""
+        async with session(self._url, home=self._key) as client:
+            value = await client.get(self._state)
+            server = _server_of(await client.execute_command("INFO", "server", "replication"))
+            now_s = await clock_us(client) // US
+        covered = msgspec.json.decode(value, type=PollState).covered if value else Covered()
+        return covered.knows(server, now_s, asked_us // US)
 
     async def save_state(self, state: PollState) -> None:
         """Save the poller's state."""

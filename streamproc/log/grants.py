@@ -116,7 +116,8 @@ def written_out(
 ) -> tuple[list[str], bytes]:
     """The script's keys, and the MessagePack of all grants. What payouts share is in it once, and they name its
     number."""
-    payouts = (names.payout(item.offer.ask.payout) for item in grants)
+    of_payout = names.payout("")
+    payouts = [of_payout + item.offer.ask.payout for item in grants]
     keys = Keys(names.log, names.number, names.policy, names.own(group), *payouts)
     terms_numbers: dict[tuple[int, int, int], int] = {}  # by identity, as in `scripts.admit`
     template_numbers: dict[tuple[int, int], int] = {}
@@ -138,12 +139,12 @@ def written_out(
             templates.append(_template(offer))
         pair_n: int | None = 0
         if first is not None:
-            pair_key = (first.by_account, first.by_vendor)
+            pair, pair_key = first.whom
             pair_n = pair_numbers.get(pair_key)
             if pair_n is None:
                 pair_n = pair_numbers[pair_key] = len(pair_numbers) + 1
-                pairs += (keys.index(first.by_account), first.pair.vendor)
-                pairs += (keys.index(first.by_vendor), first.pair.fund_account)
+                by_account, by_vendor = map(keys.index, pair_key)
+                pairs += (by_account, pair.vendor, by_vendor, pair.fund_account)
         entry = item.entry.decode()
         rows += (
             template_n, entry, ask.payout, str(ask.amount), str(ask.received_at), *offer.values, pair_n, terms_n,

@@ -31,6 +31,7 @@ from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
 from streamproc.log.failures import BACKOFF
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
+from streamproc.log.quarantine import Place
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Deferral, Raw
 from streamproc.log.slow_lane import FULL_S, SAY_S, SlowLane, Turns
@@ -53,8 +54,8 @@ SKIPPED_MAX = 256
 SKIPPED_S = 1.0
 """Age at which they are acknowledged anyway, so that they never look abandoned."""
 RENEW_MAX_S = 600.0
-"""Claims are not renewed for a batch that is in hand for longer: a pass has 25 s, so this worker hangs. Others take
-over."""
+"""Claims are not renewed for a batch that is in hand for longer, or waits for the quarantine: a pass has 25 s, so this
+worker hangs. Others take over."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
 
 
@@ -72,24 +73,29 @@ class Consumer:
         roster: Roster | None = None,
         turns: Turns | None = None,
     ) -> None:
-        """`roster` is shared by all consumers of this process whose partitions are on one server, `turns` by all that
-        have a slow lane."""
+        """`roster` is shared by all consumers of this process whose partitions are on one server, `turns` by all."""
         self.url, self.group, self.name, self.limits = url, group, name, limits
         self.names = Names(partition)
         self.partition = partition
         self._handler = Handler(partition, group, limits, name)
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
         self._claims = Claims(self.names, group.name, name, limits.claim_idle_s)
+        turns = turns or Turns(1)
+        self._quarantine = turns.quarantine
         self._slow = SlowLane(
             Handler(partition, group, limits, name, say_s=SAY_S),
             self._upkeep,
             self._claims,
-            turns or Turns(1),
+            turns,
         )
         self._finding: asyncio.Future[Found] | None = None
         """What the upkeep found and is to be handled. None: it is to look for nothing yet."""
         self._apart: deque[list[bytes]] = deque()
         """Found entries that are still to be handled apart, a few or one at a time."""
+        self._place: Place | None = None
+        """In the quarantine, while there are such entries."""
+        self._placed_s = 0.0
+        """Since when (monotonic clock)."""
         self._waited: list[TakenUp] = []
         """Found entries that go into the slow lane after those: what kills in its turn there does not cut these off."""
         self._said_s = -inf
@@ -138,8 +144,8 @@ class Consumer:
             while not stopping.is_set():
                 waits = self._handler.skipped or self._handler.telemetry.has_unrecorded
                 await asyncio.wait(
-                    {reading, finding, looking, stopped, *self._slow.tasks},
-                    timeout=0 if self._apart else QUIET_S if waits else None,
+                    {reading, finding, looking, stopped, *self._slow.tasks, *self._places},
+                    timeout=QUIET_S if waits else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 is_quiet = not (reading.done() or finding.done())
@@ -169,6 +175,7 @@ class Consumer:
             await self._handler.acknowledge(client)
             await self._slow.finish()
         finally:
+            self._leave_quarantine()
             self._handler.telemetry.record()
             for task in (reading, stopped):
                 task.cancel()
@@ -291,7 +298,8 @@ class Consumer:
         await scripts.fire_due(client, self.names)
         since, now = self._in_hand_since, asyncio.get_running_loop().time()
         in_hand_s = 0.0 if since is None else now - since
-        if max(in_hand_s, self._slow.in_hand_s(now)) < RENEW_MAX_S:
+        placed_s = 0.0 if self._place is None else now - self._placed_s
+        if max(in_hand_s, placed_s, self._slow.in_hand_s(now)) < RENEW_MAX_S:
             await self._claims.renew(client)
         finding = self._finding
         if finding is None or finding.done():
@@ -313,7 +321,36 @@ class Consumer:
         else:
             self._apart += apart(found.waited)
 
+    @property
+    def _places(self) -> set[Place]:
+        """The place in the quarantine, if it has one."""
+        return set() if self._place is None else {self._place}
+
+    def _join_quarantine(self) -> Place:
+        self._placed_s = asyncio.get_running_loop().time()
+        place = self._place = self._quarantine.join()
+        return place
+
+    def _leave_quarantine(self) -> None:
+        if self._place is not None:
+            self._quarantine.leave(self._place)
+            self._place = None
+
     async def _handle_apart(self, client: Redis) -> None:
+        """Handle entries apart once its turn in the quarantine has come, for APART_S at a time."""
+        if self._apart:
+            place = self._place or self._join_quarantine()
+            if not place.done():
+                return
+            await self._handle_suspects(client)
+            self._leave_quarantine()
+        if self._apart:
+            self._join_quarantine()  # after others who wait
+        else:
+            self._slow.resume(self._waited)
+            self._waited = []
+
+    async def _handle_suspects(self, client: Redis) -> None:
         """Handle entries a few or one at a time, for APART_S: each may be what kills its workers."""
         clock = asyncio.get_running_loop().time
         end = clock() + APART_S
@@ -327,9 +364,6 @@ class Consumer:
                     entries.append(up.entry)
             await self._handle(client, entries, taken=True)
             self._claims.done(entry for entry in few if entry not in self._slow)
-        if not self._apart:
-            self._slow.resume(self._waited)
-            self._waited = []
 
     async def _take_up_own(self, client: Redis) -> None:
         """After a lost connection: take up again all that is pending with us, since replies may be lost."""

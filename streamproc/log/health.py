@@ -1,7 +1,6 @@
 """The server's settings, and the state of the groups, for `doctor`, readiness and metrics."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
@@ -33,14 +32,17 @@ async def server_settings(client: Redis) -> list[str]:
 
 
 async def _server_settings(client: Redis) -> list[str]:
-    config: dict[Any, Any] = {}
+    config, unknown = dict[Any, Any](), "unknown"
     with named_errors():
         info = await client.info("server")
-    with suppress(CommandRefused), named_errors():
-        config = await client.config_get("append*") | await client.config_get("maxmemory-policy")
+    try:
+        with named_errors():
+            config = await client.config_get("append*") | await client.config_get("maxmemory-policy")
+    except CommandRefused:
+        unknown = "unknown, since CONFIG GET is refused to the user of STREAMPROC_REDIS_URL"
     found = {text_of(key): text_of(value) for key, value in config.items()}
     problems = [
-        f"{name} is {found.get(name, 'unknown')}, it must be {wanted}: {why}"
+        f"{name} is {found.get(name, unknown)}, it must be {wanted}: {why}"
         for name, (wanted, why) in _WANTED.items()
         if found.get(name) != wanted
     ]

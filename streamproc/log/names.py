@@ -7,7 +7,7 @@ PREFIX = "sp"
 META = f"{PREFIX}:meta"
 """Hash: `partitions`, written at the first start; with another setting later we refuse to start. `made:<p>`: the
 partition was made, and is not made again. `recovering`: `streamproc recover` is under way. `unreconciled`: the
-bank was not asked yet since then, but about the accounts that an `asked:<account>` names."""
+bank was not asked yet since it began, but about the accounts that an `asked:<account>` names."""
 
 SHARED_PARTITION = 0
 """The partition whose keys hold what belongs to no account: tokens, proposals, and what processes share. Any would do,
@@ -120,6 +120,10 @@ class Names:
     def pace(self, system: str) -> str:
         """When the next call to an outside system may be made, by any process."""
         return f"{self.base}:pace:{system}"
+
+    def paced(self, system: str) -> str:
+        """When the last turn of calls to an outside system was asked for."""
+        return f"{self.base}:paced:{system}"
 
     def pause(self, system: str) -> str:
         """When the pause ends that an outside system asked for; it expires then."""

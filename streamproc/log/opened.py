@@ -41,8 +41,6 @@ NEWER_S = 5.0
 AHEAD_S = 0.25
 """Age (several full batches) beyond which knowledge from ahead is asked anew: decisions bear its time."""
 
-_FIELDS = [b"e", b"m"]
-"""Read by name, as the archive reads them: no version of streamproc writes another order."""
 _AS_WRITTEN = b'[{"type":"'
 """How the events of every entry begin that streamproc wrote. What begins otherwise is decoded, to see whether it is
 readable."""
@@ -72,14 +70,15 @@ async def known_of(client: Redis, names: Names, group: Group, works: Sequence[Wo
     """Ask Redis about works of distinct payouts, in one call."""
     payouts = [w.payout for w in works if w.payout]
     seen = [] if group.outputs_are_facts else payees.first_looks(names, works)
-    keys = list(dict.fromkeys(key for first in seen for key in (first.by_account, first.by_vendor)))
+    keys = list(dict.fromkeys(key for first in seen for key in first.whom.keys))
     asked_s = monotonic()
     now_us, rev, rows, found = await scripts.load(client, names, payouts, keys)
     at_ns, at_s = time_ns(), monotonic()
     noted = dict(zip(keys, found, strict=True))
-    beneficiaries = [
-        look(first.pair, noted[first.by_account], noted[first.by_vendor], now_us) for first in seen
-    ]
+    beneficiaries = list[BeneficiarySeen]()
+    for first in seen:
+        by_account, by_vendor = first.whom.keys
+        beneficiaries.append(look(first.whom.pair, noted[by_account], noted[by_vendor], now_us))
     unpaid = {key for key, there in noted.items() if not there}
     return Known(now_us, at_ns, at_s, asked_s, rev, rows, seen, beneficiaries, unpaid)
 
@@ -149,7 +148,8 @@ class Opener:
         """Decode what concerns the group. `taken`: the entries come from retries or from another consumer."""
         opened, doubted = Opened(entries), self._doubted
         for entry in entries:
-            if entry[1][:3:2] != _FIELDS:
+            fields = entry[1]
+            if len(fields) < 4 or fields[0] != b"e" or fields[2] != b"m":
                 why = "the entry has no fields `e` and `m`"
                 opened.unreadable.append((Work(entry[0], [], "", taken), why))
                 continue
@@ -182,10 +182,10 @@ class Opener:
 
         Raises Newer where a later version may consume it, and Unprocessable for what nobody can read.
         """
-        if self.is_own(entry):
+        e, m = entry[1][1], entry[1][3]
+        if m.startswith(self._mine):
             return False
-        e = entry[1][1]
-        decode_meta(entry[1][3])  # raises: what the views could not read is not handled either
+        decode_meta(m)  # raises: what the views could not read is not handled either
         if self._consumed(e) is not None:
             return True
         refuse_newer(e)

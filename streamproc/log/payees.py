@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from streamproc.domain.beneficiaries import Pair, pair_of
 from streamproc.domain.events import BeneficiaryNoted, Event, PayoutObserved, PayoutRequested
 from streamproc.domain.states import OPEN_STATUSES
@@ -14,13 +16,18 @@ PAIRS_MAX = 4_096
 """Pairs whose keys a process keeps, some 500 bytes each: most payouts go to somebody who was paid before."""
 
 
-class First(NamedTuple):
-    """What may be the first look at a payout: its beneficiary, and the keys of the two hashes that know of it."""
+class Whom(NamedTuple):
+    """A beneficiary, and the keys of the two hashes that know of it: by fund account, and by vendor."""
+
+    pair: Pair
+    keys: tuple[str, str]
+
+
+class First(Struct, frozen=True, eq=False):
+    """What may be the first look at a payout, and its beneficiary, which many payouts share."""
 
     work: Work
-    pair: Pair
-    by_account: str
-    by_vendor: str
+    whom: Whom
 
 
 def first_looks(names: Names, works: Sequence[Work]) -> list[First]:
@@ -30,20 +37,20 @@ def first_looks(names: Names, works: Sequence[Work]) -> list[First]:
         for event in work.events:
             if type(event) is PayoutObserved and event.facts.status in OPEN_STATUSES:
                 facts = event.facts
-                whom = event.account, facts.fund_account_id, facts.notes.get("vendor_url", "")
+                whom = _whom(names, event.account, facts.fund_account_id, facts.notes.get("vendor_url", ""))
             elif type(event) is PayoutRequested:
-                whom = event.account, event.intent.fund_account_id, event.vendor_url
+                whom = _whom(names, event.account, event.intent.fund_account_id, event.vendor_url)
             else:
                 continue
-            firsts.append(First(work, *_whom(names, *whom)))
+            firsts.append(First(work, whom))
             break
     return firsts
 
 
 @lru_cache(maxsize=PAIRS_MAX)
-def _whom(names: Names, account: str, fund_account: str, vendor_url: str) -> tuple[Pair, str, str]:
+def _whom(names: Names, account: str, fund_account: str, vendor_url: str) -> Whom:
     pair = pair_of(account, fund_account, vendor_url)
-    return pair, *keys_of(names, pair)
+    return Whom(pair, keys_of(names, pair))
 
 
 def keys_of(names: Names, pair: Pair) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.events import BeneficiarySeen
 from streamproc.log.names import Note
 from streamproc.log.payees import PAIRS_MAX, First
+from streamproc.log.work import Work
 
 CLOCK_S = 10.0
 """How long Redis's clock is extrapolated by this host's monotonic one: at the 50 ppm of a usual clock that errs by
@@ -42,6 +43,8 @@ class Remembered:
         self._noted: dict[str, float] = {}
         """Hashes in which this consumer noted a name lately -> when: it may have pushed another one out of a full
         hash."""
+        self._noted_s = -inf
+        """When it last noted any."""
 
     def learn(
         self, now_us: int, at_s: float, seen: Sequence[First], beneficiaries: Sequence[BeneficiarySeen]
@@ -55,30 +58,38 @@ class Remembered:
             if known is NOTED:
                 self.found(first, at_s)
             else:
-                self._found.pop((first.by_account, first.by_vendor), None)
+                self._found.pop(first.whom.keys, None)
 
     def found(self, first: First, at_s: float) -> None:
         """The pair was found noted by what was asked at `at_s` (monotonic clock) or later."""
-        self._found[first.by_account, first.by_vendor] = at_s
+        self._found[first.whom.keys] = at_s
 
     def doubt(self, notes: Iterable[Sequence[Note]]) -> None:
         """This consumer noted names: what was found before of their hashes may be so no more."""
         keys = {key for of_one in notes for key, *_ in of_one}
         if keys:
-            now_s = monotonic()
+            now_s = self._noted_s = monotonic()
             recent = {key: at_s for key, at_s in self._noted.items() if now_s - at_s < DOUBTED_S}
             self._noted = recent | dict.fromkeys(keys, now_s)
 
     def is_doubted(self, first: First, asked_s: float) -> bool:
         """Whether what was asked about a pair at `asked_s` may be outdated: this consumer noted a name since, in one
         of its hashes."""
+        if self._noted_s <= asked_s:
+            return False  # nearly always
+        by_account, by_vendor = first.whom.keys
         noted = self._noted
-        return noted.get(first.by_account, -inf) > asked_s or noted.get(first.by_vendor, -inf) > asked_s
+        return noted.get(by_account, -inf) > asked_s or noted.get(by_vendor, -inf) > asked_s
 
-    def is_believed(self, first: First) -> bool:
-        """Whether the pair was found noted so lately that the script need not check it."""
-        found_s = self._found.get((first.by_account, first.by_vendor), -inf)
-        return monotonic() - found_s < BELIEVED_S and not self.is_doubted(first, found_s)
+    def unsure(self, firsts: Iterable[First]) -> dict[Work, First]:
+        """Those whose pair the script must check, by work: it was not found noted so lately that it is believed."""
+        found, since_s = self._found, monotonic() - BELIEVED_S
+        unsure = dict[Work, First]()
+        for first in firsts:
+            at_s = found.get(first.whom.keys, -inf)
+            if at_s <= since_s or self.is_doubted(first, at_s):
+                unsure[first.work] = first
+        return unsure
 
     def forget(self) -> None:
         """Forget all: Redis has to be asked."""
@@ -93,11 +104,13 @@ class Remembered:
         """
         if not first or not self.is_fresh():
             return ()
-        return first if 2 * sum(map(self.is_noted, first)) >= works else ()
+        found = self._found
+        noted = sum(1 for look in first if look.whom.keys in found)
+        return first if 2 * noted >= works else ()
 
     def is_noted(self, first: First) -> bool:
         """Whether Redis last found the pair noted. If not, nothing is known of it."""
-        return (first.by_account, first.by_vendor) in self._found
+        return first.whom.keys in self._found
 
     def is_fresh(self) -> bool:
         """Whether Redis's clock was heard within CLOCK_S."""

@@ -49,9 +49,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def mark_recovering(client: Redis, partitions: int, run: int) -> None:
-    """From now on roles refuse to open this log."""
+    """From now on roles refuse to open this log. Workers that have it open may go on with a partition that is in place
+    before the others, so it is marked already that the bank has to be asked."""
+    marks: Any = {"partitions": str(partitions), "recovering": str(run), "unreconciled": str(run)}
     with named_errors():
-        await client.hset(META, mapping={"partitions": str(partitions), "recovering": str(run)})
+        await client.hset(META, mapping=marks)
         await client.hdel(META, BEGUN)  # from now on the archive may know what Redis does not
 
 

@@ -18,7 +18,7 @@ from streamproc.log.names import Names, Note
 
 BATCH_MAX = 512
 """Entries in one script call: some 40 ms of the server's one thread at the 60 to 75 µs a payout that
-the two big scripts were measured at. A batch is half of it (docs/performance.md)."""
+the two big scripts were measured at. A batch is half of it (docs/performance-history.md)."""
 SEEN_TTL_S = 16 * 86_400
 """A delivery is remembered longer than the bank's support can replay one (15 days)."""
 

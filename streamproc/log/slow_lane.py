@@ -10,13 +10,14 @@ that: so each death that it causes afterwards is counted against it, wherever it
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from redis.asyncio import Redis
 
 from streamproc.errors import LogUnavailable
 from streamproc.log.batch import Handler
 from streamproc.log.claims import Claims, TakenUp, not_begun
+from streamproc.log.quarantine import Quarantine
 from streamproc.log.upkeep import SUSPECT_DELIVERIES, Upkeep, too_often
 from streamproc.log.work import LeaveToSlowLane, Work
 
@@ -40,20 +41,24 @@ class Turns(asyncio.Semaphore):
 
     def __init__(self, at_once: int) -> None:
         super().__init__(at_once)
+        self.quarantine = Quarantine()
+        """Of the whole process, whether its groups have slow lanes or not."""
         self._all = max(1, at_once)
         self._asking = asyncio.Lock()
         """Held by the next in order until it has what it wants: so no two wait for what the other has."""
 
     @asynccontextmanager
     async def turn(self, *, alone: bool) -> AsyncIterator[None]:
-        """Have a turn, beside no other if `alone`."""
+        """Have a turn, beside no other and in the quarantine if `alone`."""
         taken = 0
         try:
             async with self._asking:
                 while taken < (self._all if alone else 1):
                     await self.acquire()
                     taken += 1
-            yield
+            # In this order: payouts that wait in the quarantine do not wait for turns at Slack as well.
+            async with self.quarantine.turn() if alone else nullcontext():
+                yield
         finally:
             for _ in range(taken):
                 self.release()

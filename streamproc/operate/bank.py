@@ -10,7 +10,10 @@ from streamproc.clients.http import OutboundClient
 from streamproc.clients.limiter import Limiter, SharedLimiter
 from streamproc.clients.oauth import TokenKeeper, vault_name
 from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
 from streamproc.log.pace import Pace
+from streamproc.log.restore import unreconciled_run
 from streamproc.log.vault import Vault
 from streamproc.settings import Settings
 
@@ -41,6 +44,19 @@ async def opened_bank(settings: Settings) -> AsyncIterator[Razorpay]:
         )
         stack.push_async_callback(bank.aclose)
         yield bank
+
+
+async def bank_unasked(settings: Settings, account: str, asked_us: int) -> bool:
+    """Whether the bank may have what this log knows nothing of, from before an account's request of then (µs).
+
+    So it is from a recovery until the bank was asked about every account, and from each start of Redis, which may have
+    been set back together with Postgres, until the poller has read the bank's list. Raises LogUnavailable.
+    """
+    async with connected(settings.redis_url) as client:
+        if await unreconciled_run(client) is not None:
+            return True
+    cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
+    return not await cursor.knows_what_came_before(asked_us)
 
 
 def _tokens(settings: Settings, stack: AsyncExitStack) -> TokenKeeper | None:

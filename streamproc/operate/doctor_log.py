@@ -31,11 +31,12 @@ async def clock_of_log(client: Redis, partitions: int) -> list[Check]:
         return []
     detail = (
         f"Redis's clock is {behind_s:,.0f} s behind the log's newest entry: it went back. Until it is there again holds"
-        " do not expire, and an agent that has used up its rate gets no slot"
+        " do not expire, and an agent that took slots of `rate_limit` while it was ahead gets none back, and the last"
+        " of them a `window` later"
     )
     todo = (
-        "if the clock is wrong, let Redis's host keep time by NTP; if it was wrong before, raise `rate_limit` of agents"
-        " that cannot wait"
+        "if the clock is wrong, let Redis's host keep time by NTP; if it was wrong before, raise the count of"
+        " `rate_limit` of agents that cannot wait"
     )
     return [Check("clock of the log", "bad", detail, todo)]
 

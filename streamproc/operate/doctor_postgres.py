@@ -147,7 +147,9 @@ async def _views(pool: Any) -> Check:
         if one.oldest_s > VIEWS_LATE_S
     ]
     if not late:
-        return Check("views", "ok", "they show what is archived")
+        missing = sum(one.entries for one in behind.values())
+        detail = f"{missing} archived entries are not shown yet" if missing else "they show what is archived"
+        return Check("views", "ok", detail)
     todo = (
         "the projector's log says why they stand still, and docs/runbook.md, StreamprocViewsStandStill, what to do;"
         " `streamproc replay` builds them anew"

@@ -34,8 +34,9 @@ QUESTIONS_MAX = 64
 class SiteGateway:
     """Each question has a connection of its own, so that none gets another one's answer.
 
-    `pool` None: no archive. `log_tells`: while the archive is away, a complete and young log is believed that a key is
-    new; only if nothing is paid before its decision is archived, since a failover may have cost the log its end.
+    `pool` None: no archive, so a key is new only where the log has forgotten nothing. `log_tells`: while the archive is
+    away, a complete and young log is believed that a key is new; only if nothing is paid before its decision is
+    archived, since a failover may have cost the log its end.
     """
 
     def __init__(self, redis_url: str, partitions: int, pool: Any, *, log_tells: bool = True) -> None:
@@ -73,13 +74,17 @@ class SiteGateway:
     async def record(self, payout: str) -> PayoutRecord | None:
         """A payout, even if it was only asked for and no worker has handled it yet.
 
-        Raises TryAgain if Redis may have forgotten it and the archive cannot be asked: a key that was used long ago
-        must not be taken for a new one.
+        Raises TryAgain if Redis may have forgotten it and no archive can be asked: a key that was used long ago must
+        not be taken for a new one.
         """
         async with self.site() as site:
             found = await record_of(site.client, site.partitions, payout) or await _asked(site, payout)
-            if found or site.pool is None:
+            if found:
                 return found
+            if site.pool is None:
+                if await forgot_nothing(site.client, site.partitions):
+                    return None
+                raise TryAgain("the log may have forgotten it, and STREAMPROC_POSTGRES_DSN names no archive")
             if self._log_tells and await forgot_nothing(site.client, site.partitions):
                 with suppress(TimeoutError):  # asked all the same, but not waited for
                     async with asyncio.timeout(SECOND_OPINION_S):

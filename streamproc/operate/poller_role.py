@@ -11,13 +11,14 @@ from streamproc.clients.razorpay import Razorpay
 from streamproc.errors import StreamprocError
 from streamproc.ingress.razorpay_poll import Listing, Pass, Poller, Tell
 from streamproc.ingress.razorpay_watch import Watcher
-from streamproc.log.cursor import PollCursor, PollState
+from streamproc.log.cursor import Covered, PollCursor, PollState
 from streamproc.log.lease import Lease
 from streamproc.log.names import Names, partition_of
 from streamproc.log.stream import Producer
 from streamproc.log.watch_list import WatchList
 from streamproc.operate.bank import opened_bank
 from streamproc.operate.breakers import report_until
+from streamproc.operate.polling import LATE_S
 from streamproc.operate.reconcile import reconcile
 from streamproc.settings import Settings
 from streamproc.telemetry import watch
@@ -101,7 +102,12 @@ def teller(cursor: PollCursor, lease: Lease, now_us: Callable[[], int]) -> Tell:
         nonlocal failing_since, good_at
         watch.polled(good=not failures)
         now_s = now_us() // 1_000_000
-        if not good_at and (before := await cursor.state()) is not None:
+        # Read anew each time: Redis may have been set back, or another poller have polled meanwhile.
+        before = await cursor.state()
+        covered = Covered() if before is None else before.covered
+        if not failures:
+            covered = covered.by_pass(done.server, now_s, now_s + int(wait_s + LATE_S))
+        if not good_at and before is not None:
             good_at = before.good_at
         # At most now: Redis's clock may have gone back, and it failed all the same.
         failing_since = min(failing_since or now_s, now_s) if failures else 0
@@ -120,6 +126,7 @@ def teller(cursor: PollCursor, lease: Lease, now_us: Callable[[], int]) -> Tell:
             malformed=done.malformed,
             looked_at=done.looked.looks,
             unknown=done.looked.unknown,
+            covered=covered,
         )
         await cursor.save_state(state)
 

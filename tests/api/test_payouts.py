@@ -216,6 +216,30 @@ async def test_an_agent_does_not_learn_from_evidence_whom_other_agents_pay_and_w
     assert secret not in json.dumps((await api.ask(rival, {**ORDER, **order})).json()["findings"])
 
 
+@pytest.mark.parametrize("amount", [100, 900_000], ids=["that is approved", "that has no room"])
+async def test_an_agent_does_not_learn_from_a_vendors_window_how_much_other_agents_pay_there(
+    api: Api, amount: int
+) -> None:
+    limited = "{vendor_daily_limit: 1_000_000}"
+    await api.engine.apply(f"policies: {{bot: {limited}, rival: {limited}}}")
+    vendor = {"vendor_url": "https://vendor.example/"}
+    await api.ask(await api.token("a"), {**ORDER, **vendor, "amount": 777_700})
+    await api.engine.settled()
+    rival, viewer = await api.token("b", agent="rival"), await api.token("v", "viewer")
+    order = {**ORDER, **vendor, "amount": amount}
+    payout = (await api.ask(rival, order)).json()["payout"]
+    await api.engine.settled()
+    shown = (await api.get(rival, payout)).json()
+    assert shown["decision"] == ("APPROVED" if amount == 100 else "REJECTED")
+    assert [one["evidence"].get("limit") for one in shown["findings"]] == (
+        [] if amount == 100 else [1_000_000]
+    )
+    for path in (payout, f"{payout}/events"):
+        assert "777700" not in (await api.get(rival, path)).text
+        assert "777700" in (await api.get(viewer, path)).text
+    assert "777700" not in (await api.ask(rival, order)).text
+
+
 async def test_of_a_story_with_too_many_entries_the_first_are_shown_and_that_there_are_more(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,12 +279,12 @@ async def test_while_the_log_is_away_every_answer_is_503_with_a_time_to_ask_agai
 
 
 @asynccontextmanager
-async def without_postgres(redis_url: str) -> AsyncIterator[Api]:
-    """The API while Postgres is away."""
+async def without_postgres(redis_url: str, *, has_archive: bool = True) -> AsyncIterator[Api]:
+    """The API while Postgres is away, or where none is configured."""
     async with (
         Engine(redis_url) as engine,
         opened_pool("postgresql://nobody@127.0.0.1:1/none") as pool,
-        serving(engine.producer, SiteGateway(redis_url, 1, pool)) as http,
+        serving(engine.producer, SiteGateway(redis_url, 1, pool if has_archive else None)) as http,
     ):
         yield Api(http, engine)
 
@@ -280,13 +304,14 @@ async def test_while_postgres_is_away_a_young_log_takes_new_requests_and_knows_i
         assert len(await requests_in(api.engine)) == 1
 
 
+@pytest.mark.parametrize("has_archive", [True, False], ids=["it is away", "there is none"])
 @pytest.mark.parametrize(
     "log", ["too old", "of unknown age", "cut", "rebuilt", "of tomorrow", "of a clock that was ahead"]
 )
 async def test_a_key_that_only_the_archive_could_know_is_not_taken_for_a_new_one(
-    redis_url: str, log: str
+    redis_url: str, log: str, has_archive: bool
 ) -> None:
-    async with without_postgres(redis_url) as api:
+    async with without_postgres(redis_url, has_archive=has_archive) as api:
         token, client = await api.token("t"), api.engine.client
         match log:
             case "too old":

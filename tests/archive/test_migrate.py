@@ -104,6 +104,38 @@ async def test_a_reader_may_read_every_month_and_write_nothing(postgres: str):
         await db.close()
 
 
+AS_IF_IT_WERE_TEXT = """
+    CREATE TEMP TABLE ran_as (who pg_catalog.text);
+    GRANT INSERT ON ran_as TO PUBLIC;
+    CREATE FUNCTION pg_temp.noted(value pg_catalog.text) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO pg_temp.ran_as VALUES (current_user); RETURN true; END $$;
+    CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (pg_temp.noted(value));
+"""
+"""A type that `events_month` would take for its own `text`, and that runs its maker's code."""
+
+
+async def test_who_calls_what_runs_with_the_owners_rights_cannot_have_code_run_as_the_owner(postgres: str):
+    await prepare(postgres)
+    db = await asyncpg.connect(postgres)
+    try:
+        await db.execute("SET ROLE streamproc_projector")
+        await db.execute(AS_IF_IT_WERE_TEXT)
+        assert await db.fetchval("SELECT events_month(1796083200000)") == "events_y2026m12"
+        assert await db.fetch("SELECT who FROM ran_as") == []
+    finally:
+        await db.close()
+
+
+async def test_nothing_that_runs_with_the_owners_rights_is_for_everybody(postgres: str):
+    await prepare(postgres)
+    found = await fetch(
+        postgres,
+        "SELECT p.proname, p.proconfig::text, has_function_privilege('streamproc_reader', p.oid, 'EXECUTE')"
+        " FROM pg_proc p WHERE p.prosecdef AND p.pronamespace = 'public'::regnamespace",
+    )
+    assert found == [("events_month", '{"search_path=public, pg_temp"}', False)]
+
+
 async def test_an_archive_of_the_first_schema_keeps_its_entries_and_its_views_are_filled_anew(postgres: str):
     log = ListedLog(history(seed=3, payouts=40))
     half = len(log.entries) // 2

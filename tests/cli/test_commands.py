@@ -167,6 +167,30 @@ def test_wrong_use_exits_2(system: str, wrong: list[str]):
 
 
 @pytest.mark.parametrize(
+    "writing",
+    [
+        ["audit", "export", "-", "--format", "jsonl"],
+        ["audit", "key", "--new", "-"],
+        ["token", "create", "buyer", "--scope", "viewer", "--out", "-"],
+    ],
+    ids=" ".join,
+)
+def test_a_minus_is_no_file_to_write_and_nothing_is_written(
+    system: str,
+    writing: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(writing) == 2
+    assert "goes to a file, not to stdout" in capsys.readouterr().err
+    assert not Path("-").exists()
+    assert run(["token", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == []
+
+
+@pytest.mark.parametrize(
     "blank",
     [
         ["explain", ""],

@@ -75,8 +75,10 @@ from streamproc.telemetry import lines
 sys.stderr.isatty = lambda: {terminal}
 log_to_stderr(logging.INFO, ["hunter2-the-secret"])
 lines.log_decisions([
-    lines.DecisionLine(0, "1-0", "pout_1", trace_id("pout_1"), "APPROVED", "POLICY_OK", "bot", 250_000),
-    lines.DecisionLine(0, "2-0", "pout_2", trace_id("pout_2"), "REJECTED", "REVIEW_REJECTED", "bot", 100, "asha"),
+    lines.DecisionLine("in short", 0, "1-0", "pout_1", trace_id("pout_1"), "APPROVED", "POLICY_OK", "bot", 250_000),
+    lines.DecisionLine(
+        "and so on", 0, "2-0", "pout_2", trace_id("pout_2"), "REJECTED", "REVIEW_REJECTED", "bot", 100, "asha"
+    ),
 ])
 logging.getLogger("t").error("set aside", extra={"payout": "pout_1"})
 logging.getLogger("t").error(
@@ -94,10 +96,31 @@ def said(terminal: bool) -> list[str]:
 
 def test_each_decision_is_a_line_with_the_trace_of_its_payout():
     first, second, aside, _ = map(json.loads, said(terminal=False))
-    assert first["message"] == "pout_1 APPROVED POLICY_OK"
+    assert (first["message"], second["message"]) == ("in short", "and so on")
     assert first["trace_id"] == aside["trace_id"] == trace_id("pout_1")
     assert (first["amount"], first["agent"], "by" in first) == (250_000, "bot", False)
     assert (second["decision"], second["by"], second["trace_id"]) == ("REJECTED", "asha", trace_id("pout_2"))
+
+
+STRANGE = """
+import logging
+from streamproc.cli.logline import log_to_stderr
+from streamproc.telemetry import lines
+log_to_stderr(logging.INFO)
+line = lines.DecisionLine("m", 0, "1-0", "pout_1", "t", "HELD", "X", {agent!r}, 100)
+lines.log_decisions([line, line])
+"""
+
+
+@pytest.mark.parametrize("agent", ["a\n{b", 'a"}\n{"b', "a\\n{b", "ä\u2028{b"])
+def test_an_agents_name_cannot_look_like_the_beginning_of_a_line(agent: str):
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGE.format(agent=agent)], capture_output=True, text=True, check=True
+    )
+    said = [json.loads(line) for line in done.stderr.removesuffix("\n").split("\n")]
+    assert [(one["logger"], one["message"], one["agent"]) for one in said] == 2 * [
+        ("streamproc.decisions", "m", agent)
+    ]
 
 
 def test_on_a_terminal_a_decision_reads_as_a_sentence():
@@ -126,7 +149,9 @@ names = [
     ("at://us", "asha@host"),
     ("bot", ""),
 ]
-lines.log_decisions([lines.DecisionLine(0, "1-0", "pout_1", "t", "HELD", "X", agent, 100, by) for agent, by in names])
+lines.log_decisions(
+    [lines.DecisionLine("", 0, "1-0", "pout_1", "t", "HELD", "X", agent, 100, by) for agent, by in names]
+)
 """
 
 

@@ -130,6 +130,39 @@ async def test_a_script_gets_one_document_with_what_was_decided_what_waits_and_w
         assert [line["holds"]["open"] for line in lines] == [1, 1]
 
 
+async def test_budgets_are_shown_by_the_limits_in_force(
+    redis_url: str, postgres: str, tmp_path: Path
+) -> None:
+    """The limit was that of the last charge: an agent whose limit was cut looked as if it had room, and one that had no
+    limit then was not shown."""
+    before = """
+policies:
+  cut: {daily_limit: 1_000_000, monthly_limit: 2_000_000}
+  limited: {}
+  freed: {daily_limit: 1_000_000}
+"""
+    now = """
+policies:
+  cut: {daily_limit: 400_000}
+  limited: {weekly_limit: 3_000_000, daily_limit: 2_000_000}
+  freed: {}
+"""
+    zone = f"defaults: {{timezone: {NOON_ZONE}}}"
+    async with Engine(redis_url) as engine:
+        await engine.apply(zone + before)
+        at = engine.producer.now_us()
+        agents = ("cut", "limited", "freed")
+        await engine.deliver(*(observed(f"pout_{agent}", 300_000, at=at, agent=agent) for agent in agents))
+        await engine.apply(zone + now)
+        await archive(redis_url, postgres)
+        code, out, _ = await command(environment(redis_url, postgres, tmp_path), "--once", "--json")
+    assert code == 0
+    assert json.loads(out)["budgets"] == [
+        {"scope": "agent:cut", "window": "day", "used": 300_000, "limit": 400_000},
+        {"scope": "agent:limited", "window": "day", "used": 300_000, "limit": 2_000_000},
+    ]
+
+
 async def test_a_terminal_that_cannot_redraw_is_shown_one_look(
     redis_url: str, postgres: str, tmp_path: Path
 ) -> None:

@@ -19,8 +19,8 @@ from consumers.create import key_of, order_bytes
 from consumers.enact import Barrier, execution
 from consumers.verdicts import decision_of
 from consumers.vet import Reputations
-from streamproc.app import bank_unasked
 from streamproc.bench.pure import NoCache
+from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.razorpay import CommandAnswer, Found, Razorpay, open_razorpay
 from streamproc.domain import events as e
 from streamproc.domain.budget import NOTHING_ASKED
@@ -33,13 +33,15 @@ from streamproc.ingress.translate import append_of
 from streamproc.log.connection import named_errors
 from streamproc.log.scripts import Script
 from streamproc.log.work import BatchContext, Work
+from streamproc.operate.bank import bank_unasked
 from streamproc.operate.recover import look, rebuild
 from streamproc.operate.recover_bank import ask_bank
+from streamproc.settings import load
 from tests.bank import Sandbox, running_sandbox, until
 from tests.consumers.test_refuted import at_once
 from tests.deadline import DEADLINE_S
 from tests.engine import ZONE, Engine
-from tests.operate.recovering import archive, recovered, settings_of
+from tests.operate.recovering import archive, polled, recovered, settings_of
 from tests.words import ACCOUNT, NOW, Vendors, copy_of, request, requested
 
 POLICIES = """
@@ -102,7 +104,9 @@ async def gateway(redis_url: str, barrier: Barrier = at_once, **config: Any) -> 
             bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret,
             oauth_token=bank.config.oauth_token,
         )  # fmt: skip
-        debit, unasked = Debit(bank.config.account_number, ACCOUNT), partial(bank_unasked, redis_url)
+        debit = Debit(bank.config.account_number, ACCOUNT)
+        unasked = partial(bank_unasked, load({"STREAMPROC_REDIS_URL": redis_url}))
+        await polled(redis_url, ACCOUNT)
         groups = [
             consumers.governance(Reputations(Vendors()), zone=ZONE),
             execution(client, barrier, debit, unasked=unasked),
@@ -222,6 +226,66 @@ async def test_a_refused_creation_fails_the_payout_says_why_and_gives_the_budget
         assert "balance" in record.failure
         assert await gate.at_bank(asked.payout) == []
         assert await gate.engine.client.xlen(gate.engine.names.dead) == 0
+
+
+async def test_a_refusal_after_a_lost_answer_is_no_failure_while_the_first_attempt_may_still_turn_up(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bank's list may show a payout up to an hour late. Its agent would ask for it anew, under another key."""
+    monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
+    async with gateway(redis_url, workflow="off") as gate:
+        create, find, refusals, is_late = gate.client.create, gate.client.find, list[str](), True
+
+        async def refused(order: bytes, key: str) -> CommandAnswer:
+            if not refusals:
+                await create(order, key)
+            refusals.append(key)
+            if len(refusals) == 1:
+                raise OutcomeUnknown("no answer in time")
+            return CommandAnswer(
+                http_status=400, outcome="refused", code="BAD_REQUEST_ERROR", problem="balance"
+            )
+
+        async def late(account_number: str, reference: str) -> Found:
+            return Found([], None) if is_late else await find(account_number, reference)
+
+        gate.client.create, gate.client.find = refused, late  # type: ignore[method-assign]
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.engine.producer.append(request(asked))
+
+        async def refused_twice() -> bool:
+            return len(refusals) >= 3
+
+        await until(refused_twice, what="it is tried again")
+        record = fold(await gate.engine.story(asked.payout))
+        assert record is not None
+        assert (record.failure, len(set(refusals))) == ("", 1)
+        is_late = False
+        record = await gate.ends(asked.payout, "confirmed", "processed")
+        assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [record.bank_payout]
+
+
+async def test_a_refusal_after_a_lost_answer_is_a_failure_once_the_first_attempt_is_lost_for_good(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(creating, "LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(creating, "LOST_FOR_GOOD_S", 3)
+    async with gateway(redis_url, workflow="off") as gate:
+        calls = list[str]()
+
+        async def refused(_order: bytes, key: str) -> CommandAnswer:
+            calls.append(key)
+            if len(calls) == 1:
+                raise OutcomeUnknown("no answer in time")
+            return CommandAnswer(
+                http_status=400, outcome="refused", code="BAD_REQUEST_ERROR", problem="balance"
+            )
+
+        gate.client.create = refused  # type: ignore[method-assign]
+        asked = requested(fund_account=await fund_account(gate.bank))
+        await gate.engine.producer.append(request(asked))
+        record = await gate.ends(asked.payout, "failed")
+        assert (record.failure, len(calls) > 2) == ("BAD_REQUEST_ERROR: balance", True)
 
 
 async def test_nothing_is_at_the_bank_of_an_intent_that_is_held_or_rejected(redis_url: str) -> None:
@@ -540,6 +604,7 @@ async def test_what_both_stores_have_forgotten_and_is_asked_for_again_is_not_pai
         await gate.engine.stop()
         await gate.engine.client.flushall()
         await recovered(redis_url, postgres)
+        await polled(redis_url, ACCOUNT)
         gate.engine.start()
         await gate.ask(replace(asked, at=gate.engine.producer.now_us()))
         assert [shown["id"] for shown in await gate.at_bank(asked.payout)] == [paid["id"]]

@@ -13,6 +13,7 @@ from streamproc.domain.domains import (
     compile_domains,
     parse_rule,
     parse_vendor_url,
+    with_host,
 )
 
 LABELS = st.from_regex(r"[a-z]([a-z0-9]{0,8}[a-z])?", fullmatch=True)
@@ -359,3 +360,32 @@ def test_the_first_listed_rule_is_the_one_that_is_named() -> None:
 def test_everything_does_not_list_an_address_by_name() -> None:
     assert compile_domains(("*",)).match_named("127.0.0.1") is None
     assert compile_domains(("*", "127.0.0.1")).match_named("127.0.0.1") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a.example.com",
+        "http://a.example.com/x?y#z",
+        "https://a.example.com:8443/",
+        "javascript:1",
+        "",
+    ],
+)
+def test_a_url_that_begins_with_its_host_is_shown_as_it_is_and_so_is_what_is_none(url: str) -> None:
+    assert with_host(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://\u0430\u0440\u0440\u04cf\u0435.com/pay", "xn--80ak6aa92e.com"),
+        ("https://bank.com@evil.com/", "evil.com"),
+        ("https://bank.com:443@evil.com/", "evil.com"),
+        ("https://evil.com\\@bank.com/", "evil.com"),
+        ("https:evil.com", "evil.com"),
+        ("https://ⓔⓥⓘⓛ.com/", "evil.com"),
+    ],
+)
+def test_before_a_url_that_may_be_misread_stands_the_host_that_a_browser_opens(url: str, host: str) -> None:
+    assert with_host(url) == f"{host}, written {url}"

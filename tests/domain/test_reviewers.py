@@ -60,6 +60,19 @@ def test_the_lists_of_people_are_read() -> None:
     assert "own account" in people.why_not("slack:W0BOT", "bot")
 
 
+@pytest.mark.parametrize("owner", ["Vikram", "VIKRAM", "ｖｉｋｒａｍ"])
+def test_an_owner_in_another_spelling_is_the_same_person(owner: str) -> None:
+    people = old(reviewers={"vikram": {}}, agents={"bot": {"owners": [owner]}}).people
+    assert people.why_not("vikram", "bot") == "vikram acts for the agent bot and cannot review its payouts"
+    assert people.why_not("vikram", "other") == ""
+
+
+def test_an_agents_namesake_in_another_spelling_does_not_review_its_payouts() -> None:
+    people = book("policies: {bot: {}}\nreviewers: {Bot: {}}").people
+    assert people.why_not("Bot", "bot") == "Bot asked for this payout and cannot review it"
+    assert people.why_not("Bot", "other") == ""
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

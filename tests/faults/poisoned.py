@@ -1,8 +1,9 @@
-"""A worker with a slow lane that one entry kills, where the command line says.
+"""A worker that one entry kills, where the command line says.
 
-    python -m tests.faults.poisoned URL NAME POISON WHERE,... [PARTITIONS]
+    python -m tests.faults.poisoned URL NAME POISON WHERE,... [PARTITIONS] [LANES]
 
-WHERE: `pass` (when it is seen first), `waiting` (it was seen, and another entry has its turn), `turn` (in its own). It
+WHERE: `pass` (when it is seen first), `waiting` (it was seen, and another entry has its turn), `turn` (in its own).
+LANES: of each partition, whether its group has a slow lane (`y`) or not (`n`); all have one if nothing is said. It
 prints the payouts that it has told people of, and the process ends without a word to anybody (os._exit).
 """
 
@@ -31,7 +32,7 @@ ANSWER_S = 0.3
 """As Slack takes, on a bad day: long enough that the poison has its turn meanwhile."""
 
 
-def tells(poison: str, where: Sequence[str]) -> Group:
+def tells(poison: str, where: Sequence[str], *, slow_lane: bool = True) -> Group:
     """The group, with the stage that dies."""
     seen = set[str]()
 
@@ -54,22 +55,24 @@ def tells(poison: str, where: Sequence[str]) -> Group:
             print(work.payout, flush=True)
 
     stage = Stage(name="tell", consumes=frozenset({PayoutObserved}), handle=tell)
-    return Group(name=GROUP, stages=(stage,), slow_lane=True, outputs_are_facts=True, read_max=8, works_max=8)
+    return Group(
+        name=GROUP, stages=(stage,), slow_lane=slow_lane, outputs_are_facts=True, read_max=8, works_max=8
+    )
 
 
-def main(url: str, name: str, poison: str, where: str, partitions: str = "1") -> None:
+def main(url: str, name: str, poison: str, where: str, partitions: str = "1", lanes: str = "") -> None:
     """Work until somebody ends the process, or the poison does."""
     dead_consumers.IDLE_MS, upkeep.LOOK_S, upkeep.CALLED_S = 1, 0.0, 0.0  # who is gone is gone at once
-    group, limits = tells(poison, where.split(",")), Limits(claim_idle_s=3_600.0)
+    limits, has_lane = Limits(claim_idle_s=3_600.0), lanes or "y" * int(partitions)
+    groups = [tells(poison, where.split(","), slow_lane=has == "y") for has in has_lane]
 
     async def work() -> None:
         turns = Turns(AT_ONCE_MAX)
-        await asyncio.gather(
-            *(
-                Consumer(url, partition, group, name=name, limits=limits, turns=turns).run(asyncio.Event())
-                for partition in range(int(partitions))
-            )
-        )
+        workers = [
+            Consumer(url, partition, group, name=name, limits=limits, turns=turns)
+            for partition, group in enumerate(groups)
+        ]
+        await asyncio.gather(*(worker.run(asyncio.Event()) for worker in workers))
 
     asyncio.run(work())
 

@@ -25,9 +25,20 @@ ALERT = "pout_alert"
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 
-async def live(client: Redis, url: str, name: str, where: str, partitions: int = 1) -> tuple[bool, list[str]]:
+async def live(client: Redis, url: str, name: str, where: str, lanes: str = "y") -> tuple[bool, list[str]]:
     """A worker's life, until nothing is left or it dies of the poison: whether it died, and whom it told of."""
-    command = (sys.executable, "-m", "tests.faults.poisoned", url, name, POISON, where, str(partitions))
+    partitions = len(lanes)
+    command = (
+        sys.executable,
+        "-m",
+        "tests.faults.poisoned",
+        url,
+        name,
+        POISON,
+        where,
+        str(partitions),
+        lanes,
+    )
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
 
     async def is_over() -> bool:
@@ -43,11 +54,11 @@ async def live(client: Redis, url: str, name: str, where: str, partitions: int =
     return process.returncode == DIED, told.decode().split()
 
 
-async def lives(client: Redis, url: str, where: str, partitions: int = 1) -> tuple[list[str], int]:
+async def lives(client: Redis, url: str, where: str, lanes: str = "y") -> tuple[list[str], int]:
     """Workers, one after another, until nothing is left: whom they told of, and how many died."""
     told, deaths = list[str](), 0
     while True:
-        has_died, of = await live(client, url, f"worker-{deaths}", where, partitions)
+        has_died, of = await live(client, url, f"worker-{deaths}", where, lanes)
         told += of
         if not has_died:
             return told, deaths
@@ -83,13 +94,17 @@ async def test_what_killed_a_worker_while_it_waited_kills_no_other_before_its_tu
     assert {*told} == {*INNOCENT, POISON, ALERT}
 
 
-async def test_what_has_its_turn_in_another_partition_is_not_held_to_be_the_killer(redis_url: str) -> None:
-    """Both had their turns at once in every life, and both were dead letters in the end."""
+@pytest.mark.parametrize("lanes", ["yy", "nn", "yn", "ny"])
+async def test_what_has_its_turn_in_another_partition_is_not_held_to_be_the_killer(
+    redis_url: str, lanes: str
+) -> None:
+    """Both had their turns at once in every life, and both were dead letters in the end, with and without slow lanes
+    (`y` and `n`, of the killer's partition and the other)."""
     async with connected(redis_url) as client:
         await open_log(client, partitions=2, groups=[GROUP])
         [poison] = await pay(client, POISON)
         await client.xadd(Names(1).log, {"e": encode_events([observed(SLOW, 100)]), "m": b'{"by":"webhook"}'})
-        told, deaths = await lives(client, redis_url, "turn", partitions=2)
+        told, deaths = await lives(client, redis_url, "turn", lanes)
         assert [letter_of(row).entry for row in await client.xrange(NAMES.dead)] == [poison.decode()]
         assert await client.xlen(Names(1).dead) == 0
     assert (SLOW in told, deaths) == (True, DELIVERIES_MAX)

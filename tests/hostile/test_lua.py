@@ -26,6 +26,7 @@ import streamproc.log
 from streamproc.domain import events as e
 from streamproc.log import claims, failures, lease, letters, restore, scripts, trim
 from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
 from streamproc.log.dead_consumers import DeadConsumers
 from streamproc.log.digests import Alert, Digests
 from streamproc.log.names import Names
@@ -212,6 +213,7 @@ async def by_hand(client: Redis, url: str) -> None:
     await take_request(client, "t", per_min=2, reads=False)
     await Policies(NAMES).now(client)
     await lease.take_lease(client, NAMES, "job", "me", lasts_s=60)
+    await PollCursor(url, account=ACCOUNT, partitions=1).save(1, after=None)
     counting = Digests(url, gather_s=0.0)
     await counting.count(0, [Alert("LIMIT", "of bot", f"pout_{n}", 100) for n in range(3)])
     (digest,) = await counting.take(1)

@@ -90,10 +90,14 @@ class Desk:
         self.door.now_s += self.slept_s
         self.slept_s = 0
 
+    async def server(self) -> str:
+        return "server"
+
     async def load(self) -> int | None:
         return self.cursor
 
-    async def save(self, position: int) -> None:
+    async def save(self, position: int, *, after: int | None) -> None:
+        assert after == self.cursor
         self.cursor = position
         self.saved.append(position)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,10 +15,12 @@ import pytest
 from streamproc import embedded
 from streamproc.postgres_dir import find_postgres
 from tests.bank import free_port, until
+from tests.databases import copy_of
 from tests.journeys.system import System, answers, kinds, running_system
 from tests.journeys.test_gateway import ask, ask_once, of_reference, token
 from tests.journeys.truth import assert_budgets_agree, assert_one_story, assert_records_agree
 from tests.projections.histories import fetch
+from tests.restartable import restartable
 
 pytestmark = pytest.mark.timeout(400)
 TOOL_MAX_S = 120.0
@@ -109,6 +112,56 @@ async def test_where_redis_is_lost_too_nothing_is_paid_again_and_the_loss_stays_
         system.env["STREAMPROC_CHECKPOINT_TO"] = str(home / "checkpoints-after.txt")
         await system.start("projector")
         await until(lambda: _verified(system), what="what is archived is signed to a file of its own")
+
+
+async def test_where_both_are_set_back_to_one_moment_nothing_is_paid_again(
+    public_dir: Path, postgres_server: str, postgres: str
+) -> None:
+    """A snapshot of the machine is restored: log and archive agree. Only the bank knows more."""
+    home, port = public_dir / "set-back", free_port()
+    home.mkdir()
+    async with (
+        restartable(lambda: embedded.valkey(home, port=port)) as redis,
+        running_system(await redis.up(), postgres, roles=("serve", "projector", "poller")) as system,
+    ):
+        await system.apply(POLICIES)
+        secret = await token(system, "bot")
+        await system.reaches((await ask(system, secret, "before"))["payout"], "processed")
+        await system.settled()
+        assert not any((await system.stop()).values())
+        system.pool.terminate()
+        await redis.down()
+        shutil.copytree(home, home.with_name("snapshot"))
+        async with copy_of(postgres_server, postgres.rpartition("/")[2]) as snapshot:
+            await redis.up()
+            await _start(system, "serve", "projector", "worker-1")
+            late = (await ask(system, secret, "after"))["payout"]
+            [paid] = await until(lambda: _moved(system, late), what="it is paid") or []
+            assert not any((await system.stop()).values())
+            await redis.down()
+            shutil.rmtree(home)
+            shutil.copytree(home.with_name("snapshot"), home)
+            await redis.up()
+            system.env["STREAMPROC_POSTGRES_DSN"] = snapshot
+            system.pool = await asyncpg.create_pool(snapshot, min_size=0, max_size=4)
+            status, _, said = await system.cli("recover", "--yes")
+            assert (status, "there is nothing to recover" in said) == (1, True)
+
+            await _start(system, "serve", "projector", "worker-1")
+            assert (await ask(system, secret, "after"))["payout"] == late
+            await system.redis.aclose()  # it connects anew
+            await until(system.dead, what="a person is to look at it")
+            await _start(system, "poller")
+            await system.reaches((await _asked(system, secret, "new"))["payout"], "processed")
+            await system.settled()
+            assert [shown["id"] for shown in await of_reference(system, late)] == [paid]
+            assert await system.dead() == 1
+            await assert_records_agree(system)
+            assert not any((await system.stop()).values())
+
+
+async def _moved(system: System, payout: str) -> list[str]:
+    return [shown["id"] for shown in await of_reference(system, payout) if shown["status"] == "processed"]
 
 
 async def _tool(home: Path, program: str, *arguments: str) -> None:

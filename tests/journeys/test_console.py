@@ -26,6 +26,7 @@ policies:
 reviewers: [asha, ravi]
 """
 HOSTILE = "https://vendor.example.com/<img src=x onerror=alert(1)>"
+LOOK_ALIKE, ITS_HOST = "https://vendor.example.com@\u0430\u0440\u0440\u04cf\u0435.com/", "xn--80ak6aa92e.com"
 
 
 class Browser:
@@ -129,13 +130,13 @@ async def test_a_person_signs_in_follows_the_link_reads_why_and_approves_once(
                 await system.api.post(
                     "/v1/payouts",
                     json={
-                        "amount": amount, "mode": "IMPS", "purpose": "vendor bill", "vendor_url": HOSTILE,
+                        "amount": amount, "mode": "IMPS", "purpose": "vendor bill", "vendor_url": url,
                         "fund_account": PAYEE,
                     },
                     headers={"authorization": f"Bearer {agent}", "idempotency-key": f"inv-{amount}"},
                 )
             ).json()["payout"]
-            for amount in (1_234_567, 600_000)
+            for amount, url in ((1_234_567, HOSTILE), (600_000, LOOK_ALIKE))
         ]  # fmt: skip
         for payout in held:
             await system.reaches(payout, "held", "rejected")
@@ -161,10 +162,10 @@ async def test_a_person_signs_in_follows_the_link_reads_why_and_approves_once(
         assert [(one.by, one.why) for one in record.reviews] == [("asha", "invoice seen")]
 
         await browser.click("h1 a")
-        await browser.sees("#holds tbody", "₹6,000.00", "APPROVAL_REQUIRED")
+        await browser.sees("#holds tbody", "₹6,000.00", "APPROVAL_REQUIRED", ITS_HOST, LOOK_ALIKE)
         assert "₹12,345.67" not in await browser.text("#holds")
         await browser.click("#holds tbody a")
-        await browser.sees("#payout", "₹6,000.00: HELD")
+        await browser.sees("#payout", "₹6,000.00: HELD", ITS_HOST, LOOK_ALIKE)
         answer = await system.api.post(
             f"/v1/holds/{held[1]}/reject",
             json={"reason": "not ours"},

@@ -1,12 +1,15 @@
 """How far a poller has read and how it goes: kept in Redis, account by account, for whoever polls or looks next."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
-from streamproc.errors import LogUnavailable
+from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.log.connection import connected
-from streamproc.log.cursor import PollCursor, PollState, ReconcileState
+from streamproc.log.cursor import HANDLED_S, Covered, PollCursor, PollState, ReconcileState
+from tests import servers
+from tests.restartable import restartable
 
 NOBODY = "redis://127.0.0.1:1/0"
 
@@ -20,10 +23,46 @@ async def test_a_list_that_was_never_read_has_no_position(redis_url: str) -> Non
 
 
 async def test_the_next_poller_of_the_account_goes_on_where_the_last_one_was(redis_url: str) -> None:
-    await cursor(redis_url).save(1_760_000_000)
-    await cursor(redis_url).save(1_760_000_060)
+    await cursor(redis_url).save(1_760_000_000, after=None)
+    await cursor(redis_url).save(1_760_000_060, after=1_760_000_000)
     assert await cursor(redis_url).load() == 1_760_000_060
     assert await cursor(redis_url, "acc_2").load() is None
+
+
+@pytest.mark.parametrize(
+    ("found", "after", "position", "moves"),
+    [
+        (None, None, 100, True),
+        (100, 100, 200, True),
+        (150, 100, 120, True),
+        (200, 200, 100, True),
+        (99, 100, 200, False),
+        (None, 100, 200, False),
+        (50, None, 200, False),
+    ],
+    ids=[
+        "the first time",
+        "as always",
+        "another poller was faster",
+        "the clock went back",
+        "it was set back",
+        "it is gone",
+        "it was set where there was none",
+    ],
+)
+async def test_it_moves_on_from_where_the_poller_knew_it_unless_it_was_set_back_since(
+    redis_url: str, found: int | None, after: int | None, position: int, moves: bool
+) -> None:
+    one = cursor(redis_url)
+    if found is not None:
+        await one.save(found, after=None)
+    if moves:
+        await one.save(position, after=after)
+        assert await one.load() == position
+    else:
+        with pytest.raises(TryAgain, match="was set back meanwhile"):
+            await one.save(position, after=after)
+        assert await one.load() == found
 
 
 async def test_what_a_poller_did_last_is_read_as_it_was_written(redis_url: str) -> None:
@@ -57,7 +96,7 @@ async def test_a_run_that_began_keeps_what_the_last_one_that_ended_found(redis_u
 
 
 async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) -> None:
-    await cursor(redis_url).save(1_760_000_000)
+    await cursor(redis_url).save(1_760_000_000, after=None)
     assert await cursor(redis_url).state() is None
     assert await cursor(redis_url).reconciled() == ReconcileState()
 
@@ -67,8 +106,10 @@ async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) 
     [
         PollCursor.load,
         PollCursor.state,
+        PollCursor.server,
+        lambda one: one.knows_what_came_before(0),
         PollCursor.reconciled,
-        lambda one: one.save(1),
+        lambda one: one.save(1, after=None),
         lambda one: one.save_state(PollState(holder="", term=0, pass_at=0, next_at=0)),
         lambda one: one.save_reconciled(tried_at=1),
     ],
@@ -76,3 +117,61 @@ async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) 
 async def test_while_redis_is_away_that_is_the_error(use: Callable[[PollCursor], Awaitable[object]]) -> None:
     with pytest.raises(LogUnavailable):
         await use(cursor(NOBODY))
+
+
+def reading(server: str = "a", since: int = 1_000, until: int = 2_000) -> Covered:
+    return Covered(server, since, until)
+
+
+@pytest.mark.parametrize(
+    ("covered", "server", "now_s", "asked_s", "knows"),
+    [
+        (reading(), "a", 1_500, 1_000 + HANDLED_S, True),
+        (reading(), "b", 1_500, 1_400, False),
+        (reading(), "a", 1_500, 999 + HANDLED_S, False),
+        (reading(), "a", 2_000, 1_990, True),
+        (reading(), "a", 2_001, 1_990, False),
+        (Covered(), "", 0, HANDLED_S, False),
+    ],
+    ids=[
+        "as always",
+        "another server, or one that was started since",
+        "what the first pass found may still be in a worker's hands",
+        "the next pass is not late yet",
+        "nobody reads the list any more",
+        "it was never read",
+    ],
+)
+def test_what_the_bank_had_is_known_while_its_list_is_read_into_this_log(
+    covered: Covered, server: str, now_s: int, asked_s: int, knows: bool
+) -> None:
+    assert covered.knows(server, now_s, asked_s) is knows
+
+
+@pytest.mark.parametrize(
+    ("before", "now_s", "since"),
+    [
+        (reading(), 1_500, 1_000),
+        (reading("b"), 1_500, 1_501),
+        (reading(), 2_001, 2_002),
+        (reading(), 900, 901),
+        (Covered(), 1_500, 1_501),
+    ],
+    ids=["it goes on", "into another log", "after a gap", "by a clock that went back", "the first pass"],
+)
+def test_what_is_known_begins_anew_where_the_list_was_not_read_without_a_gap(
+    before: Covered, now_s: int, since: int
+) -> None:
+    assert before.by_pass("a", now_s, now_s + 100) == Covered("a", since, now_s + 100)
+
+
+async def test_a_server_is_another_one_after_a_start_and_after_it_was_a_replica(tmp_path: Path) -> None:
+    async with restartable(lambda: servers.redis(tmp_path)) as redis:
+        first = await cursor(await redis.up()).server()
+        await redis.down()
+        url = await redis.up()
+        started = await cursor(url).server()
+        async with connected(url) as client:
+            await client.execute_command("REPLICAOF", "127.0.0.1", "1")
+            await client.execute_command("REPLICAOF", "NO", "ONE")
+        assert len({first, started, await cursor(url).server()}) == 3

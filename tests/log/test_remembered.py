@@ -292,7 +292,8 @@ def test_the_time_of_a_batch_is_not_before_its_payouts_were_seen_and_written(
     entries: list[tuple[bytes, int]], latest: int
 ) -> None:
     memory = remembered.Remembered()
-    memory.learn(1, monotonic(), (), ())  # carried on, that is some µs after 1970
+    an_hour_s = 3_600  # in which the clock says 1970: until then what is carried on is before that, however slow we are
+    memory.learn(0, monotonic() + an_hour_s, (), ())
     firsts = payees.first_looks(NAMES, [Work(entry, [observed(at=at)]) for entry, at in entries])
     assert memory.now_us(firsts) == latest
 

@@ -27,3 +27,4 @@ async def test_where_nobody_may_ask_for_settings_they_are_unknown_and_all_else_i
         "appendfsync is unknown",
         "maxmemory-policy is unknown",
     ]
+    assert all("CONFIG GET is refused to the user of STREAMPROC_REDIS_URL" in problem for problem in problems)

@@ -1,5 +1,6 @@
 """For the tests of `recover`: all that a partition holds in Redis, decoded, so that two states can be compared."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from streamproc.archive.store import connection, open_head
 from streamproc.domain.payouts import decode_record
 from streamproc.errors import WHEN_LOST, LogBroken
 from streamproc.log import scripts
+from streamproc.log.cursor import Covered, PollCursor, PollState
 from streamproc.log.names import Names
 from streamproc.log.stream import LogView
 from streamproc.operate.recover import Recovered, look, rebuild
@@ -44,6 +46,14 @@ async def archive(redis_url: str, dsn: str) -> None:
         while entries := await view.read(head.entry, 2_000, 0):
             await make_ranges(db, months_of(entries))
             _, head = await load.archive(db, 0, head, entries)
+
+
+async def polled(redis_url: str, account: str) -> None:
+    """As if the account's poller had read the bank's list all the time, and would for another hour."""
+    cursor = PollCursor(redis_url, account=account, partitions=1)
+    until = int(time.time()) + 3_600
+    covered = Covered(await cursor.server(), since=0, until=until)
+    await cursor.save_state(PollState(holder="test", term=1, pass_at=0, next_at=until, covered=covered))
 
 
 async def dump(client: Redis, partition: int = 0) -> dict[str, Any]:

@@ -93,6 +93,22 @@ async def test_a_wait_that_cannot_be_is_a_clock_that_went_back(redis_url: str) -
     await pace.aclose()
 
 
+async def test_a_clock_that_went_back_by_a_little_keeps_nobody_waiting_until_it_is_there_again(
+    redis_url: str,
+) -> None:
+    """By 20 s, which was no longer than a wait can be: nobody called for so long. One turn was taken ahead."""
+    names = Names(SHARED_PARTITION)
+    pace = Pace(redis_url, name="test", per_s=8, burst=1)
+    async with Redis.from_url(redis_url) as client:
+        before_us = await clock_us(client) + 20_000_000
+        await client.mset({names.pace("test"): before_us + 125_000, names.paced("test"): before_us})
+        assert (await pace.take(within_s=0)).wait_s <= 0.125
+        waits = [await pace.reserve() for _ in range(2)]
+    assert waits[0] <= 0.125
+    assert 0 < waits[1] <= 0.25
+    await pace.aclose()
+
+
 async def test_a_turn_that_comes_too_late_or_leaves_too_few_is_not_taken(redis_url: str) -> None:
     """A turn in 25 s after a burst of 3. Waits are told and not waited for."""
     paces = [Pace(redis_url, name="test", per_s=0.04, burst=3) for _ in range(2)]

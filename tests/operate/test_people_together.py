@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import pairwise
 
 import pytest
 from msgspec.structs import replace
@@ -55,6 +56,36 @@ async def test_what_slack_asks_one_process_to_wait_for_all_of_them_wait(redis_ur
         assert await other.pause_s() == 0.0
     for pace in (before, other):
         await pace.aclose()
+
+
+async def test_a_call_that_races_a_pause_has_its_turn_after_it(redis_url: str) -> None:
+    """In one of more than half a minute it had it at once: so long a wait was held to be of another clock."""
+    pace = Pace(redis_url, name=PACE, per_s=1.0, burst=20)
+    await pace.put_off(PAUSE_S_MAX)
+    assert PAUSE_S_MAX - 5 < await pace.reserve() <= PAUSE_S_MAX
+    await pace.put_off(5.0)
+    assert PAUSE_S_MAX - 5 < await pace.reserve() <= PAUSE_S_MAX + 1  # turns that are held stay apart
+    await pace.aclose()
+
+
+async def test_a_hundred_processes_keep_one_pace(redis_url: str) -> None:
+    """Beyond thirty each further one called at once."""
+    pace = Pace(redis_url, name=PACE, per_s=1.0, burst=1)
+    waits = [await pace.reserve() for _ in range(100)]
+    await pace.put_off(1.0)
+    waits.append(await pace.reserve())
+    assert all(after - before > 0.5 for before, after in pairwise(waits))
+    await pace.aclose()
+
+
+async def test_a_pause_of_before_the_clock_went_back_is_none(redis_url: str) -> None:
+    """Nobody was told anything by Slack until the clock was there again."""
+    pace = Pace(redis_url, name=PACE, per_s=1.0, burst=1)
+    await pace.put_off(20.0)
+    async with Redis.from_url(redis_url) as client:
+        await client.pexpire(Names(SHARED_PARTITION).pause(PACE), 3_600_000)
+    assert await pace.pause_s() == 0.0
+    await pace.aclose()
 
 
 async def test_a_429_of_slack_to_one_process_is_a_pause_for_all(redis_url: str, told: People) -> None:

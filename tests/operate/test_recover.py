@@ -2,12 +2,16 @@
 
 from collections import Counter
 
+import pytest
+
 from projections.schema import prepare
 from streamproc.domain import events as e
 from streamproc.log import scripts
 from streamproc.log.names import META
+from streamproc.log.restore import Restorer
 from streamproc.log.scripts import Committed
-from tests.operate.recovering import archive, dump, recovered
+from streamproc.operate.bank import bank_unasked
+from tests.operate.recovering import archive, dump, polled, recovered, settings_of
 from tests.operate.twins import POLICIES, Twin, handled, lived, lived_on, twins
 from tests.words import ACCOUNT, delivery, reviewed
 
@@ -204,3 +208,25 @@ async def test_an_old_hold_does_not_cancel_what_the_policy_of_now_allows(
         await handled(mine)
         assert mine.bank.told == []
         assert (await mine.record("careful_0")).bank_status == "queued"
+
+
+async def test_from_its_beginning_on_the_bank_counts_as_not_asked(
+    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was not stopped goes on with a partition as soon as that is in place, before the whole is done."""
+    async with twins(redis_url) as (mine, _):
+        await in_flight(mine)
+        await archive(redis_url, postgres)
+        await mine.engine.stop()
+        await mine.engine.client.flushdb()
+        settings, told = settings_of(redis_url, postgres), list[bool]()
+        put_in_place = Restorer.put_in_place
+
+        async def looked_at(self: Restorer, *, keep_rescued_s: float) -> None:
+            await put_in_place(self, keep_rescued_s=keep_rescued_s)
+            await polled(redis_url, ACCOUNT)  # by a pass that had begun before
+            told.append(await bank_unasked(settings, ACCOUNT, mine.engine.producer.now_us()))
+
+        monkeypatch.setattr(Restorer, "put_in_place", looked_at)
+        await recovered(redis_url, postgres)
+        assert told == [True]

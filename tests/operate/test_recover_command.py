@@ -5,7 +5,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from projections.schema import prepare
 from streamproc.archive.store import connection, open_head, take_lock
 from streamproc.cli import run as cli
 from streamproc.cli.person import shell
+from streamproc.clients.razorpay import Page
 from streamproc.domain.wire import decode_events
 from streamproc.errors import JobFailed
+from streamproc.ingress.razorpay_poll import Listing
 from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
 from streamproc.log.names import META, Names
 from streamproc.log.restore import accounts_asked, mark_asked, mark_recovered
-from streamproc.log.stream import open_log
+from streamproc.log.stream import Producer, open_log
 from streamproc.operate import recover as job
 from streamproc.operate import recover_bank
 from streamproc.operate.disown import statement
@@ -551,3 +554,39 @@ async def test_the_list_is_read_from_when_the_archives_end_was_archived_if_its_i
     await recovered(redis_url, postgres, razorpay_account_id=ACCOUNT)
     at = int(await client.get("sp:{0}:cursor:poll:" + ACCOUNT) or 0)
     assert now_s <= at <= (await client.time())[0]
+
+
+class Bank:
+    """Its list is empty; while it is asked for, something happens."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        self._meanwhile = meanwhile
+
+    async def list_page(self, _account_number: str, *, from_s: int, to_s: int, skip: int) -> Page:
+        await self._meanwhile()
+        return Page(items=[], raw_count=0, at_s=to_s)
+
+
+@pytest.mark.parametrize("has_polled", [True, False], ids=["by one that polled before", "by a first one"])
+async def test_a_poller_whose_pass_outlasts_it_does_not_move_the_list_past_the_archives_end(
+    redis_url: str, postgres: str, mine: Twin, has_polled: bool
+) -> None:
+    """What the bank made in between would be known to nobody, and be paid again when it is asked for again."""
+    await mine.pays("bot_0", 1_000, "bot")
+    await archive(redis_url, postgres)
+    await mine.engine.stop()
+    cursor = PollCursor(redis_url, account=ACCOUNT, partitions=1)
+    key, ended_s = "sp:{0}:cursor:poll:" + ACCOUNT, mine.base_us // 1_000_000 - 7_200
+    if has_polled:
+        await mine.engine.client.set(key, ended_s + 3_600)
+
+    async def is_recovered() -> None:
+        await mine.engine.client.flushdb()
+        await recovered(redis_url, postgres, razorpay_account_id=ACCOUNT)
+        await mine.engine.client.set(key, ended_s)  # as of an archive that ends there
+
+    async with Producer(redis_url, partitions=1, name="poll") as producer:
+        listing = Listing(Bank(is_recovered), producer, cursor, account=ACCOUNT, account_number="1")
+        done = await listing.read()
+    assert await cursor.load() == ended_s
+    assert "was set back meanwhile" in done.problem

@@ -4,14 +4,17 @@ import asyncio
 import errno
 import fcntl
 import io
+import json
 import os
 import random
 import re
 import signal
 import sys
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -62,6 +65,38 @@ async def log(dsn: str) -> ListedLog:
     log = ListedLog(a_history())
     await project_all(dsn, log)
     return log
+
+
+@pytest.fixture
+async def reader(dsn: str) -> AsyncIterator[str]:
+    """The DSN of a user who may read all of the archive and its views."""
+    name, at = f"sp_reader_{os.getpid()}", urlsplit(dsn)
+    await fetch(dsn, f"CREATE USER {name} PASSWORD 'pw' IN ROLE streamproc_reader")
+    try:
+        yield at._replace(netloc=f"{name}:pw@{at.hostname}:{at.port}").geturl()
+    finally:
+        await fetch(dsn, f"DROP OWNED BY {name} CASCADE")
+        await fetch(dsn, f"DROP USER {name}")
+
+
+@pytest.mark.parametrize("asked", [("--verify",), ("audit", "--as-of", "1"), ()], ids=" ".join)
+async def test_a_user_without_the_right_to_make_a_schema_is_told_which_right_it_lacks(
+    dsn: str, log: ListedLog, reader: str, asked: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", reader)
+    user, database = urlsplit(reader).username, urlsplit(dsn).path[1:]
+    assert await asyncio.to_thread(cli, ["replay", *asked]) == 1
+    said = capsys.readouterr().err
+    assert f"GRANT CREATE ON DATABASE {database} TO {user}" in said
+    assert len(said.splitlines()) == 1
+
+
+async def test_with_that_right_one_who_reads_can_verify(dsn: str, log: ListedLog, reader: str):
+    await fetch(dsn, f"GRANT CREATE ON DATABASE {urlsplit(dsn).path[1:]} TO {urlsplit(reader).username}")
+    found = await replay(reader, verify=True, jobs=1)
+    assert [(view.view, view.equal) for view in found.views] == [(view, True) for view in NAMES]
+    assert await fetch(dsn, "SELECT to_regnamespace('public_shadow')") == [(None,)]
 
 
 async def test_every_view_rebuilt_is_the_live_one_row_for_row(dsn: str, log: ListedLog):
@@ -550,9 +585,27 @@ async def test_as_of_prints_the_rows_of_a_view(
     assert '"scope": "agent:bot"' in capsys.readouterr().out
     assert await asyncio.to_thread(cli, ["replay", "payouts", "--as-of", "1"]) == 0
     assert "payouts was empty then" in capsys.readouterr().out
-    assert await asyncio.to_thread(cli, ["replay", "--as-of", "1"]) == 2
     assert await asyncio.to_thread(cli, ["replay", "--verify", "--back"]) == 2
     assert await asyncio.to_thread(cli, ["replay", "nothing"]) == 2
+
+
+async def test_as_of_without_a_view_prints_all_of_them_each_row_with_its_view(
+    dsn: str, log: ListedLog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("STREAMPROC_POSTGRES_DSN", dsn)
+    last = str(len(log.entries))
+    assert await asyncio.to_thread(cli, ["replay", "--as-of", last, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    shown = {view: [line["row"] for line in lines if line["view"] == view] for view in NAMES}
+    for view in NAMES:
+        assert await asyncio.to_thread(cli, ["replay", view, "--as-of", last, "--json"]) == 0
+        assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == shown[view]
+    assert all(shown[view] for view in ("payouts", "budgets", "policies"))
+
+    assert await asyncio.to_thread(cli, ["replay", "payouts", "policies", "--as-of", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("payouts:\npayouts was empty then\npolicies:\n")
+    assert "agent:bot" in said
 
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)

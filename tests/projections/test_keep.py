@@ -249,6 +249,14 @@ async def test_rows_are_gathered_until_there_are_enough_or_it_is_time():
     assert feed.take(0, 10) == rows[:4]
 
 
+async def test_a_flood_that_is_over_is_waited_for_no_longer():
+    rows, feed, clock = rows_of(history(seed=1, payouts=4)), Feed(), asyncio.get_running_loop().time
+    feed.put(rows[:2])
+    async with asyncio.timeout(DEADLINE_S):
+        await feed.gather(4, clock() + 2 * DEADLINE_S)
+    assert feed.take(0, 10) == rows[:2]
+
+
 async def test_a_cancellation_that_a_rollback_swallowed_is_heeded_at_the_next_turn():
     """A transaction cancelled as its connection dies raises what the rollback met, in place of the cancellation."""
 

@@ -100,6 +100,13 @@ def test_a_wrong_setting_ends_the_start_with_one_line_that_names_it(
     assert line.startswith(f"sandbox: {name} ")
 
 
+def test_the_state_is_for_its_owner_only(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "sandbox.db"))
+    store.save([("payout", "pout_1", {"amount": 1})])
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    store.close()
+
+
 def a_directory(path: Path) -> None:
     path.mkdir()
 

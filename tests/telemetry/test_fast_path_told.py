@@ -120,6 +120,8 @@ async def test_the_fast_path_is_told_of_as_what_the_chain_commits(
     assert ours.counts["streamproc_decisions_total", "REJECTED", "LIMIT_EXCEEDED"] == 1
     assert ours.lines == chain.lines
     assert [line["payout"] for line in ours.lines[before:]] == list(AMOUNTS)
+    for line in ours.lines:
+        assert line["message"] == f"{line['payout']} {line['decision']} {line['reason']}"
     for payout in AMOUNTS:
         assert_connected(ours.traces[payout])
         assert about(ours.process(payout)) == about(chain.process(payout))

@@ -150,8 +150,11 @@ def test_the_quick_histogram_says_what_prometheus_client_says() -> None:
     ours.register(quick)
     reference = Reference("t", "a test", ("who",), buckets=bounds, registry=theirs)
     chance = Random(7)
-    for value in [*bounds, 0.0, 5.0, *(chance.uniform(0, 2) for _ in range(500))]:
+    values = [*bounds, 0.0, 5.0, *(chance.uniform(0, 2) for _ in range(500))]
+    for value in values:
         quick.labels("x").observe(value)
+    quick.labels("x").observe_all(values)
+    for value in 2 * values:
         reference.labels("x").observe(value)
     said = samples(generate_latest(Shown(snapshot(ours))).decode())
     assert said == pytest.approx(samples(generate_latest(Shown(snapshot(theirs))).decode()))

@@ -38,6 +38,16 @@ function left(iso) {
   return minutes < 90 ? `in ${minutes} min` : `in ${Math.round(minutes / 60)} h`;
 }
 
+// The host that a browser would open. A look-alike, or a name before an @, must not pass for the vendor.
+function host(url) {
+  try {
+    const { protocol, hostname } = new URL(url);
+    return ["http:", "https:"].includes(protocol) ? hostname : "";
+  } catch {
+    return "";
+  }
+}
+
 // ---- the API ----
 
 class Refused extends Error {
@@ -85,7 +95,9 @@ function holdRow(hold) {
   return made("tr", "", {},
     made("td", "", { class: "amount" }, link),
     cell("Agent", `${hold.agent} (${hold.identity})`),
-    cell("Vendor", hold.vendor_url || "–"),
+    made("td", "", { "data-of": "Vendor" },
+      made("div", host(hold.vendor_url) || "–", { class: "host" }),
+      made("div", hold.vendor_url, { class: "said weak" })),
     cell("Why it waits", hold.reasons.join(", "), "codes"),
     cell("Since", when(hold.received_at), "weak"),
     cell("Ends", left(hold.expires_at), "weak ends"),
@@ -187,7 +199,7 @@ async function story(payout, outcome = null) {
     made("h2", `${amount(said.amount, said.currency)}: ${decision}`),
     facts([
       ["Payout", said.payout], ["State", said.state], ["Agent", `${said.agent} (${said.identity})`],
-      ["Vendor", said.vendor_url], ["All reasons", said.reasons.join(", ")], ["Account", said.account],
+      ["Vendor's host", host(said.vendor_url)], ["URL, as written", said.vendor_url], ["All reasons", said.reasons.join(", ")], ["Account", said.account],
       ["Received", when(said.received_at)], ["Policy version", String(said.policy_version)],
       ["The bank says", said.bank_status], ["At the bank", said.bank_payout], ["Failure", said.failure],
     ]),
