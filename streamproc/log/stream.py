@@ -89,6 +89,10 @@ BEGUN = "begun"
 """Field of META: when the log was made (Unix s by Redis's clock). If it is missing, nobody knows what was before."""
 
 
+BEING_RECOVERED = "this log is being recovered; if `streamproc recover` was interrupted, run it again"
+"""What to say of a log that has the mark of a recovery under way."""
+
+
 async def open_log(
     client: Redis,
     *,
@@ -108,9 +112,7 @@ async def open_log(
     with named_errors():
         meta = await client.hgetall(META)
         if b"recovering" in meta:
-            raise LogBroken(
-                "this log is being recovered; if `streamproc recover` was interrupted, run it again"
-            )
+            raise LogBroken(BEING_RECOVERED)
         _check_count(meta.get(b"partitions", b""), partitions)
         await _refuse_if_lost(client, partitions, meta, archived)
         logs = [Names(partition).log for partition in range(partitions)]
@@ -132,11 +134,14 @@ async def open_log(
                 await client.hset(META, made, "1")
 
 
+def other_count(wanted: int, made_with: int) -> str:
+    """What to say of a log that was made with another partition count than the settings have."""
+    return f"STREAMPROC_PARTITIONS is {wanted}, but this log was made with {made_with}: set that"
+
+
 def _check_count(made_with: bytes | str | None, partitions: int) -> None:
     if made_with and int(made_with) != partitions:
-        raise LogBroken(
-            f"STREAMPROC_PARTITIONS is {partitions}, but this log was made with {int(made_with)}: set that"
-        )
+        raise LogBroken(other_count(partitions, int(made_with)))
 
 
 async def _refuse_if_lost(client: Redis, partitions: int, meta: Any, archived: Archived) -> None:

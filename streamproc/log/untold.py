@@ -9,13 +9,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.recovery import timers_of
 from streamproc.domain.reminders import overdue
-from streamproc.domain.wire import encode_events, written_by
-from streamproc.log import scripts
-from streamproc.log.connection import connected, named_errors, session
+from streamproc.domain.wire import encode_events
+from streamproc.log.connection import named_errors, session
 from streamproc.log.inspect import RECORDS_AT_ONCE, is_held, known_records, records_where
 from streamproc.log.names import LATE, Names
 
@@ -28,14 +26,6 @@ class Untold(Struct, frozen=True):
 
     count: int
     oldest_at: int
-
-
-async def record_once(url: str, partition: int, key: str, writer: str, event: Event) -> None:
-    """Append an event unless one with this key is there. Raises LogUnavailable."""
-    m = written_by(writer) + b"}"
-    async with connected(url) as client:
-        delivery = scripts.Delivery([key], encode_events([event]), m)
-        await scripts.append_once(client, Names(partition), [delivery])
 
 
 async def note_untold(url: str, partition: int, held: Sequence[tuple[str, int]]) -> None:

@@ -14,7 +14,7 @@ from streamproc.log.connection import connected
 from streamproc.log.inspect import log_exists
 from streamproc.log.names import Names
 from streamproc.log.restore import groups_gone, read_marks
-from streamproc.log.stream import LogView
+from streamproc.log.stream import BEING_RECOVERED, LogView, other_count
 from streamproc.settings import Settings
 
 
@@ -64,14 +64,10 @@ async def refuse_if_lost(settings: Settings) -> None:
     async with connected(settings.redis_url) as client:
         marks = await read_marks(client)
         if marks.recovering:
-            raise JobFailed(
-                "this log is being recovered; if `streamproc recover` was interrupted, run it again"
-            )
+            raise JobFailed(BEING_RECOVERED)
         known, wanted = marks.partitions, settings.partitions
-        if known not in (None, wanted):
-            raise ConfigError(
-                f"STREAMPROC_PARTITIONS is {wanted}, but this log was made with {known}: set that"
-            )
+        if known is not None and known != wanted:
+            raise ConfigError(other_count(wanted, known))
         archived = await partitions_archived(settings)
         for one in await conditions(settings, client, sorted(archived)):
             if one.problem:

@@ -17,8 +17,8 @@ from streamproc.api.listening import server_of
 from streamproc.api.metrics import PATH, Metrics, Timed
 from streamproc.api.tracing import Traced
 from streamproc.archive.pool import opened_pool
+from streamproc.host_clock import host_clock_us
 from streamproc.ingress.problems import Asgi, Receive, Scope, Send, send_body, send_problem
-from streamproc.log.clock import Clock
 from streamproc.operate.builders import JobProgress, OnProgress
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.gauges import site_page
@@ -137,7 +137,7 @@ def machine_page(settings: Settings, gateway: SiteGateway, pool: object) -> Metr
         )
         return [*site, *processes]
 
-    return Metrics(page, secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us)
+    return Metrics(page, secret=settings.metrics_token.reveal(), token=gateway.token, now_us=host_clock_us)
 
 
 def instrumented(app: Asgi, meters: Meters | None) -> Asgi:
@@ -155,9 +155,7 @@ async def _served_alone(settings: Settings, name: str, meters: Meters) -> AsyncI
         return [answering({name: True}), *named(snapshot(meters.registry), name)]
 
     gateway = SiteGateway(settings.redis_url, settings.partitions, None)
-    metrics = Metrics(
-        page, secret=settings.metrics_token.reveal(), token=gateway.token, now_us=Clock().now_us
-    )
+    metrics = Metrics(page, secret=settings.metrics_token.reveal(), token=gateway.token, now_us=host_clock_us)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == PATH:

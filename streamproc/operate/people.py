@@ -19,8 +19,9 @@ from streamproc.domain.shown import iso
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.digests import Digests
+from streamproc.log.once import record_once
 from streamproc.log.pace import Pace
-from streamproc.log.untold import Untold, look_for_held, note_untold, record_once, untold
+from streamproc.log.untold import Untold, look_for_held, note_untold, untold
 from streamproc.log.work import Group
 from streamproc.settings import Settings
 from streamproc.waiting import set_within

@@ -46,7 +46,7 @@ from streamproc.log.restore import (
     read_marks,
     rescued_entry,
 )
-from streamproc.log.stream import Entry, LogView
+from streamproc.log.stream import Entry, LogView, other_count
 from streamproc.operate.builders import JobProgress, OnProgress, built_as_of
 from streamproc.operate.condition import Condition, conditions
 from streamproc.operate.disown import Statement, disowning, recorded
@@ -127,10 +127,7 @@ async def look(settings: Settings) -> RecoveryPlan:
         marks = await read_marks(client)
         known = marks.partitions or await partitions_opened(settings.postgres_dsn.reveal())
         if known != settings.partitions:
-            raise JobFailed(
-                f"STREAMPROC_PARTITIONS is {settings.partitions}, but this log was made with {known}: set that;"
-                f" {UNTOUCHED}"
-            )
+            raise JobFailed(f"{other_count(settings.partitions, known)}; {UNTOUCHED}")
         broken = await _broken(settings, client, range(settings.partitions))
     finished = not broken and not marks.recovering and marks.partitions is not None
     if finished and not marks.unreconciled:
