@@ -43,6 +43,9 @@ LOCK_WAIT_S = 20.0  # a killed `up`'s server may take as long to stop
 POLL_S = 0.02
 CONNECTIONS_MIN = 100  # Postgres's own default: room for people beside a small installation
 SOCKET_PATH_MAX = 100  # bytes of a unix socket's path; the kernel's limit is 107
+_AS_IT_IS = "sslmode=disable&target_session_attrs=any"
+"""Said outright in Postgres's URL: what PGSSLMODE, PGTARGETSESSIONATTRS and the like ask of an operator's other servers
+would else be asked of this one too, of which it can do nothing."""
 _JEMALLOC_IN = (f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 
 log = logging.getLogger(__name__)
@@ -248,7 +251,8 @@ async def postgres(
                 keep_fds=[lock],
             )
         on_start(process)
-        store = Store(f"postgresql://{DATABASE}:{password}@127.0.0.1:{port}/{DATABASE}", process, said)
+        url = f"postgresql://{DATABASE}:{password}@127.0.0.1:{port}/{DATABASE}?{_AS_IT_IS}"
+        store = Store(url, process, said)
         try:
             await _until_ready("Postgres", store, lambda: _postgres_answers(postgres, port))
             yield store

@@ -201,6 +201,18 @@ async def test_postgres_refuses_a_wrong_password(data_dir: Path) -> None:
     assert (data_dir / "postgres.password").stat().st_mode & 0o777 == 0o600
 
 
+async def test_what_the_environment_asks_of_other_postgres_servers_is_not_asked_of_ours(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGSSLMODE", "require")
+    monkeypatch.setenv("PGSSLCERT", "/no/such/file")
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "standby")
+    async with embedded.postgres(data_dir) as store:
+        connection = await asyncpg.connect(store.url)
+        assert await connection.fetchval("SELECT current_database()") == "streamproc"
+        await connection.close()
+
+
 async def test_an_interrupted_first_start_is_begun_anew(data_dir: Path) -> None:
     (data_dir / "postgres.new").mkdir()
     (data_dir / "postgres.new" / "PG_VERSION").write_text("18\n")
