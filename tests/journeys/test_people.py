@@ -197,7 +197,12 @@ async def alerted(system: System, agent: str) -> int:
 
     async def there() -> list[int]:
         posted = await slack(system, 1, "chat.postMessage")
-        return [n for n, one in enumerate(posted) if f"pout_{agent}" in json.dumps(one["body"])]
+        # Not the next one about it: the bank knows no such payout, so its rejection becomes a dead letter.
+        return [
+            n
+            for n, one in enumerate(posted)
+            if f"pout_{agent}" in json.dumps(one["body"]) and "DOMAIN_BLOCKED" in one["body"]["text"]
+        ]
 
     (place,) = await until(there, what="the alert is told", deadline_s=STEP_MAX_S)
     return place

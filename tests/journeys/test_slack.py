@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from streamproc.domain.button import button_value
 from streamproc.domain.events import AccessRefused, ReviewRefused
 from streamproc.log.stream import Append, Producer
-from tests.bank import free_port
+from tests.bank import free_port, until
 from tests.journeys.system import ACCOUNT, System, running_system
 from tests.words import NOON_ZONE, observed
 
@@ -64,6 +64,19 @@ async def click(system: System, user: str, ts: str, action: str, **more: Any) ->
     return said
 
 
+async def asked_why(system: System, user: str, payout: str) -> dict[str, Any]:
+    """The form for the reason that a click on Reject opens. Slack shows an error after 3 s, of which a busy machine may
+    need more for its part and ours; then a person clicks again, and so do we."""
+    ts = await shown(system, payout)
+
+    async def opened() -> dict[str, Any] | None:
+        said = await click(system, user, ts, "reject")
+        assert said["status"] in (200, 502, 503, None), said
+        return said if said["status"] == 200 else None
+
+    return await until(opened, what="the form for the reason is open")
+
+
 async def test_people_decide_holds_by_clicking_in_slack(redis_url: str, postgres: str) -> None:
     async with slack_system(redis_url, postgres) as system:
         await system.apply(POLICIES)
@@ -79,8 +92,7 @@ async def test_people_decide_holds_by_clicking_in_slack(redis_url: str, postgres
         assert (await click(system, "U0ASHA", ts, "approve"))["status"] == 200
         assert (await system.reaches(yes["id"], "processed")).reviews[0].by == "asha"
 
-        said = await click(system, "U0ASHA", await shown(system, no["id"]), "reject")
-        assert said["status"] == 200
+        said = await asked_why(system, "U0ASHA", no["id"])
         url = f"{system.api.base_url}".rstrip("/") + "/webhooks/slack"
         submit = {"user": "U0ASHA", "view": said["view"], "values": {"reason": "not ours"}, "url": url}
         assert (await system.bank.control("slack/submit", **submit))["status"] == 200
