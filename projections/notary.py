@@ -1,6 +1,6 @@
 """The notary: signs checkpoints of what is archived, beside the archive, and publishes them outside.
 
-rows after the last one -> computed anew -> [ row in `checkpoints` ] -> outside -> [ `checkpoints_published` ]
+rows after the last one -> links of their bytes -> [ row in `checkpoints` ] -> outside -> [ `checkpoints_published` ]
 
 What is in brackets is one transaction each. A kill anywhere leaves a checkpoint made or not made, and repeats at most
 one publication. Checkpoints that a failover of Postgres lost are taken back from outside first (agree.py). The archive
