@@ -1,7 +1,9 @@
 """The producer's door: once, coalesced, and honest when Redis is away."""
 
 import asyncio
+import hashlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -107,6 +109,54 @@ async def test_of_more_keys_than_one_look_takes_the_only_one_that_is_known_is_fo
         answers = await scripts.append_once(client, Names(0), deliveries)
     assert answers.pop(place // 3) == (entry, False)
     assert all(new for _, new in answers)
+
+
+@pytest.fixture(params=["at once", "not allowed", "unknown"])
+async def remembering_url(
+    request: pytest.FixtureRequest, log_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[str, bool]]:
+    """URL of a log, and whether keys are remembered with MSETEX there: not if this user may not call it, nor if the
+    server does not have it."""
+    if request.param == "unknown":
+        script = scripts.Script("append_once", "checks")
+        script.text = script.text.replace(b"'MSETEX'", b"'NO_SUCH_COMMAND'")
+        script.sha = hashlib.sha1(script.text, usedforsecurity=False).hexdigest()
+        monkeypatch.setattr(scripts, "_append_once", script)
+    async with connected(log_url) as client:
+        is_there = await client.execute_command("COMMAND LIST", "FILTERBY", "PATTERN", "msetex")
+        if request.param != "not allowed" or not is_there:
+            yield log_url, bool(is_there) and request.param == "at once"
+            return
+        await client.execute_command("ACL SETUSER", "narrow", "on", ">pw", "~*", "&*", "+@all", "-msetex")
+        try:
+            yield f"redis://narrow:pw@{urlsplit(log_url).netloc.rpartition('@')[2]}", False
+            assert not await client.execute_command("ACL LOG"), "that it may not is no incident"
+        finally:
+            await client.execute_command("ACL DELUSER", "narrow")
+
+
+async def test_every_key_of_a_call_is_remembered_with_its_own_entry_and_for_as_long(
+    remembering_url: tuple[str, bool],
+) -> None:
+    url, at_once = remembering_url
+    keys = [f"k:{n}" for n in range(3 * scripts.BATCH_MAX)]
+    deliveries = [scripts.Delivery(keys[n : n + 3], b"[]", b"{}") for n in range(0, len(keys), 3)]
+    seen = [Names(0).seen(key) for key in keys]
+    async with connected(url) as client, connected(url) as admin:
+        await admin.config_resetstat()
+        before_s, _ = await client.time()
+        answers = await scripts.append_once(client, Names(0), deliveries)
+        after_s, _ = await client.time()
+        calls = await admin.info("commandstats")
+        until_ms = {await client.execute_command("PEXPIRETIME", key) for key in seen}
+        assert await client.mget(seen) == [entry.encode() for entry, _ in answers for _ in range(3)]
+        assert await scripts.append_once(client, Names(0), deliveries) == [(one, False) for one, _ in answers]
+    (one_ms,) = until_ms
+    assert before_s <= one_ms // 1000 - scripts.SEEN_TTL_S <= after_s
+    made = {
+        name: calls[f"cmdstat_{name}"]["calls"] for name in ("set", "msetex") if f"cmdstat_{name}" in calls
+    }
+    assert made == ({"msetex": 2} if at_once else {"set": len(keys)})
 
 
 async def test_concurrent_appends_each_get_their_own_answer_from_few_calls(log_url: str) -> None:
