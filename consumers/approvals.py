@@ -21,8 +21,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from consumers.verdicts import decision_of, noted_by, slot
-from consumers.vet import looked_up
+from consumers.verdicts import decision_of, noted_by, velocity_checked
+from consumers.vet import reputation_checked
 from streamproc.domain.approval import approved
 from streamproc.domain.asks import ask_of, uses
 from streamproc.domain.beneficiaries import NOTED
@@ -102,9 +102,9 @@ class Approval(Struct, frozen=True):
         )
         if fate is OfferFate.NO_SLOT:
             return self._rejected("velocity", Admission(rate=self._slot(limited=True)), screened)
-        checked = slot(record.payout, at, self._slot(), screened.findings)
+        checked = velocity_checked(record.payout, at, self._slot(), screened.findings)
         found = self._found("screening", "reputation")
-        vetted = looked_up(at, record.payout, self.reputation, found, self.entity)
+        vetted = reputation_checked(at, record.payout, self.reputation, found, self.entity)
         if fate is OfferFate.NO_ROOM:
             return self._rejected("budget", Admission(budget=self._no_room()), screened, checked, vetted)
         reserved = BudgetReserved(

@@ -43,7 +43,7 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
     """Gives works of payouts that Redis does not know, and that are old or moved, the archive's record."""
     young_s = young_s_of(retention_s)
 
-    async def decided(until_s: float, payout: str) -> PayoutRecord | None:
+    async def if_decided(until_s: float, payout: str) -> PayoutRecord | None:
         """The record of a payout that was decided or told as a bypass; None also where nobody can say."""
         if monotonic() >= until_s:
             return None
@@ -64,7 +64,7 @@ def recall_stage(archived: Archived, retention_s: float) -> Stage:
                 )
                 work.record = fold(told, record)
 
-        if_there = partial(decided, monotonic() + ALARMS_WAIT_S)
+        if_there = partial(if_decided, monotonic() + ALARMS_WAIT_S)
         asks: dict[Work, Archived] = {work: if_there for work, event in items if seems_to_bypass(work, event)}
         asks |= {
             work: archived for work, event in items if may_be_forgotten(work, event, ctx.now_us, young_s)

@@ -9,7 +9,7 @@ record names the reviewer and the account that was used.
 from collections.abc import Sequence
 
 from consumers.verdicts import decide_as
-from consumers.vet import Reputations, looked_up
+from consumers.vet import Reputations, reputation_checked
 from streamproc.domain.case import NO_URL, Reputation, case_of
 from streamproc.domain.events import (
     Evidence,
@@ -122,7 +122,7 @@ def _approve(work: Work, event: ReviewSubmitted, ctx: BatchContext, reputation: 
         return
     if reputation.fresh_until != record.reputation_fresh_until and reputation.verdict != "no_url":
         threats = [finding for finding in found if finding.code == "RISK_HIGH"]
-        work.emit(looked_up(ctx.now_us, work.payout, reputation, threats))
+        work.emit(reputation_checked(ctx.now_us, work.payout, reputation, threats))
     if found:
         _count(work, event, ctx, needed=0)
         decide_as(work, ctx, Verdict("REJECTED", found[-1].code, (*record.findings, *found)), by=name)

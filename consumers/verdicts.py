@@ -64,10 +64,12 @@ def record_slot(
     work: Work, ctx: BatchContext, answer: RateAnswer | None, findings: Sequence[Finding]
 ) -> None:
     """Record the rate slot with the terms that it was asked for; `answer` None: the policy limits no rate."""
-    work.emit(slot(work.payout, ctx.now_us, answer, findings))
+    work.emit(velocity_checked(work.payout, ctx.now_us, answer, findings))
 
 
-def slot(payout: str, at: int, answer: RateAnswer | None, findings: Sequence[Finding]) -> VelocityChecked:
+def velocity_checked(
+    payout: str, at: int, answer: RateAnswer | None, findings: Sequence[Finding]
+) -> VelocityChecked:
     """The event that a rate slot was asked for at `at` (µs); with `answer` None the policy has no rate limit."""
     return VelocityChecked(
         at=at,

@@ -90,12 +90,12 @@ def _vet_one(
     record = work.known()
     case = case_of(record, ctx.party(record), reputation=reputation, entity=entity)
     findings = [*event.findings, *found_by("reputation", case)]
-    work.emit(looked_up(ctx.now_us, work.payout, reputation, findings, entity))
+    work.emit(reputation_checked(ctx.now_us, work.payout, reputation, findings, entity))
     if is_rejected(findings):
         record_decision(work, ctx, findings)
 
 
-def looked_up(
+def reputation_checked(
     at: int,
     payout: str,
     reputation: Reputation,

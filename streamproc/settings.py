@@ -39,7 +39,7 @@ METRICS_TOKEN_CHARS_MIN = 16  # /metrics has no rate limit: so many random ones 
 ExecuteAfter = Literal["archived", "replicated", "synced"]
 Role = Literal["serve", "worker", "poller", "projector", "migrate"]
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -308,7 +308,7 @@ def _warn_of_unknown(env: Mapping[str, str]) -> None:
     for name in sorted(name for name in env if name.startswith(PREFIX) and name not in known):
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        _log.warning("%s is not a setting of this version and is ignored%s", name, hint)
+        log.warning("%s is not a setting of this version and is ignored%s", name, hint)
 
 
 # --- what each role cannot start without, and why some fields are needed only sometimes ---

@@ -18,6 +18,7 @@ import httpx
 from msgspec import Struct
 
 from ops.sandbox.clock import Clock
+from ops.sandbox.config import SandboxConfig
 from ops.sandbox.entities import BankEvent, Json, new_id
 from ops.sandbox.faults import Faults, WebhookFault
 
@@ -89,32 +90,27 @@ class Courier:
 
     def __init__(
         self,
-        subscription: Subscription,
-        *,
-        secret: str,
-        account_id: str,
-        timeout_s: float,
-        retry_base_s: float,
-        give_up_s: float,
+        config: SandboxConfig,
         clock: Clock,
         faults: Faults,
         rng: random.Random,
         wake: Callable[[], None],
     ) -> None:
-        self.subscription = subscription
-        self.retry_base_s = retry_base_s
-        self.give_up_s = give_up_s
+        """`wake`: there is something to look at: a delivery was scheduled, or one more may be sent."""
+        self.subscription = Subscription(url=config.webhook_url)
+        self.retry_base_s = config.webhook_retry_base_s
+        self.give_up_s = config.webhook_give_up_s
         self.deliveries: dict[str, Delivery] = {}
         self.changed: dict[str, Delivery] = {}
-        self._account_id = account_id
-        self._timeout_s = timeout_s
+        self._account_id = config.account_id
+        self._timeout_s = config.webhook_timeout_s
         self._clock, self._faults, self._rng, self._wake = clock, faults, rng, wake
         self._due: list[tuple[float, int, str]] = []
         self._number = 0
         self._held: list[str] = []
         self._sending: set[asyncio.Task[None]] = set()
         self._client: httpx.AsyncClient | None = None
-        self._secrets = [secret]
+        self._secrets = [config.webhook_secret]
         self._closed = False
 
     def rotate(self, secret: str) -> None:

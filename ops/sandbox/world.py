@@ -22,7 +22,7 @@ from ops.sandbox.reputation import Reputation
 from ops.sandbox.slack_people import People
 from ops.sandbox.store import Store
 from ops.sandbox.tokens import Tokens
-from ops.sandbox.webhooks import Courier, Delivery, Subscription
+from ops.sandbox.webhooks import Courier, Delivery
 
 HEARTBEAT_MAX_S = 60.0
 """The heartbeat's longest sleep if nothing is due; a change ends it earlier."""
@@ -60,27 +60,12 @@ class World:
         self.bank = Bank(config.account_id, ledger, self.directory, self.behaviour, rng)
         self.oauth_scope = config.oauth_scope
         self.tokens = Tokens(config, rng)
-        self.courier = self._courier(rng)
+        self.courier = Courier(config, self.clock, self.faults, rng, self._awake.set)
         self.reputation = Reputation(config.safebrowsing_key)
         self.registry = Registry()
         self.people = People(config, rng)
         self.messages = Messages(config.slack_token, self.people)
         self._load(kept)
-
-    def _courier(self, rng: random.Random) -> Courier:
-        config = self.config
-        return Courier(
-            Subscription(url=config.webhook_url),
-            secret=config.webhook_secret,
-            account_id=config.account_id,
-            timeout_s=config.webhook_timeout_s,
-            retry_base_s=config.webhook_retry_base_s,
-            give_up_s=config.webhook_give_up_s,
-            clock=self.clock,
-            faults=self.faults,
-            rng=rng,
-            wake=self._awake.set,
-        )
 
     def _load(self, payouts: list[Payout]) -> None:
         self.directory.load(self.store.load("contact", Contact), self.store.load("fund_account", FundAccount))

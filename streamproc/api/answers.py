@@ -15,7 +15,7 @@ from streamproc.ingress.refusals import ThrottledWarning
 RETRY_AFTER_S = 5
 """Retry-After of a 503, seconds."""
 JSON = "application/json"
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Refusal(Exception):
@@ -62,7 +62,7 @@ async def answered(handling: Awaitable[Response], unanswered: ThrottledWarning) 
     except Refusal as refusal:
         return refusal.response()
     except (Contended, Differ) as found:  # its text says what to do; the log itself is sound
-        _log.warning("a request was not answered: %s", found)
+        log.warning("a request was not answered: %s", found)
         return problem(503, str(found), {"retry-after": str(RETRY_AFTER_S)})
     except (LogUnavailable, LogBroken, TryAgain, JobFailed, Unprocessable, TimeoutError) as trouble:
         # Unprocessable: a later version wrote it, and only that version's `serve` can read it.

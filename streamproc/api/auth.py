@@ -25,7 +25,7 @@ LOOK_S_MAX = 10.0
 READS_A_CHANGE = 10
 """Reads that a token has for each request that may change something: each entry in the log is looked at again and again
 until it is decided, and a look costs no room in the log."""
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Tokens(Protocol):
@@ -62,9 +62,9 @@ class AccessControl:
         self._now_us = now_us
         self._refusals = refusals
         self._per_min = per_min
-        self._unknown = ThrottledWarning(_log, "requests with a token that nobody knows")
+        self._unknown = ThrottledWarning(log, "requests with a token that nobody knows")
         self._unasked = ThrottledWarning(
-            _log, "requests not answered, since their token could not be looked up"
+            log, "requests not answered, since their token could not be looked up"
         )
 
     async def admitted(self, request: Request, operation: Operation) -> Token:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import socket
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import uvicorn
 
@@ -17,7 +17,7 @@ from streamproc.api.connection_limit import ConnectionLimit, connections_max
 from streamproc.ingress.problems import Asgi
 from streamproc.ingress.refusals import ThrottledWarning
 
-_log: Final = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
@@ -31,11 +31,11 @@ logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
 def server_of(app: Asgi, *, host: str, port: int, drain_s: float) -> uvicorn.Server:
     """A server, not yet listening. When it stops, requests in progress have `drain_s` seconds."""
     refused = ThrottledWarning(
-        _log, "connections closed over what is no request, or whose head is too long or too slow"
+        log, "connections closed over what is no request, or whose head is too long or too slow"
     )
     most = connections_max()
     limit = ConnectionLimit(
-        most, ThrottledWarning(_log, f"connections closed to make room, since {most} were open")
+        most, ThrottledWarning(log, f"connections closed to make room, since {most} were open")
     )
     times = Times()
     protocol: Any = partial(Protocol, times=times, limit=limit, refused=refused)

@@ -148,10 +148,7 @@ class _Payouts:
 
 
 def _wanted(body: dict[str, Any]) -> Wanted:
-    try:
-        found = read_request(body)
-    except ValueError as problem:  # for an integer of thousands of digits
-        raise Refusal(400, "the body is no request: it holds a number with too many digits") from problem
+    found = read_request(body)
     if isinstance(found, list):
         raise wrong_fields([msgspec.to_builtins(one) for one in found])
     return found

@@ -19,7 +19,7 @@ from streamproc.api.route_names import ROUTE, template_of
 from streamproc.ingress.problems import Scope
 from streamproc.ingress.refusals import ThrottledWarning
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BUSY_RETRY_AFTER_S = 1
 """Retry-After, in seconds, of a 503 for too many requests at once."""
@@ -61,7 +61,7 @@ def routes_of(
 ) -> list[Route]:
     """A route for each path; more specific ones come first, as `/a/fixed` before `/a/{any}`."""
     in_flight = InFlight(IN_HAND_MAX)
-    unanswered = ThrottledWarning(_log, "requests not answered")
+    unanswered = ThrottledWarning(log, "requests not answered")
     by_path: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         by_path[operation.path].append(operation)

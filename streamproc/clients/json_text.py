@@ -13,7 +13,7 @@ NESTING_MAX = 32
 
 
 class NotJson(ValueError):
-    """The bytes are not JSON, or nest too deeply; the message says which."""
+    """The bytes are not JSON, nest too deeply, or hold a number that is too long; the message says which."""
 
 
 def decode_json(body: bytes) -> object:
@@ -59,13 +59,15 @@ def names_are_unique(body: bytes) -> bool:
 def _decode_leniently(body: bytes) -> object:
     try:
         value: object = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+    except (NotJson, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise NotJson("it is not JSON") from error
+    except ValueError as error:  # Python makes no integer of more than 4,300 digits
+        raise NotJson("it holds a number with too many digits") from error
     return value
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+    raise NotJson(f"{name} is not JSON")
 
 
 def _nests_deeper(value: object, levels: int) -> bool:

@@ -32,9 +32,11 @@ class Case(Struct, frozen=True):
     payout: PayoutRecord
     identity: Identity
     agent: AgentPolicy | None
+    """The agent's policy; its name is in `payout`."""
     zone: str = DEFAULT_ZONE
     """The time zone of policies that name none."""
     account: ScopeLimits | None = None
+    """What limits the account, and `team` what limits the agent's team."""
     team: ScopeLimits | None = None
     admission: Admission = NOTHING_ASKED
     reputation: Reputation | None = None

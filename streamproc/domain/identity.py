@@ -14,7 +14,7 @@ from streamproc.domain.policy import AgentPolicy, Freeze, PolicyBook, ScopeLimit
 
 
 class Party(Struct, frozen=True):
-    """Whose payout it is, and the policies that apply to it."""
+    """Whose payout it is, and the policies that apply to it: its agent's, its account's and its team's."""
 
     identity: Identity
     agent: AgentPolicy | None

@@ -17,16 +17,17 @@ from msgspec.structs import force_setattr, replace
 from streamproc.domain.events import Event, Fact, PayoutObserved, StageFact
 from streamproc.errors import Unprocessable
 
-Raw: TypeAlias = dict[str, object]
-Upcaster: TypeAlias = Callable[[Raw], Raw]
+EventJson: TypeAlias = dict[str, object]
+"""One event as it was decoded, of whatever version."""
+Upcaster: TypeAlias = Callable[[EventJson], EventJson]
 
 
-def _velocity_checked_1(raw: Raw) -> Raw:
+def _velocity_checked_1(raw: EventJson) -> EventJson:
     """Version 1 had the policy's terms also where they limited no rate; version 2 has 0 then."""
     return raw if raw.get("number") else {**raw, "limit": 0, "window_s": 0}
 
 
-def _as_it_was(raw: Raw) -> Raw:
+def _as_it_was(raw: EventJson) -> EventJson:
     """The next version only adds fields, and their defaults are right for the older one."""
     return raw
 
@@ -136,7 +137,7 @@ _STAGE_FACTS = frozenset(kind for kind in EVENT_KINDS if issubclass(kind, StageF
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Event])
-_raw_decoder = msgspec.json.Decoder(list[Raw])
+_raw_decoder = msgspec.json.Decoder(list[EventJson])
 _meta_decoder = msgspec.json.Decoder(Meta)
 
 
@@ -255,7 +256,9 @@ def type_of(event: Event) -> str:
     return tag_of(type(event))
 
 
-def upcast(raw: Raw, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapping[str, int]) -> Raw:
+def upcast(
+    raw: EventJson, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapping[str, int]
+) -> EventJson:
     """The JSON object of one event in its newest version. Raises Unprocessable where there is no way to it."""
     kind, version = raw.get("type"), raw.get("v")
     if not isinstance(kind, str) or kind not in newest:
@@ -274,7 +277,7 @@ def upcast(raw: Raw, upcasters: Mapping[tuple[str, int], Upcaster], newest: Mapp
     return raw
 
 
-def _decode_raw(e: bytes) -> list[Raw]:
+def _decode_raw(e: bytes) -> list[EventJson]:
     try:
         return _raw_decoder.decode(e)
     except MALFORMED as problem:

@@ -41,7 +41,7 @@ CALLS_MAX = 1_000
 WAIT_S_MAX = 15 * 60.0
 """Longest wait after failures of the bank in a row, so that a repaired bank is soon noticed."""
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Cursor(Protocol):
@@ -216,7 +216,7 @@ class Poller:
         try:
             await self._tell(done, self.failures_in_a_row, wait_s)
         except LogUnavailable as problem:
-            _log.warning("the result of this poll could not be written to Redis: %s", problem)
+            log.warning("the result of this poll could not be written to Redis: %s", problem)
         return wait_s
 
     async def poll_once(self) -> Pass:
@@ -225,12 +225,12 @@ class Poller:
         self.failures_in_a_row = self.failures_in_a_row + 1 if done.problem else 0
         self._bank_failures = self._bank_failures + (not done.is_ours) if done.problem else 0
         if done.problem:
-            _log.warning("poll failed, %d in a row: %s", self.failures_in_a_row, done.problem)
+            log.warning("poll failed, %d in a row: %s", self.failures_in_a_row, done.problem)
         for unknown in done.looked.unknown:
-            _log.error("the bank does not know a payout that is open here: %s", unknown)
+            log.error("the bank does not know a payout that is open here: %s", unknown)
         if done.looked.failed:
             count, first = len(done.looked.failed), done.looked.failed[0]
-            _log.warning("%d of %d open payouts got no answer; %s", count, done.looked.looks, first)
+            log.warning("%d of %d open payouts got no answer; %s", count, done.looked.looks, first)
         return done
 
     def _wait_s(self, done: Pass) -> float:

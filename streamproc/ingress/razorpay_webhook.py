@@ -31,7 +31,7 @@ RETRY_AFTER_S = 5
 _EVENT_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _SIGNATURE = re.compile(rb"[0-9a-f]{64}")
 _JSON = b"application/json"
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def verify(body: bytes, signature: str | bytes | None, secrets: Iterable[bytes]) -> bool:
@@ -67,8 +67,8 @@ class RazorpayWebhook:
         self._body_bytes_max = body_bytes_max
         self._fallback_account = fallback_account
         self._body_in_time, self._append_in_time = Deadlines(BODY_READ_S_MAX), Deadlines(APPEND_S_MAX)
-        self._strangers = ThrottledWarning(_log, "webhooks refused, signature missing or wrong")
-        self._unwritten = ThrottledWarning(_log, "webhooks answered 503, since the log is away")
+        self._strangers = ThrottledWarning(log, "webhooks refused, signature missing or wrong")
+        self._unwritten = ThrottledWarning(log, "webhooks answered 503, since the log is away")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
@@ -93,7 +93,7 @@ class RazorpayWebhook:
             with self._append_in_time.within():
                 appended = await self._producer.append(translated.append)
         except InputError as problem:
-            _log.warning(
+            log.warning(
                 "webhook refused: its signature is valid, but its body of %d bytes is not a payload",
                 len(body),
             )

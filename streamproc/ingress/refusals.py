@@ -32,7 +32,7 @@ TEXT_CHARS_MAX = 200
 Channel: TypeAlias = Literal["slack", "api"]
 _NO_ACCOUNT = ""
 """Accounts decide the partition; the hash of no account is 0, so these are in partition 0, as tokens are."""
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class ThrottledWarning:
@@ -102,7 +102,7 @@ class Refusals:
                 await self._write_due()
         except TimeoutError:
             left = {kind: seen.count for kind, seen in self._kinds.items() if seen.count}
-            _log.warning("the log did not answer within %g s; refusals not written: %s", LEAVE_S_MAX, left)
+            log.warning("the log did not answer within %g s; refusals not written: %s", LEAVE_S_MAX, left)
 
     def note(self, *, channel: Channel, subject: str, what: str, problem: str, payout: str = "") -> None:
         """Record that somebody was refused. Returns at once and never fails.
@@ -161,7 +161,7 @@ class Refusals:
                 await self._producer.append(Append(_NO_ACCOUNT, (), (event,)))
         except (LogUnavailable, TimeoutError) as problem:
             why = str(problem) or f"no answer within {APPEND_S_MAX:g} s"
-            _log.warning("%d refusals are not in the log yet (%s): %s", count, why, _said(event))
+            log.warning("%d refusals are not in the log yet (%s): %s", count, why, _said(event))
             return False
         return True
 
@@ -169,7 +169,7 @@ class Refusals:
 def _loud(task: asyncio.Task[None]) -> None:
     """Log a defect that ended the writer at once: from then on refusals are only counted."""
     if not task.cancelled() and task.exception() is not None:
-        _log.error("ALARM, refusals are not written to the log any more", exc_info=task.exception())
+        log.error("ALARM, refusals are not written to the log any more", exc_info=task.exception())
 
 
 def _cut(text: str) -> str:

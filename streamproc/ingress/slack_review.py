@@ -64,7 +64,7 @@ _TIMESTAMP = re.compile(rb"[0-9]{1,12}")
 _JSON = b"application/json"
 _TEXT = b"text/plain"
 _NOT_ASKED = "clicked Reject; no reason was asked for, since the answer could not count then"
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Hold(Struct, frozen=True):
@@ -147,7 +147,7 @@ class SlackReview:
         self._body_bytes_max = body_bytes_max
         self._body_in_time = Deadlines(BODY_READ_S_MAX)
         self._in_hand = 0
-        self._strangers = ThrottledWarning(_log, f"requests to {PATH} that Slack did not sign, refused")
+        self._strangers = ThrottledWarning(log, f"requests to {PATH} that Slack did not sign, refused")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns without an answer when the sender has gone."""
@@ -175,12 +175,12 @@ class SlackReview:
         except RefusedRequest as problem:
             refused = problem
         except NotNow as problem:
-            _log.warning("a click in Slack was not taken: %s", problem.detail)
+            log.warning("a click in Slack was not taken: %s", problem.detail)
             await send_problem(send, problem.status, problem.detail)
             return
         except (LogUnavailable, LogBroken, TryAgain, JobFailed, TimeoutError) as problem:
             why = str(problem) or f"no answer within {ANSWER_S_MAX:g} s"
-            _log.warning("a click in Slack was not taken, the log or the archive is away: %s", why)
+            log.warning("a click in Slack was not taken, the log or the archive is away: %s", why)
             await send_problem(send, 503, "this cannot be recorded now; click again")
             return
         else:
@@ -191,7 +191,7 @@ class SlackReview:
 
     def _audit(self, subject: str, refused: RefusedRequest) -> None:
         if subject:
-            _log.warning("a request to %s was refused: %s", PATH, refused.detail)
+            log.warning("a request to %s was refused: %s", PATH, refused.detail)
         else:
             self._strangers.count()
         self._refusals.note(
@@ -231,7 +231,7 @@ class SlackReview:
         """Do what the request asks; the body of the answer."""
         match interaction:
             case NotForUs():
-                _log.info("a request from Slack has nothing for us: %s", interaction.what)
+                log.info("a request from Slack has nothing for us: %s", interaction.what)
             case ApproveClick():
                 answer = self._submission(interaction, "approve", "approved by the button in Slack")
                 await self._append(answer, await self._hold(answer), claim)

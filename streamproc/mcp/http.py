@@ -39,7 +39,7 @@ _WHO: Final = (
 FOREIGN: Final = frozenset({403, 421})
 """What the SDK says to a foreign `Origin` or `Host`."""
 _SDK_GUARD: Final = logging.getLogger("mcp.server.transport_security")
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def token_of(context: Context) -> str:
@@ -71,7 +71,7 @@ class Front:
         self._within = Deadlines(BODY_READ_S_MAX)
         self._in_hand = 0
         self._foreign = ThrottledWarning(
-            _log, "requests refused whose Host or Origin STREAMPROC_MCP_HOSTS does not name"
+            log, "requests refused whose Host or Origin STREAMPROC_MCP_HOSTS does not name"
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,5 +167,5 @@ async def serve_http(
         async with manager.run():
             front = SecurityHeaders(Front(manager.handle_request, body_bytes_max=body_bytes_max))
             listener = server_of(front, host=host, port=port, drain_s=drain_s)
-            _log.info("MCP is spoken at http://%s:%d%s", host, port, PATH)
+            log.info("MCP is spoken at http://%s:%d%s", host, port, PATH)
             await serve_until(stopping, listener, sockets)

@@ -12,13 +12,13 @@ from streamproc.mcp.server import server_of
 from streamproc.mcp.stdio import serve_stdio
 from streamproc.settings import Settings
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 async def run_stdio(settings: Settings, url: str, token: str, stopping: asyncio.Event) -> None:
     """Serve one client over stdin and stdout, with one token."""
     async with aclosing(OwnApi(url)) as api:
-        _log.info("MCP is spoken over stdin and stdout; the API is %s", url)
+        log.info("MCP is spoken over stdin and stdout; the API is %s", url)
         calls = Calls(api, public_url=settings.public_url, stopping=stopping)
         await serve_stdio(
             server_of(calls, lambda _context: token), stopping, drain_s=requests_s(settings.drain_s)
@@ -28,7 +28,7 @@ async def run_stdio(settings: Settings, url: str, token: str, stopping: asyncio.
 async def run_http(settings: Settings, url: str, stopping: asyncio.Event) -> None:
     """Serve clients over HTTP, each with its own token."""
     async with aclosing(OwnApi(url)) as api:
-        _log.info("the API is %s", url)
+        log.info("the API is %s", url)
         calls = Calls(api, public_url=settings.public_url, stopping=stopping)
         await serve_http(
             server_of(calls, token_of),

@@ -29,7 +29,7 @@ TOOLS_FRESH_MS: Final = 3_600_000
 """How long clients may cache the tools, which change only with the version of the process."""
 REFUSED: Final = "streamproc.token_refused"
 """Set in a request's ASGI scope if the API does not know its token: the answer over HTTP is then 401 too."""
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Context: TypeAlias = "ServerRequestContext[Any, Any]"
 
@@ -49,9 +49,9 @@ def server_of(calls: Calls, token_of: Callable[[Context], str]) -> Server[Any]:
         caller = Caller(token_of(context), _traceparent(context))
         try:
             answer = await calls.call(tool, params.arguments or {}, caller)
-        except Exception:  # noqa: BLE001
+        except Exception:
             # A defect. The SDK would show some clients Python's own text, which belongs in our log.
-            _log.exception("%s failed", tool.name)
+            log.exception("%s failed", tool.name)
             answer = ToolAnswer(of_defect(asks=tool.asks))
         if answer.status == 401 and context.request is not None:
             context.request.scope[REFUSED] = True

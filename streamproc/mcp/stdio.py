@@ -44,7 +44,7 @@ IN_HAND_MAX: Final = 256
 """Most unanswered requests; then nothing more is read until the client has read answers."""
 CLOSE_S_MAX: Final = 5.0
 """For the SDK to end and the last answers to be written, once every request is answered or given up."""
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Incoming = MemoryObjectSendStream[SessionMessage | Exception]
 
@@ -125,7 +125,7 @@ async def _ended(task: asyncio.Task[Any]) -> None:
     try:
         await task
     except (BrokenPipeError, ConnectionResetError):
-        _log.info("the client has gone")
+        log.info("the client has gone")
     except asyncio.CancelledError:
         current = asyncio.current_task()
         if current is not None and current.cancelling():
@@ -164,7 +164,7 @@ def _no_message(problem: ValueError) -> JSONRPCError:
         )
     else:
         code, text = INVALID_REQUEST, str(problem)
-    _log.warning("a line of stdin was refused: %s", text)
+    log.warning("a line of stdin was refused: %s", text)
     return JSONRPCError(jsonrpc="2.0", id=None, error=ErrorData(code=code, message=text))
 
 

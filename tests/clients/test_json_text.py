@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from streamproc.clients.json_text import NESTING_MAX, NotJson, decode_json
+from streamproc.clients.json_text import NESTING_MAX, NotJson, decode_json, names_are_unique
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,13 @@ from streamproc.clients.json_text import NESTING_MAX, NotJson, decode_json
 def test_what_is_not_json_is_said_to_be_so(body: bytes) -> None:
     with pytest.raises(NotJson):
         decode_json(body)
+
+
+def test_a_number_that_nobody_can_hold_is_refused_as_such_and_one_of_the_last_length_is_taken() -> None:
+    with pytest.raises(NotJson, match="it holds a number with too many digits"):
+        decode_json(b"[" + b"9" * 4_301 + b"]")
+    assert names_are_unique(b"[" + b"9" * 4_300 + b"]")
+    assert decode_json(b"[" + b"9" * 4_300 + b"]") == [10**4_300 - 1]
 
 
 def test_nesting_at_the_limit_is_taken_and_one_level_more_is_not() -> None:

@@ -222,7 +222,7 @@ async def test_from_a_recovery_on_nobody_knows_when_the_log_began_and_the_bank_i
         assert await client.hexists(META, BEGUN)
         await mark_recovering(client, 1, 7)
         assert not await client.hexists(META, BEGUN)
-        assert await read_marks(client) == LogMarks(1, recovering=True, unreconciled=False)
+        assert await read_marks(client) == LogMarks(1, recovering=True, unreconciled=True)
         with pytest.raises(LogBroken, match="recover"):
             await open_log(client, partitions=1, groups=("g",))
         await mark_recovered(client, [0], 7)
@@ -243,7 +243,7 @@ async def test_what_was_lost_is_opened_after_a_recovery_by_as_many_partitions_as
     async with connected(redis_url) as client:
         assert await read_marks(client) == LogMarks(None, recovering=False, unreconciled=False)
         await mark_recovering(client, 2, 7)
-        assert await read_marks(client) == LogMarks(2, recovering=True, unreconciled=False)
+        assert await read_marks(client) == LogMarks(2, recovering=True, unreconciled=True)
         await mark_recovered(client, [0, 1], 7)
         with pytest.raises(LogBroken, match="this log was made with 2"):
             await open_log(client, partitions=1, groups=("g",))
