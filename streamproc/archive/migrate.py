@@ -42,8 +42,9 @@ STATEMENT_TIMEOUT_S = 600
 async def upgrade(dsn: str) -> list[str]:
     """Bring the schema to its newest revision; the revisions applied now, oldest first.
 
-    Safe to repeat and to run twice at once. Raises JobFailed if Postgres cannot be reached or refuses; the schema is
-    then as it was.
+    A schema of a later version is left as it is: each revision leaves the version before it at work, so that a version
+    can be taken back. Safe to repeat and to run twice at once. Raises JobFailed if Postgres cannot be reached or
+    refuses, or if the revision is none of ours; the schema is then as it was.
     """
     return await _run(dsn, _upgrade)
 
@@ -56,6 +57,11 @@ async def current(dsn: str) -> str | None:
 def newest() -> str:
     """The newest revision that this version of streamproc knows."""
     return _scripts().get_current_head() or ""
+
+
+def is_later(revision: str) -> bool:
+    """Whether a revision is of a later version of streamproc than this one."""
+    return revision.isdigit() and int(revision) > int(newest())
 
 
 async def _run(dsn: str, work: Callable[[Connection], T]) -> T:
@@ -104,6 +110,14 @@ def _upgrade(connection: Connection) -> list[str]:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'")
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATE_LOCK})")
     scripts, applied = _scripts(), list[str]()
+    at = _current(connection)
+    if at is not None and is_later(at):
+        return applied
+    if at is not None and at not in {script.revision for script in scripts.walk_revisions()}:
+        raise JobFailed(
+            f"the table alembic_version says {at}, which is no revision of ours: another program's tables are in this"
+            " schema; name a database of its own in STREAMPROC_POSTGRES_DSN"
+        )
 
     def pending(revision: str, _: MigrationContext) -> list[MigrationStep]:
         steps = scripts._upgrade_revs("head", revision)  # as alembic.command.upgrade does

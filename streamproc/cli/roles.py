@@ -169,12 +169,21 @@ def migrate(as_json: bool) -> None:
     settings = discover(load(os.environ))
     require(settings, "migrate")
     from projections.schema import prepare
-    from streamproc.archive.migrate import newest
+    from streamproc.archive.migrate import current, is_later, newest
 
-    applied = output.run(prepare(settings.postgres_dsn.reveal()))
+    async def brought() -> tuple[list[str], str]:
+        dsn = settings.postgres_dsn.reveal()
+        return await prepare(dsn), await current(dsn) or ""
+
+    applied, revision = output.run(brought())
     if as_json:
-        output.say_json({"applied": applied, "revision": newest()})
-    elif applied:
+        output.say_json({"applied": applied, "revision": revision})
+        return
+    if applied:
         click.echo(f"applied {', '.join(applied)}")
-    else:
-        click.echo(f"nothing to do: the schema is at {newest()}")
+    if is_later(revision):
+        click.echo(
+            f"the schema is at {revision}, of a later version, and stays so: this one knows {newest()}"
+        )
+    elif not applied:
+        click.echo(f"nothing to do: the schema is at {revision}")

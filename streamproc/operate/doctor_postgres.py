@@ -10,7 +10,7 @@ from streamproc.archive.blockers import blocking
 from streamproc.archive.gauges import VIEWS_LATE_S, views_behind
 from streamproc.archive.hosts import primaries
 from streamproc.archive.lookup import connection_slots, refuses_writes
-from streamproc.archive.migrate import SCHEMA_HIDDEN, SCHEMA_TODO, current, newest
+from streamproc.archive.migrate import SCHEMA_HIDDEN, SCHEMA_TODO, current, is_later, newest
 from streamproc.archive.pool import acquired, opened_pool
 from streamproc.archive.store import refusals_as_job_failed
 from streamproc.operate.connections import need_of, too_few
@@ -77,10 +77,16 @@ async def examine_postgres(settings: Settings) -> list[Check]:
         checks += [await _connections(settings, pool), *await _blocked(pool)]
         if at is None and await _sees_no_schema(pool):
             return [*checks, Check("schema", "bad", SCHEMA_HIDDEN, SCHEMA_TODO)]
-        if at != wanted:
+        if at is not None and is_later(at):
+            detail = f"at {at}, of a later version: this one knows {wanted}, and works with it"
+            schema = Check(
+                "schema", "note", detail, "what the later version wrote waits until it is started again"
+            )
+        elif at != wanted:
             detail = f"at {at or 'nothing'}, the newest is {wanted}"
             return [*checks, Check("schema", "bad", detail, "run `streamproc migrate`")]
-        schema = Check("schema", "ok", f"at {at}, the newest")
+        else:
+            schema = Check("schema", "ok", f"at {at}, the newest")
         return [*checks, schema, await _views(pool), *await checkpoint_checks(settings)]
 
 

@@ -36,6 +36,30 @@ async def test_of_two_upgrades_at_once_one_does_the_work(postgres: str):
     assert await current(postgres) == newest()
 
 
+async def test_a_version_that_is_taken_back_leaves_the_schema_of_the_later_one_as_it_is(postgres: str):
+    """Its `up` and the job before its roles run `migrate`: were that refused, nothing could be taken back."""
+    await prepare(postgres)
+    await set_revision(postgres, "9999")
+    assert await prepare(postgres) == []
+    assert await current(postgres) == "9999"
+
+
+async def test_the_tables_of_another_program_are_one_clear_error(postgres: str):
+    await upgrade(postgres)
+    await set_revision(postgres, "ae1027a6acf")
+    with pytest.raises(JobFailed, match="ae1027a6acf, which is no revision of ours"):
+        await upgrade(postgres)
+    assert await current(postgres) == "ae1027a6acf"
+
+
+async def set_revision(dsn: str, revision: str) -> None:
+    db = await asyncpg.connect(dsn)
+    try:
+        await db.execute("UPDATE alembic_version SET version_num = $1", revision)
+    finally:
+        await db.close()
+
+
 async def test_an_upgrade_needs_no_file_of_the_working_directory(
     postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

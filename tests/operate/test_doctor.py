@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 
@@ -548,6 +549,17 @@ async def test_a_schema_that_the_user_may_not_use_is_not_taken_for_none(
     schema = (await examined(environment(redis_url, hidden, bank)))["schema"]
     assert (schema.status, "may not use the schema of our tables" in schema.detail) == ("bad", True)
     assert schema.todo.startswith("GRANT USAGE")
+
+
+async def test_a_schema_of_a_later_version_is_a_note_since_this_one_works_with_it(
+    redis_url: str, postgres: str, bank: Sandbox
+):
+    await prepare(postgres)
+    db = await asyncpg.connect(postgres)
+    await db.execute("UPDATE alembic_version SET version_num = '9999'")
+    await db.close()
+    schema = (await examined(environment(redis_url, postgres, bank)))["schema"]
+    assert (schema.status, "9999, of a later version" in schema.detail) == ("note", True)
 
 
 async def test_a_schema_that_was_never_made_a_missing_group_and_another_partition_count_are_bad(
