@@ -278,7 +278,7 @@ async def _take_refused_since(attempt: Attempt) -> int:
     if not kept:
         return attempt.ctx.now_us
     await cache.put_many({name: (b"", REFUSED_KEPT_S)})
-    return int(kept)
+    return min(int(kept), attempt.ctx.now_us)  # now, if the clock went back
 
 
 async def _refused(attempt: Attempt, answer: CommandAnswer, since: int) -> BankPayout | None:

@@ -348,6 +348,8 @@ async def test_a_refusal_is_a_failure_once_all_attempts_of_an_hour_were_refused_
     assert await attempted(2 * hour_s + 910) == []
     assert await attempted(3 * hour_s + 900) == []
     assert await attempted(3 * hour_s + 910) == ["refused"]
+    assert await attempted(hour_s) == []  # the clock went back
+    assert await attempted(2 * hour_s) == ["refused"]
 
 
 async def test_nothing_is_at_the_bank_of_an_intent_that_is_held_or_rejected(redis_url: str) -> None:
