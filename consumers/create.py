@@ -78,14 +78,19 @@ async def create(attempt: Attempt) -> BankPayout | None:
             return _bind(attempt, mine, "already")
         _refuse_doubtful(attempt, answered)
     _refuse_forgotten(work, found, (ctx.now_us - attempt.decided_at) / 1_000_000)
+    refused_since = await _take_refused_since(attempt) if work.taken else ctx.now_us
     if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
             if _pays_the_same(record, payout):
                 record_sighting(attempt, payout)
         return None
-    refused_since = await _take_refused_since(attempt) if work.taken else ctx.now_us
-    answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
+    try:
+        answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
+    except TryAgain as problem:
+        if not problem.may_be_done:
+            await _keep_refused_since(attempt, refused_since)
+        raise
     if answer.outcome == "done":
         return _bind(attempt, _checked(record, answer), "done", answer.http_status)
     return await _refused(attempt, answer, refused_since)
@@ -281,13 +286,18 @@ async def _take_refused_since(attempt: Attempt) -> int:
     return min(int(kept), attempt.ctx.now_us)  # now, if the clock went back
 
 
+async def _keep_refused_since(attempt: Attempt, since: int) -> None:
+    """The attempt that began was refused too, or made no call. Of a first one there is nothing to keep."""
+    if attempt.work.taken:
+        kept = str(since).encode()
+        await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, REFUSED_KEPT_S)})
+
+
 async def _refused(attempt: Attempt, answer: CommandAnswer, since: int) -> BankPayout | None:
     """The bank refused with a 4xx, as it does since then (µs). Its list says whether the payout exists all the same;
     else the refusal is recorded, unless an earlier attempt may still turn up."""
     record = attempt.work.known()
-    if attempt.work.taken:
-        kept = str(since).encode()
-        await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, REFUSED_KEPT_S)})
+    await _keep_refused_since(attempt, since)
     assert record.intent is not None
     problem = without_personal(answer.problem, record.intent.beneficiary)
     found = (await attempt.bank.find(attempt.debit.number, record.payout)).payouts

@@ -302,17 +302,17 @@ class Kept(NoCache):
 
 
 class Refusing:
-    """A bank that shows nothing, and refuses each order whose answer does not get lost."""
+    """A bank that shows nothing, and refuses each order for which nothing else comes."""
 
     def __init__(self) -> None:
-        self.loses = False
+        self.problem: TryAgain | None = None
 
     async def find(self, _account_number: str, _reference: str) -> Found:
         return Found([])
 
     async def create(self, _order: bytes, _key: str) -> CommandAnswer:
-        if self.loses:
-            raise OutcomeUnknown("no answer in time")
+        if self.problem is not None:
+            raise self.problem
         return CommandAnswer(http_status=400, outcome="refused", code="BAD_REQUEST_ERROR", problem="balance")
 
 
@@ -329,9 +329,9 @@ async def test_a_refusal_is_a_failure_once_all_attempts_of_an_hour_were_refused_
     async def book_now() -> PolicyBook:
         return book
 
-    async def attempted(after_s: int, *, lost: bool = False) -> list[str]:
-        """The outcomes that an attempt records, so long after the decision; `lost`: its answer is."""
-        bank.loses = lost
+    async def attempted(after_s: int, problem: TryAgain | None = None) -> list[str]:
+        """The outcomes that an attempt records, so long after the decision; `problem`: it got no answer."""
+        bank.problem = problem
         work = Work(b"5-1", [decided], asked.payout, taken=True)
         work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
         ctx: Any = BatchContext(NOW + after_s * 1_000_000, 0, book, at_once, cache, book_now, at_once)  # type: ignore[arg-type]
@@ -341,11 +341,12 @@ async def test_a_refusal_is_a_failure_once_all_attempts_of_an_hour_were_refused_
             await creating.create(attempt)
         return [event.outcome for event in work.out if isinstance(event, e.BankCommandAnswered)]
 
-    hour_s = creating.LOST_FOR_GOOD_S
-    assert await attempted(2 * hour_s, lost=True) == []
+    hour_s, lost, unsent = creating.LOST_FOR_GOOD_S, OutcomeUnknown("no answer"), TryAgain("no turn")
+    assert await attempted(2 * hour_s, lost) == []
     assert await attempted(2 * hour_s + 10) == []
-    assert await attempted(2 * hour_s + 900, lost=True) == []
+    assert await attempted(2 * hour_s + 900, lost) == []
     assert await attempted(2 * hour_s + 910) == []
+    assert await attempted(3 * hour_s, unsent) == []
     assert await attempted(3 * hour_s + 900) == []
     assert await attempted(3 * hour_s + 910) == ["refused"]
     assert await attempted(hour_s) == []  # the clock went back
