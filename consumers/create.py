@@ -39,6 +39,11 @@ AHEAD_S_MAX = 86_400
 LOST_FOR_GOOD_S = 3_600
 """A payout may appear this long after a call whose answer was lost: the bank advises to look for it for up to an
 hour."""
+REFUSED = "refused:"
+"""Begins the name, followed by the decision's event id, under which Redis keeps since when (µs) each attempt was
+refused. If it loses that, the bank is asked for longer."""
+REFUSED_KEPT_S = 2 * LOST_FOR_GOOD_S
+"""For how long; the bank is asked again much sooner."""
 LOOK_AGAIN_S = 5.0
 """Least time between two looks for it; the interval grows."""
 DECIDED_AT_ONCE_S = 2.0
@@ -73,16 +78,22 @@ async def create(attempt: Attempt) -> BankPayout | None:
             return _bind(attempt, mine, "already")
         _refuse_doubtful(attempt, answered)
     _refuse_forgotten(work, found, (ctx.now_us - attempt.decided_at) / 1_000_000)
+    refused_since = await _take_refused_since(attempt) if work.taken else ctx.now_us
     if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
             if _pays_the_same(record, payout):
                 record_sighting(attempt, payout)
         return None
-    answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
+    try:
+        answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
+    except TryAgain as problem:
+        if not problem.may_be_done:
+            await _keep_refused_since(attempt, refused_since)
+        raise
     if answer.outcome == "done":
         return _bind(attempt, _checked(record, answer), "done", answer.http_status)
-    return await _refused(attempt, answer)
+    return await _refused(attempt, answer, refused_since)
 
 
 async def look_for_lost(attempt: Attempt) -> None:
@@ -104,13 +115,13 @@ async def look_for_lost(attempt: Attempt) -> None:
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
         take_for_ours(attempt, oldest.id, oldest.status)
         return
-    _wait_for_lost(attempt, "was stopped after an attempt whose answer is lost")
+    _wait_for_lost(attempt, attempt.decided_at, "was stopped after an attempt whose answer is lost")
     record_answer(attempt, "create", "not_needed", "")
 
 
-def _wait_for_lost(attempt: Attempt, why: str) -> None:
-    """Raise TryAgain while a payout may still turn up that an earlier attempt made."""
-    waited_s = (attempt.ctx.now_us - attempt.decided_at) / 1_000_000
+def _wait_for_lost(attempt: Attempt, since: int, why: str) -> None:
+    """Raise TryAgain while a payout may still turn up that an attempt before `since` (µs) made."""
+    waited_s = (attempt.ctx.now_us - since) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
         raise TryAgain(
             f"intent {attempt.work.payout} {why}; it is looked for at the bank for {LOST_FOR_GOOD_S // 60} minutes, and"
@@ -264,10 +275,29 @@ def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
     return payout
 
 
-async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None:
-    """The bank refused with a 4xx. Its list says whether the payout exists all the same; else the refusal is recorded,
-    unless an earlier attempt may still turn up."""
+async def _take_refused_since(attempt: Attempt) -> int:
+    """Since when (µs) the bank has refused each attempt, so that what turns up late was made before; now if it has not,
+    or nobody knows. It is forgotten until the attempt that begins now is refused too: that one's answer may be lost."""
+    name, cache = REFUSED + attempt.caused_by, attempt.ctx.cache
+    [kept] = await cache.get_many([name])
+    if not kept:
+        return attempt.ctx.now_us
+    await cache.put_many({name: (b"", REFUSED_KEPT_S)})
+    return min(int(kept), attempt.ctx.now_us)  # now, if the clock went back
+
+
+async def _keep_refused_since(attempt: Attempt, since: int) -> None:
+    """The attempt that began was refused too, or made no call. Of a first one there is nothing to keep."""
+    if attempt.work.taken:
+        kept = str(since).encode()
+        await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, REFUSED_KEPT_S)})
+
+
+async def _refused(attempt: Attempt, answer: CommandAnswer, since: int) -> BankPayout | None:
+    """The bank refused with a 4xx, as it does since then (µs). Its list says whether the payout exists all the same;
+    else the refusal is recorded, unless an earlier attempt may still turn up."""
     record = attempt.work.known()
+    await _keep_refused_since(attempt, since)
     assert record.intent is not None
     problem = without_personal(answer.problem, record.intent.beneficiary)
     found = (await attempt.bank.find(attempt.debit.number, record.payout)).payouts
@@ -287,7 +317,9 @@ async def _refused(attempt: Attempt, answer: CommandAnswer) -> BankPayout | None
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
     if attempt.work.taken:
-        _wait_for_lost(attempt, f"was refused with {said}, and an earlier attempt's answer may be lost")
+        _wait_for_lost(
+            attempt, since, f"was refused with {said}, and an earlier attempt's answer may be lost"
+        )
     refusal = Said(answer.http_status, answer.code, problem)
     record_answer(attempt, "create", "refused", "failed", said=refusal, caused_by=attempt.caused_by)
     return None

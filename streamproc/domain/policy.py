@@ -141,7 +141,7 @@ class PolicyBook:
         state = self._scopes.get(f"agent:{agent}")
         if state is None or state.effective is None:
             return None
-        policy = effective_policy({}, state.effective)
+        policy = effective_policy({}, state.effective, is_in_force=True)
         allowed, blocked = compile_domains(policy.allowed_domains), compile_domains(policy.blocked_domains)
         self._agents[agent] = AgentPolicy(state.version, policy, allowed, blocked)
         return self._agents[agent]
@@ -152,7 +152,8 @@ class PolicyBook:
         if own is None:
             return known
         report = Report(scope)
-        limits = read_limits(own, report, (), of_account=scope.startswith("account:"))
+        of_account = scope.startswith("account:")
+        limits = read_limits(own, report, (), of_account=of_account, is_in_force=True)
         report.refuse_if_any()
         self._limits[scope] = limits
         return limits

@@ -6,6 +6,7 @@ so that a person can correct a file in one go. Amounts are integer paise: floats
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -266,9 +267,9 @@ def _hours(value: object) -> tuple[int, int]:
     return begins, ends
 
 
-def _timezone(value: object) -> str:
+def _timezone(value: object, *, is_in_force: bool = False) -> str:
     try:
-        return time_zone(value if isinstance(value, str) else "")
+        return time_zone(value if isinstance(value, str) else "", is_in_force=is_in_force)
     except ValueError as problem:
         raise ValueError(f"{problem}, not {shown(value)}") from None
 
@@ -307,6 +308,12 @@ POLICY_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {
     "count_fees": _flag,
 }
 ACCOUNT_FIELDS: dict[str, Reader] = SCOPE_FIELDS | {"fee_fund_accounts": _list_of(fund_account)}
+_zone_in_force = partial(_timezone, is_in_force=True)
+_IN_FORCE: dict[str, Reader] = {
+    "timezone": _optional(_zone_in_force),
+    "anomaly_profile": _optional(lambda value: read_profile(value, _zone_in_force)),
+}
+"""How what is in force is read where a file may not say so any more."""
 _ATTRIBUTE = {"hold_ttl": "hold_ttl_s"}
 _FIELD = {attribute: field for field, attribute in _ATTRIBUTE.items()}
 _RISING = (
@@ -316,15 +323,19 @@ _RISING = (
 """Fields whose values, if set, may not fall from left to right."""
 
 
-def read_policy(fields: object, report: Report, path: Path) -> Policy:
+def read_policy(fields: object, report: Report, path: Path, *, is_in_force: bool = False) -> Policy:
     """An agent's policy from its fields; problems go to *report*, and the result is then meaningless."""
-    values = _read(fields, POLICY_FIELDS, report, path)
+    values = _read(fields, POLICY_FIELDS | _IN_FORCE if is_in_force else POLICY_FIELDS, report, path)
     return Policy(**{_ATTRIBUTE.get(name, name): value for name, value in values.items()})  # type: ignore[arg-type]
 
 
-def read_limits(fields: object, report: Report, path: Path, *, of_account: bool = False) -> ScopeLimits:
+def read_limits(
+    fields: object, report: Report, path: Path, *, of_account: bool = False, is_in_force: bool = False
+) -> ScopeLimits:
     """An account's or a team's limits; problems go to *report*, and the result is then meaningless."""
     readers = ACCOUNT_FIELDS if of_account else SCOPE_FIELDS
+    if is_in_force:
+        readers = readers | {"timezone": _IN_FORCE["timezone"]}
     return ScopeLimits(**_read(fields, readers, report, path))  # type: ignore[arg-type]
 
 
@@ -357,10 +368,12 @@ def _check_order(values: Fields, report: Report, path: Path) -> None:
                 report.add((*path, smaller), f"{smaller} {low} is above {larger} {high}")
 
 
-def effective_policy(defaults: Mapping[str, object], own: Mapping[str, object]) -> Policy:
+def effective_policy(
+    defaults: Mapping[str, object], own: Mapping[str, object], *, is_in_force: bool = False
+) -> Policy:
     """*own* over *defaults* over the meaning of absent fields. InputError names every problem."""
     report = Report("policy")
-    policy = read_policy({**defaults, **own}, report, ())
+    policy = read_policy({**defaults, **own}, report, (), is_in_force=is_in_force)
     report.refuse_if_any()
     return policy
 

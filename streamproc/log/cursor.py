@@ -14,8 +14,6 @@ from streamproc.log.scripts import Script
 
 _move_cursor = Script("move_cursor", "checks")
 US = 1_000_000
-HANDLED_S = 60
-"""What a pass has appended is in the payouts' records after this at the latest: another worker may have it in hand."""
 
 
 class Covered(Struct, frozen=True):
@@ -38,9 +36,10 @@ class Covered(Struct, frozen=True):
         is_same = self.server == server and self.since <= now_s <= self.until
         return Covered(server, self.since if is_same else now_s + 1, next_s)
 
-    def knows(self, server: str, now_s: int, asked_s: int) -> bool:
-        """Whether the records have what was at the bank before a request of `asked_s`, as far as the list showed it."""
-        return self.server == server != "" and now_s <= self.until and asked_s >= self.since + HANDLED_S
+    def knows(self, server: str, now_s: int, asked_s: int, handled_s: float) -> bool:
+        """Whether the records have what was at the bank before a request of `asked_s`, as far as the list showed it.
+        They have what a pass has appended `handled_s` after it."""
+        return self.server == server != "" and now_s <= self.until and asked_s >= self.since + handled_s
 
 
 class PollState(Struct, frozen=True, kw_only=True):
@@ -119,15 +118,15 @@ class PollCursor:
         async with session(self._url, home=self._key) as client:
             return _server_of(await client.execute_command("INFO", "server", "replication"))
 
-    async def knows_what_came_before(self, asked_us: int) -> bool:
-        """Whether what the bank had before a request of then (µs) is known here, since the list is read all the
-        time."""
+    async def knows_what_came_before(self, asked_us: int, handled_s: float) -> bool:
+        """Whether what the bank had before a request of then (µs) is known here, since the list is read all the time.
+        `handled_s`: how long it may take until what a pass has appended is in the payouts' records."""
         async with session(self._url, home=self._key) as client:
             value = await client.get(self._state)
             server = _server_of(await client.execute_command("INFO", "server", "replication"))
             now_s = await clock_us(client) // US
         covered = msgspec.json.decode(value, type=PollState).covered if value else Covered()
-        return covered.knows(server, now_s, asked_us // US)
+        return covered.knows(server, now_s, asked_us // US, handled_s)
 
     async def save_state(self, state: PollState) -> None:
         """Save the poller's state."""

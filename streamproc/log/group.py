@@ -164,6 +164,7 @@ class Consumer:
                 if self._lost_beside is not None:
                     raise self._lost_beside  # connects anew, and takes up again all that is pending with us
                 await self._acknowledge(client, is_quiet=is_quiet)
+            self._leave_quarantine()  # what was to be handled apart is left to others, and slow lanes may need the turn
             # A read under way may have been given entries: unblock it, and handle them, and what the upkeep has found.
             with named_errors():
                 await client.client_unblock(reader_id)

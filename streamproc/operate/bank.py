@@ -10,6 +10,7 @@ from streamproc.clients.http import OutboundClient
 from streamproc.clients.limiter import Limiter, SharedLimiter
 from streamproc.clients.oauth import TokenKeeper, vault_name
 from streamproc.clients.razorpay import Razorpay, open_razorpay
+from streamproc.log.batch import BATCH_TIMEOUT_S
 from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.pace import Pace
@@ -56,7 +57,13 @@ async def bank_unasked(settings: Settings, account: str, asked_us: int) -> bool:
         if await unreconciled_run(client) is not None:
             return True
     cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
-    return not await cursor.knows_what_came_before(asked_us)
+    return not await cursor.knows_what_came_before(asked_us, handled_s(settings))
+
+
+def handled_s(settings: Settings) -> float:
+    """After how long what was appended is handled although a worker stood still with it: once CLAIM_IDLE is over, for
+    which others look at each quarter of it, another one handles it with a batch."""
+    return 1.5 * settings.claim_idle_s + BATCH_TIMEOUT_S
 
 
 def _tokens(settings: Settings, stack: AsyncExitStack) -> TokenKeeper | None:

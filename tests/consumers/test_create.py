@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -286,6 +286,71 @@ async def test_a_refusal_after_a_lost_answer_is_a_failure_once_the_first_attempt
         await gate.engine.producer.append(request(asked))
         record = await gate.ends(asked.payout, "failed")
         assert (record.failure, len(calls) > 2) == ("BAD_REQUEST_ERROR: balance", True)
+
+
+class Kept(NoCache):
+    """A cache in memory."""
+
+    def __init__(self) -> None:
+        self.values = dict[str, bytes]()
+
+    async def get_many(self, digests: Sequence[str]) -> list[bytes | None]:
+        return [self.values.get(digest) for digest in digests]
+
+    async def put_many(self, values: Mapping[str, tuple[bytes, int]]) -> None:
+        self.values |= {digest: value for digest, (value, _) in values.items()}
+
+
+class Refusing:
+    """A bank that shows nothing, and refuses each order for which nothing else comes."""
+
+    def __init__(self) -> None:
+        self.problem: TryAgain | None = None
+
+    async def find(self, _account_number: str, _reference: str) -> Found:
+        return Found([])
+
+    async def create(self, _order: bytes, _key: str) -> CommandAnswer:
+        if self.problem is not None:
+            raise self.problem
+        return CommandAnswer(http_status=400, outcome="refused", code="BAD_REQUEST_ERROR", problem="balance")
+
+
+async def test_a_refusal_is_a_failure_once_all_attempts_of_an_hour_were_refused_however_late_the_last_was_lost() -> (
+    None
+):
+    """The hour was that after the decision. So what an attempt made after it, which the bank's list did not show yet,
+    was told to be failed by the next refusal, and was paid besides what its agent asked for instead."""
+    asked, bank, cache, book = requested(300, at=NOW), Refusing(), Kept(), PolicyBook({})
+    record = fold([asked])
+    assert record is not None
+    decided = decision_of(record, None, "claimed", conclude(()), NOW)
+
+    async def book_now() -> PolicyBook:
+        return book
+
+    async def attempted(after_s: int, problem: TryAgain | None = None) -> list[str]:
+        """The outcomes that an attempt records, so long after the decision; `problem`: it got no answer."""
+        bank.problem = problem
+        work = Work(b"5-1", [decided], asked.payout, taken=True)
+        work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
+        ctx: Any = BatchContext(NOW + after_s * 1_000_000, 0, book, at_once, cache, book_now, at_once)  # type: ignore[arg-type]
+        debit = Debit("2323230000000000", ACCOUNT)
+        attempt = creating.Attempt(work, ctx, bank, debit, decided.at, "0:5-1:0", monotonic())
+        with suppress(TryAgain):
+            await creating.create(attempt)
+        return [event.outcome for event in work.out if isinstance(event, e.BankCommandAnswered)]
+
+    hour_s, lost, unsent = creating.LOST_FOR_GOOD_S, OutcomeUnknown("no answer"), TryAgain("no turn")
+    assert await attempted(2 * hour_s, lost) == []
+    assert await attempted(2 * hour_s + 10) == []
+    assert await attempted(2 * hour_s + 900, lost) == []
+    assert await attempted(2 * hour_s + 910) == []
+    assert await attempted(3 * hour_s, unsent) == []
+    assert await attempted(3 * hour_s + 900) == []
+    assert await attempted(3 * hour_s + 910) == ["refused"]
+    assert await attempted(hour_s) == []  # the clock went back
+    assert await attempted(2 * hour_s) == ["refused"]
 
 
 async def test_nothing_is_at_the_bank_of_an_intent_that_is_held_or_rejected(redis_url: str) -> None:

@@ -22,12 +22,13 @@ from streamproc.clients.razorpay import Found, Razorpay, open_razorpay
 from streamproc.domain.events import BankCommandAnswered, EntrySetAside, PayoutRequested
 from streamproc.domain.intent import Beneficiary
 from streamproc.errors import JobFailed
-from streamproc.log.cursor import HANDLED_S, PollCursor
+from streamproc.log.connection import connected
+from streamproc.log.cursor import PollCursor
 from streamproc.log.inspect import logged_entry
 from streamproc.log.lease import Lease
 from streamproc.log.names import Names
 from streamproc.log.stream import Producer
-from streamproc.operate.bank import bank_unasked
+from streamproc.operate.bank import bank_unasked, handled_s
 from streamproc.operate.poller_role import listing_of, teller
 from streamproc.operate.recover import look
 from tests import servers
@@ -95,8 +96,8 @@ class Site:
             shown["id"] for shown in await self.bank.show("payouts") if shown["reference_id"] == asked.payout
         ]
 
-    async def lists(self, url: str) -> None:
-        """A pass of the poller, some time ago."""
+    async def lists(self, url: str, ago_s: float | None = None) -> None:
+        """The first good pass of the poller, so long ago; None: what it found is handled since."""
         settings = settings_of(
             url,
             self.dsn,
@@ -111,8 +112,8 @@ class Site:
             await teller(cursor, lease, producer.now_us)(done, 0, 10.0)
         state = await cursor.state()
         assert state is not None
-        ago = replace(state.covered, since=state.covered.since - HANDLED_S - 60)
-        await cursor.save_state(replace(state, covered=ago))
+        since = state.pass_at - int(handled_s(settings) + 60 if ago_s is None else ago_s)
+        await cursor.save_state(replace(state, covered=replace(state.covered, since=since)))
 
     @asynccontextmanager
     async def set_back_after(self, asked: PayoutRequested) -> AsyncIterator[str]:
@@ -171,6 +172,19 @@ async def test_what_was_paid_since_and_is_asked_for_again_is_not_paid_again(
         await site.pays(engine, asked)
         assert await site.at_bank(asked) == [paid]
         assert site.looked_for == [asked.payout]
+
+
+async def test_what_a_worker_that_stands_still_has_in_hand_of_the_list_is_not_paid_again(site: Site) -> None:
+    """For longer than CLAIM_IDLE, 60 s here as by default, before another one took it over: it was paid again."""
+    asked = requested(payee=PAYEE)
+    async with site.set_back_after(asked) as url, connected(url, name="still") as still:
+        [paid] = await site.at_bank(asked)
+        await site.lists(url, ago_s=75)
+        held = await still.xreadgroup("governance", "still", {Names(0).log: ">"})
+        assert len(held) == 1
+        async with site.at_work(url) as engine:
+            await site.pays(engine, asked)
+            assert await site.at_bank(asked) == [paid]
 
 
 async def test_once_the_list_was_read_nothing_is_paid_again_and_nothing_else_is_looked_for(

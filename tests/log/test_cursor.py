@@ -7,11 +7,12 @@ import pytest
 
 from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.log.connection import connected
-from streamproc.log.cursor import HANDLED_S, Covered, PollCursor, PollState, ReconcileState
+from streamproc.log.cursor import Covered, PollCursor, PollState, ReconcileState
 from tests import servers
 from tests.restartable import restartable
 
 NOBODY = "redis://127.0.0.1:1/0"
+HANDLED_S = 60
 
 
 def cursor(url: str, account: str = "acc_1") -> PollCursor:
@@ -107,7 +108,7 @@ async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) 
         PollCursor.load,
         PollCursor.state,
         PollCursor.server,
-        lambda one: one.knows_what_came_before(0),
+        lambda one: one.knows_what_came_before(0, HANDLED_S),
         PollCursor.reconciled,
         lambda one: one.save(1, after=None),
         lambda one: one.save_state(PollState(holder="", term=0, pass_at=0, next_at=0)),
@@ -145,7 +146,7 @@ def reading(server: str = "a", since: int = 1_000, until: int = 2_000) -> Covere
 def test_what_the_bank_had_is_known_while_its_list_is_read_into_this_log(
     covered: Covered, server: str, now_s: int, asked_s: int, knows: bool
 ) -> None:
-    assert covered.knows(server, now_s, asked_s) is knows
+    assert covered.knows(server, now_s, asked_s, HANDLED_S) is knows
 
 
 @pytest.mark.parametrize(
