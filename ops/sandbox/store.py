@@ -21,9 +21,8 @@ class Store:
         self._db: sqlite3.Connection | None = None
         if data_file:
             Path(data_file).parent.mkdir(parents=True, exist_ok=True)
-            Path(data_file).touch(
-                mode=0o600
-            )  # accounts that were to be paid; SQLite gives its other files this mode
+            # It has the accounts that were to be paid. SQLite gives its other files the same mode.
+            Path(data_file).touch(mode=0o600)
             self._db = sqlite3.connect(data_file, timeout=BUSY_TIMEOUT_S)
             self._db.execute("PRAGMA journal_mode=WAL")
             # A crash of the process loses nothing; a power cut may, which does not matter for a simulator.

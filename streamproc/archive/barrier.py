@@ -102,12 +102,8 @@ class WholeLogBarrier:
         try:
             async with asyncio.timeout(WAIT_S_MAX):
                 self._set_back[partition] = await _is_whole(self._pool, self._logged, partition) is False
-        except (
-            OSError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            TryAgain,
-        ):  # TimeoutError is an OSError
+        # An archive that is away or slow holds nothing up.
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, TryAgain):
             pass
         if self._set_back.get(partition):
             raise _waits_for_recovery(partition)
