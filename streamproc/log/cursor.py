@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from streamproc.domain.budget import US
 from streamproc.errors import TryAgain
 from streamproc.log.clock import clock_us
 from streamproc.log.connection import session
@@ -13,7 +14,6 @@ from streamproc.log.names import Names, partition_of
 from streamproc.log.scripts import Script
 
 _move_cursor = Script("move_cursor", "checks")
-US = 1_000_000
 
 
 class Covered(Struct, frozen=True):
