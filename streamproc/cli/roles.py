@@ -1,6 +1,8 @@
 """Commands that run a part of the system until they are told to stop."""
 
+import asyncio
 import os
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -26,11 +28,22 @@ def run_until_stopped(
     from streamproc.processes import stop_signals
 
     async def body(drain: Drain) -> None:
+        asyncio.get_running_loop().set_exception_handler(_unless_abandoned_lookup)
         async with stop_signals() as stopping:
             await drain.run(role(settings, *arguments, stopping), stopping)
 
     with Drain(settings.drain_s) as drain:
         uvloop.run(body(drain))
+
+
+def _unless_abandoned_lookup(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what asyncio reports, but for a name that was looked up in vain after nobody waited for it any more.
+
+    uvloop cannot cancel a lookup: when a DNS server hangs, it fails long after its connection was given up, and whoever
+    wanted the connection has said so.
+    """
+    if not isinstance(context.get("exception"), socket.gaierror):
+        loop.default_exception_handler(context)
 
 
 @click.command()
@@ -48,8 +61,6 @@ def up(context: click.Context, demo: bool) -> None:
       streamproc up
       streamproc up --demo
     """
-    import asyncio
-
     from streamproc.supervisor import up as supervise
 
     # asyncio's own loop: uvloop cannot start a child as another user, which Postgres under root needs.
