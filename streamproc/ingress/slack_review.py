@@ -14,13 +14,12 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Mapping
 from typing import Final, Literal, Protocol, assert_never
 
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.slack import SlackRefused
+from streamproc.clients.slack import Slack, SlackRefused
 from streamproc.clients.slack_modal import REASON, reject_modal
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import payout_of
@@ -87,14 +86,6 @@ class Holds(Protocol):
         ...
 
 
-class Modals(Protocol):
-    """`streamproc.clients.slack.Slack` is one."""
-
-    async def open_view(self, trigger: str, view: Mapping[str, object]) -> None:
-        """Show a modal to whoever clicked. Raises SlackRefused and TryAgain."""
-        ...
-
-
 class RefusedRequest(Exception):
     """The answer is a problem, which is audited; `detail` repeats nothing that was sent."""
 
@@ -133,7 +124,7 @@ class SlackReview:
         self,
         producer: Appender,
         holds: Holds,
-        modals: Modals,
+        modals: Slack,
         refusals: Refusals,
         *,
         secret: str,
