@@ -22,12 +22,11 @@ from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
-from streamproc.ingress.appender import Appender
 from streamproc.ingress.razorpay_list import read_list
 from streamproc.ingress.razorpay_watch import Looked, Watcher
 from streamproc.ingress.translate import append_of
 from streamproc.log.cursor import PollCursor
-from streamproc.log.stream import Appended
+from streamproc.log.stream import Appended, Producer
 
 OVERLAP_S = 15 * 60
 """How far before the cursor a long look back lists again: the bank's list is said to lag by minutes."""
@@ -76,7 +75,7 @@ class Listing:
     def __init__(
         self,
         bank: Razorpay,
-        producer: Appender,
+        producer: Producer,
         cursor: PollCursor,
         *,
         account: str,

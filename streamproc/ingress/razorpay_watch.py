@@ -20,8 +20,8 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
-from streamproc.ingress.appender import Appender
 from streamproc.ingress.translate import append_of_look
+from streamproc.log.stream import Producer
 from streamproc.log.watch_list import WatchList
 
 LOOKS_MAX = 16
@@ -53,7 +53,7 @@ class Looked(Struct, frozen=True):
 class Watcher:
     """Looks at open payouts of one account."""
 
-    def __init__(self, bank: Razorpay, producer: Appender, watch_list: WatchList, *, account: str) -> None:
+    def __init__(self, bank: Razorpay, producer: Producer, watch_list: WatchList, *, account: str) -> None:
         self._bank = bank
         self._producer = producer
         self._watch_list = watch_list

@@ -27,7 +27,6 @@ from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.plain import clean
 from streamproc.domain.reviewers import SLACK
 from streamproc.errors import InputError, JobFailed, LogBroken, LogUnavailable, TryAgain
-from streamproc.ingress.appender import Appender
 from streamproc.ingress.body import header, posted_body
 from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
@@ -40,7 +39,7 @@ from streamproc.ingress.slack_payload import (
     Rejection,
     read_payload,
 )
-from streamproc.log.stream import Append
+from streamproc.log.stream import Append, Producer
 
 PATH = "/webhooks/slack"
 CHANNEL: Final = "slack"
@@ -122,7 +121,7 @@ class SlackReview:
 
     def __init__(
         self,
-        producer: Appender,
+        producer: Producer,
         holds: Holds,
         modals: Slack,
         refusals: Refusals,
