@@ -5,18 +5,18 @@ the other one gets it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from msgspec import Struct
 
 from streamproc.clients.limiter import NotItsTurn
-from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX, Push
+from streamproc.clients.ntfy import PRIORITY_DEFAULT, PRIORITY_HIGH, PRIORITY_MAX, Ntfy, Push
+from streamproc.clients.slack_room import SlackRoom
 from streamproc.domain.alerts import Alarm
 from streamproc.domain.console import link_to
 from streamproc.domain.events import NotificationSent, PayoutObserved
 from streamproc.domain.notice import (
     HoldNotice,
-    HoldOutcome,
     Notice,
     alert_about,
     alert_notice,
@@ -53,27 +53,11 @@ class Undeliverable(StreamprocError):
         self.after_s = min(after_s, UNDELIVERABLE_AFTER_S_MAX)
 
 
-class Room(Protocol):
-    """A Slack channel (streamproc/clients/slack_room.py). Every call raises TryAgain if it did not succeed."""
-
-    async def ask(self, notice: HoldNotice, *, heading: str, thread: str = "") -> str: ...
-    async def tell(self, notice: Notice) -> str: ...
-    async def progress(self, ref: str, notice: HoldNotice, *, heading: str) -> None: ...
-    async def close(self, ref: str, notice: HoldNotice, outcome: HoldOutcome) -> None: ...
-    async def answer(self, user: str, text: str) -> str: ...
-
-
-class Topic(Protocol):
-    """An ntfy topic. Raises TryAgain where it does not take a message."""
-
-    async def publish(self, push: Push) -> str: ...
-
-
 class Channels(Struct, frozen=True, kw_only=True):
     """The configured channels. `public_url` is where people reach our API, or empty."""
 
-    slack: Room | None = None
-    ntfy: Topic | None = None
+    slack: SlackRoom | None = None
+    ntfy: Ntfy | None = None
     public_url: str = ""
 
     @property

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-from typing import Protocol
 
 from consumers.channels import Channels, Undeliverable, deliver, notice_message
 from consumers.inputs import NOTIFICATION
 from streamproc.domain.events import NotificationSent
 from streamproc.domain.notice import digest_notice
 from streamproc.errors import LogUnavailable
-from streamproc.log.digests import Digest
+from streamproc.log.digests import Digest, Digests
 from streamproc.telemetry import watch
 from streamproc.waiting import set_within
 
@@ -17,13 +16,6 @@ LOOK_S = 1.0
 """Interval between looks for digests that are due: a digest is at most this late."""
 
 log = logging.getLogger(__name__)
-
-
-class Digests(Protocol):
-    """The digests (streamproc/log/digests.py)."""
-
-    async def take(self, partitions: int) -> list[Digest]: ...
-    async def close(self, digest: Digest, event: NotificationSent, writer: str) -> bool: ...
 
 
 async def send_digests(

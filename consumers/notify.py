@@ -12,7 +12,6 @@ closed at once, by another pass (`Group.looks_again`).
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
 
 from consumers.channels import (
     Channels,
@@ -46,7 +45,7 @@ from streamproc.domain.notice import alert_about
 from streamproc.domain.notified import Channel, NoticeKind
 from streamproc.domain.wire import decode_meta
 from streamproc.errors import TryAgain
-from streamproc.log.digests import Alert
+from streamproc.log.digests import Alert, Digests
 from streamproc.log.work import BatchContext, Group, Item, LeaveToSlowLane, Stage, Work, written_ms
 
 CONCURRENT_MAX = 4
@@ -82,12 +81,6 @@ WANTED = (
 decoded."""
 
 
-class AlertCounter(Protocol):
-    """Says of each alert whether it is told now; others are counted for a digest (streamproc/log/digests.py)."""
-
-    async def count(self, partition: int, alerts: Sequence[Alert]) -> list[bool]: ...
-
-
 Once = Callable[[int, str, Event], Awaitable[None]]
 """Records an event in a partition's log, unless one with this key was."""
 NoteUntold = Callable[[int, Sequence[tuple[str, int]]], Awaitable[None]]
@@ -97,9 +90,7 @@ NoteUntold = Callable[[int, Sequence[tuple[str, int]]], Awaitable[None]]
 class Notifier:
     """The notification stage and what it works with."""
 
-    def __init__(
-        self, channels: Channels, counter: AlertCounter, once: Once, note_untold: NoteUntold
-    ) -> None:
+    def __init__(self, channels: Channels, counter: Digests, once: Once, note_untold: NoteUntold) -> None:
         self.channels, self.counter, self.once, self.note_untold = channels, counter, once, note_untold
 
     async def handle(self, items: Sequence[Item], ctx: BatchContext) -> None:
@@ -330,7 +321,7 @@ class Notifier:
             )
 
 
-def notification(channels: Channels, counter: AlertCounter, once: Once, note_untold: NoteUntold) -> Group:
+def notification(channels: Channels, counter: Digests, once: Once, note_untold: NoteUntold) -> Group:
     """The group that tells people."""
     notifier = Notifier(channels, counter, once, note_untold)
     stage = Stage(name="notify", consumes=CONSUMES, handle=notifier.handle)

@@ -44,7 +44,6 @@ from streamproc.domain.payouts import PayoutRecord
 from streamproc.drain import requests_s
 from streamproc.errors import InputError, LogUnavailable, StreamprocError, TryAgain
 from streamproc.gc_tuning import YOUNG_OF_FOLDS_MAX, tune_for_batches
-from streamproc.ingress.appender import Appender
 from streamproc.ingress.problems import Asgi
 from streamproc.ingress.razorpay_webhook import RazorpayWebhook
 from streamproc.ingress.refusals import Refusals
@@ -288,7 +287,7 @@ async def run_serve(settings: Settings, stopping: asyncio.Event) -> None:
 
 
 def operations_of(
-    producer: Appender, gateway: SiteGateway, *, zone: str = "Asia/Kolkata", account: str = ""
+    producer: Producer, gateway: SiteGateway, *, zone: str = "Asia/Kolkata", account: str = ""
 ) -> list[Operation]:
     """All routes that need a token.
 

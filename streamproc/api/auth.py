@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from typing import Literal, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from starlette.requests import Request
 
@@ -18,7 +18,7 @@ from streamproc.api.operations import Operation
 from streamproc.domain.tokens import SECRET, Token, digest_of
 from streamproc.errors import LogUnavailable
 from streamproc.ingress.body import bearer
-from streamproc.ingress.refusals import ThrottledWarning
+from streamproc.ingress.refusals import Refusals, ThrottledWarning
 
 LOOK_S_MAX = 10.0
 """For all look-ups of one request."""
@@ -41,22 +41,12 @@ class Tokens(Protocol):
         ...
 
 
-class RefusalRecorder(Protocol):
-    """Records refusals (streamproc/ingress/refusals.py); returns at once and never fails."""
-
-    def note(
-        self, *, channel: Literal["slack", "api"], subject: str, what: str, problem: str, payout: str = ""
-    ) -> None:
-        """Record that `subject` (a token or an account in Slack) was refused `what`, and why (`problem`)."""
-        ...
-
-
 class AccessControl:
     """Admits requests. `now_us` is Redis's clock; `per_min`: requests of a token in any minute that may change
     something, 0 for no limit. It may read READS_A_CHANGE times as often, counted by itself."""
 
     def __init__(
-        self, tokens: Tokens, now_us: Callable[[], int], refusals: RefusalRecorder, *, per_min: int = 0
+        self, tokens: Tokens, now_us: Callable[[], int], refusals: Refusals, *, per_min: int = 0
     ) -> None:
         self._tokens = tokens
         self._now_us = now_us

@@ -21,8 +21,7 @@ from streamproc.domain.intent_rules import Wanted, read_request
 from streamproc.domain.payouts import PayoutRecord, fold
 from streamproc.domain.shown import event_json, for_its_agent, payout_json
 from streamproc.errors import LogUnavailable
-from streamproc.ingress.appender import Appender
-from streamproc.log.stream import Append
+from streamproc.log.stream import Append, Producer
 
 APPEND_S_MAX = 10.0
 """Longer than the bank would wait for a webhook's answer. Then the agent gets 503 and asks again under the same key."""
@@ -59,7 +58,7 @@ class Gateway(Protocol):
         ...
 
 
-def payout_operations(producer: Appender, gateway: Gateway) -> list[Operation]:
+def payout_operations(producer: Producer, gateway: Gateway) -> list[Operation]:
     """The routes."""
     payouts = _Payouts(producer, gateway)
     taken = Says(
@@ -99,7 +98,7 @@ async def visible(call: Call, gateway: Gateway) -> PayoutRecord:
 class _Payouts:
     """The handlers."""
 
-    def __init__(self, producer: Appender, gateway: Gateway) -> None:
+    def __init__(self, producer: Producer, gateway: Gateway) -> None:
         self._producer = producer
         self._gateway = gateway
 

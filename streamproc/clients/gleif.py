@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import Answer, OutboundClient
 from streamproc.clients.json_text import Unusable, read_answer
-from streamproc.clients.ration import NoneFree, OwnTurns, Ration, Take, Unlimited
+from streamproc.clients.ration import NoneFree, Ration, Take, Unlimited
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question, Registered, is_lei, judged, searches
 from streamproc.errors import TryAgain
@@ -52,13 +52,9 @@ NO_STATUS = "NULL"
 _STATUS = re.compile(r"[A-Z_]{1,32}")
 
 
-def open_gleif(
-    base_url: str, *, take: Take | None = None, now_us: Callable[[], int] = host_clock_us
-) -> "Gleif":
-    """A client with this API's limits; `base_url` ends with the version, `…/api/v1`. Close it with `aclose`.
-
-    `take` gives the turns of all processes together; without it this client alone keeps CALLS_PER_S.
-    """
+def open_gleif(base_url: str, take: Take, *, now_us: Callable[[], int] = host_clock_us) -> "Gleif":
+    """A client whose calls have their turns from `take`; `base_url` ends with the version, `…/api/v1`. Close it with
+    `aclose`."""
     http = OutboundClient(
         "gleif",
         base_url.rstrip("/"),
@@ -67,7 +63,7 @@ def open_gleif(
         breaker=Breaker(),
         body_bytes_max=BODY_BYTES_MAX,
     )
-    return Gleif(http, take or OwnTurns(CALLS_PER_S, CALLS_BURST).take, now_us)
+    return Gleif(http, take, now_us)
 
 
 class Gleif:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
 from streamproc.clients.json_text import Unusable, read_answer
-from streamproc.clients.ration import OwnTurns, Ration, Take, Unlimited
+from streamproc.clients.ration import Ration, Take, Unlimited
 from streamproc.clients.razorpay import without_version
 from streamproc.clients.razorpay_entities import id_or_empty
 from streamproc.domain.legal_entities import CONTACT_CHARS_MAX, ContactSeen, legal_name
@@ -38,14 +38,11 @@ def open_contacts(
     key_id: str,
     key_secret: str,
     per_s: float,
-    take: Take | None = None,
+    take: Take,
     now_us: Callable[[], int] = host_clock_us,
 ) -> "Contacts":
-    """A client that leaves half of the bank's turns, `per_s` in a second, to calls that move money. Close it with
-    `aclose`.
-
-    `take` gives the turns of all processes together; without it this client keeps a pace of its own.
-    """
+    """A client that leaves half of the bank's turns, `per_s` in a second, to calls that move money. `take` gives the
+    turns of all processes together. Close it with `aclose`."""
     burst = max(1, int(per_s))
     http = OutboundClient(
         "razorpay-contacts",
@@ -56,7 +53,7 @@ def open_contacts(
         body_bytes_max=BODY_BYTES_MAX,
     )
     key = base64.b64encode(f"{key_id}:{key_secret}".encode()).decode("ascii")
-    ration = Ration(take or OwnTurns(per_s, burst).take)
+    ration = Ration(take)
     return Contacts(http, ration, f"Basic {key}", turns_kept=burst // 2, now_us=now_us)
 
 

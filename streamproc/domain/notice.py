@@ -47,8 +47,8 @@ MEANINGS: Mapping[str, str] = {
     "RISK_HIGH": "Safe Browsing knows the vendor's URL as a threat",
     "REPUTATION_UNAVAILABLE": "Safe Browsing could not be asked about the vendor",
     "BENEFICIARY_NEW": "nobody was paid there from this account before",
-    "BENEFICIARY_CHANGED": "the money goes elsewhere than it did for this vendor, this payee was another vendor's, or"
-    " the bank has no fund account of this payee yet by which to tell",
+    "BENEFICIARY_CHANGED": "the money goes elsewhere than it did for this vendor, this beneficiary was another"
+    " vendor's, or the bank has no fund account of this beneficiary yet by which to tell",
     "ENTITY_UNVERIFIED": "the contact is not verified as a legal entity",
     "ANOMALY_DETECTED": "the payout is unlike what the agent usually pays",
     "LIMIT_EXCEEDED": "a budget has no room for it",
@@ -200,14 +200,14 @@ def _untrusted(record: PayoutRecord, shown: BankPayout | None) -> tuple[Untruste
     if said_in is not None:
         notes = [(key, value) for key, value in said_in.notes.items() if key not in _NOTES_SHOWN]
         texts += [
-            ("payee", payee.contact_name if payee is not None else ""),
+            ("beneficiary", payee.contact_name if payee is not None else ""),
             ("notes", "; ".join(f"{key}: {value}" for key, value in notes[:NOTES_MAX])),
             ("narration", said_in.narration),
             ("purpose", said_in.purpose),
         ]
     texts.append(("reference", record.reference_id))
     said = [
-        UntrustedText(label, _text(text, payee if label != "payee" else None))
+        UntrustedText(label, _text(text, payee if label != "beneficiary" else None))
         for label, text in texts
         if text
     ]

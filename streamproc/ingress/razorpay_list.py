@@ -9,11 +9,10 @@ times: where ours is ahead, a page that was asked for up to our time shows nothi
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Protocol
 
 from msgspec import Struct
 
-from streamproc.clients.razorpay import PAGE_COUNT_MAX, Page
+from streamproc.clients.razorpay import PAGE_COUNT_MAX, Page, Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
 from streamproc.errors import TryAgain
@@ -28,14 +27,6 @@ READINGS_MAX = 5
 """Readings of one crowded window; one that shows something new each time is not a list of the past."""
 
 
-class Lister(Protocol):
-    """The part of the bank's client that is used here."""
-
-    async def list_page(self, account_number: str, *, from_s: int, to_s: int, skip: int) -> Page:
-        """One page of payouts created in [from_s, to_s], Unix seconds."""
-        ...
-
-
 class Part(Struct, frozen=True, kw_only=True):
     """One page, whose items may come again. `upto`: all that was created up to that second was shown; None: not yet."""
 
@@ -43,7 +34,7 @@ class Part(Struct, frozen=True, kw_only=True):
     upto: int | None
 
 
-async def read_list(bank: Lister, account_number: str, *, from_s: int, to_s: int) -> AsyncIterator[Part]:
+async def read_list(bank: Razorpay, account_number: str, *, from_s: int, to_s: int) -> AsyncIterator[Part]:
     """Every payout created in [from_s, to_s], each at least once, in parts. Raises as the bank's client does."""
     waiting = [(from_s, to_s)]
     while waiting:
@@ -62,7 +53,7 @@ async def read_list(bank: Lister, account_number: str, *, from_s: int, to_s: int
                 yield part
 
 
-async def _page(bank: Lister, account_number: str, start: int, end: int, skip: int) -> Page:
+async def _page(bank: Razorpay, account_number: str, start: int, end: int, skip: int) -> Page:
     """One page, with a few tries: of hundreds of calls one may fail, and the others need not be repeated."""
     for attempt in range(1, TRIES_MAX + 1):
         try:
@@ -74,7 +65,7 @@ async def _page(bank: Lister, account_number: str, start: int, end: int, skip: i
     raise AssertionError("the last try returns or raises")
 
 
-async def _crowded(bank: Lister, account_number: str, start: int, end: int) -> AsyncIterator[Part]:
+async def _crowded(bank: Razorpay, account_number: str, start: int, end: int) -> AsyncIterator[Part]:
     seen: set[str] = set()
     for _ in range(READINGS_MAX):
         before, skip, last, upto = len(seen), 0, False, end

@@ -12,21 +12,21 @@ A cursor that a recovery has set back meanwhile stays there.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
 from streamproc.clients.http import backoff_s
 from streamproc.clients.limiter import NoTurn
+from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.events import BankPayout
 from streamproc.errors import LogUnavailable, TryAgain, Unprocessable
-from streamproc.ingress.appender import Appender
-from streamproc.ingress.razorpay_list import Lister, read_list
-from streamproc.ingress.razorpay_watch import Looked
+from streamproc.ingress.razorpay_list import read_list
+from streamproc.ingress.razorpay_watch import Looked, Watcher
 from streamproc.ingress.translate import append_of
-from streamproc.log.stream import Appended
+from streamproc.log.cursor import PollCursor
+from streamproc.log.stream import Appended, Producer
 
 OVERLAP_S = 15 * 60
 """How far before the cursor a long look back lists again: the bank's list is said to lag by minutes."""
@@ -42,21 +42,6 @@ WAIT_S_MAX = 15 * 60.0
 """Longest wait after failures of the bank in a row, so that a repaired bank is soon noticed."""
 
 log = logging.getLogger(__name__)
-
-
-class Cursor(Protocol):
-    """The Unix second up to which the list was read, or None, and which server says so (`log/cursor.py`)."""
-
-    async def server(self) -> str: ...
-    async def load(self) -> int | None: ...
-    async def save(self, position: int, *, after: int | None) -> None: ...
-
-
-class Watch(Protocol):
-    """Open payouts that are looked at again (`razorpay_watch.Watcher`)."""
-
-    async def note(self, items: Iterable[BankPayout | MalformedPayout]) -> None: ...
-    async def look(self) -> Looked: ...
 
 
 class Pass(Struct, kw_only=True):
@@ -89,13 +74,13 @@ class Listing:
 
     def __init__(
         self,
-        bank: Lister,
-        producer: Appender,
-        cursor: Cursor,
+        bank: Razorpay,
+        producer: Producer,
+        cursor: PollCursor,
         *,
         account: str,
         account_number: str,
-        watch: Watch | None = None,
+        watch: Watcher | None = None,
     ) -> None:
         self._bank = bank
         self._producer = producer

@@ -8,11 +8,11 @@ list: a later reversal is seen by its webhook, or by `reconcile`.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from streamproc.clients.razorpay import Razorpay
 from streamproc.clients.razorpay_entities import MalformedPayout
 from streamproc.domain.copies import name_here
 from streamproc.domain.events import BankPayout
@@ -20,8 +20,9 @@ from streamproc.domain.intent import is_intent
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import OPEN_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
-from streamproc.ingress.appender import Appender
 from streamproc.ingress.translate import append_of_look
+from streamproc.log.stream import Producer
+from streamproc.log.watch_list import WatchList
 
 LOOKS_MAX = 16
 """Payouts fetched in one pass: two seconds of the bank's advised limit, in each poll interval."""
@@ -39,35 +40,6 @@ WATCHED_STATUSES = OPEN_STATUSES | {"processing"}
 UNKNOWN_SHOWN_MAX = 8
 
 
-class Fetcher(Protocol):
-    """The part of the bank's client that is used here."""
-
-    async def fetch(self, payout_id: str) -> BankPayout:
-        """The payout as it is now."""
-        ...
-
-
-class WatchList(Protocol):
-    """The open payouts and when each is looked at (streamproc/log/watch_list.py)."""
-
-    async def seed(self, seeds: Callable[[Sequence[PayoutRecord]], Mapping[str, int]], now_s: int) -> None:
-        """Now and then, add what is open here and not on the list."""
-        ...
-
-    async def add(self, when: Mapping[str, int]) -> None:
-        """Add payouts that are not on the list yet."""
-        ...
-
-    async def due(self, now_s: int, limit: int, *, longest_s: int) -> list[tuple[str, PayoutRecord | None]]:
-        """Payouts that are due, the longest first, with what is known of them here, and those that would be due in
-        more than `longest_s`."""
-        ...
-
-    async def move(self, when: Mapping[str, int | None]) -> None:
-        """Set when each is due next; None takes it off the list."""
-        ...
-
-
 class Looked(Struct, frozen=True):
     """How many were looked at, and how many had moved; `unknown`: those that the bank does not know, by name."""
 
@@ -81,7 +53,7 @@ class Looked(Struct, frozen=True):
 class Watcher:
     """Looks at open payouts of one account."""
 
-    def __init__(self, bank: Fetcher, producer: Appender, watch_list: WatchList, *, account: str) -> None:
+    def __init__(self, bank: Razorpay, producer: Producer, watch_list: WatchList, *, account: str) -> None:
         self._bank = bank
         self._producer = producer
         self._watch_list = watch_list

@@ -15,13 +15,12 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from streamproc.errors import ConfigError, InputError, LogUnavailable, kind_of
-from streamproc.ingress.appender import Appender
 from streamproc.ingress.body import BODY_READ_S_MAX, header, posted_body
 from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
 from streamproc.ingress.refusals import ThrottledWarning
 from streamproc.ingress.translate import Translation, translate
-from streamproc.log.stream import Appended
+from streamproc.log.stream import Appended, Producer
 
 APPEND_S_MAX = 4.0
 """Below the bank's 5 s, so that it hears 503 and not silence."""
@@ -58,7 +57,7 @@ class RazorpayWebhook:
     """
 
     def __init__(
-        self, producer: Appender, secrets: Sequence[str], *, body_bytes_max: int, fallback_account: str
+        self, producer: Producer, secrets: Sequence[str], *, body_bytes_max: int, fallback_account: str
     ) -> None:
         self._secrets = tuple(secret.encode() for secret in secrets if secret)
         if not self._secrets:

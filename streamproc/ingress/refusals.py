@@ -14,8 +14,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias
 from streamproc.domain.events import AccessRefused
 from streamproc.domain.plain import clean
 from streamproc.errors import LogUnavailable
-from streamproc.ingress.appender import Appender
-from streamproc.log.stream import Append
+from streamproc.log.stream import Append, Producer
 from streamproc.waiting import set_within
 
 INTERVAL_S = 10.0
@@ -74,7 +73,7 @@ class Refusals:
 
     def __init__(
         self,
-        producer: Appender,
+        producer: Producer,
         *,
         interval_s: float = INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,

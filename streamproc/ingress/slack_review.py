@@ -14,13 +14,12 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Mapping
 from typing import Final, Literal, Protocol, assert_never
 
 import msgspec
 from msgspec import Struct
 
-from streamproc.clients.slack import SlackRefused
+from streamproc.clients.slack import Slack, SlackRefused
 from streamproc.clients.slack_modal import REASON, reject_modal
 from streamproc.domain.attribution import WHY_CHARS_MAX
 from streamproc.domain.button import payout_of
@@ -28,7 +27,6 @@ from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.plain import clean
 from streamproc.domain.reviewers import SLACK
 from streamproc.errors import InputError, JobFailed, LogBroken, LogUnavailable, TryAgain
-from streamproc.ingress.appender import Appender
 from streamproc.ingress.body import header, posted_body
 from streamproc.ingress.deadline import Deadlines
 from streamproc.ingress.problems import Receive, Scope, Send, send_body, send_problem
@@ -41,7 +39,7 @@ from streamproc.ingress.slack_payload import (
     Rejection,
     read_payload,
 )
-from streamproc.log.stream import Append
+from streamproc.log.stream import Append, Producer
 
 PATH = "/webhooks/slack"
 CHANNEL: Final = "slack"
@@ -87,14 +85,6 @@ class Holds(Protocol):
         ...
 
 
-class Modals(Protocol):
-    """`streamproc.clients.slack.Slack` is one."""
-
-    async def open_view(self, trigger: str, view: Mapping[str, object]) -> None:
-        """Show a modal to whoever clicked. Raises SlackRefused and TryAgain."""
-        ...
-
-
 class RefusedRequest(Exception):
     """The answer is a problem, which is audited; `detail` repeats nothing that was sent."""
 
@@ -131,9 +121,9 @@ class SlackReview:
 
     def __init__(
         self,
-        producer: Appender,
+        producer: Producer,
         holds: Holds,
-        modals: Modals,
+        modals: Slack,
         refusals: Refusals,
         *,
         secret: str,

@@ -206,7 +206,7 @@ class BatchTelemetry:
         with watch.unharmed():
             if (tracer := watch.tracer()) is not None:
                 self._traces.deferred(tracer, works, self._loaded_ns)
-            self._fell_out("put_off", works)
+            self._fell_out("deferred", works)
 
     def dead_lettered(self, works: Sequence[Work]) -> None:
         """Record entries that became dead letters."""

@@ -119,7 +119,7 @@ class Failures:
         now_us, *_ = await scripts.load(client, self._names, [])
         late_s = now_us / 1e6 - written_ms(oldest.entry) / 1e3
         level, alarm = (logging.ERROR, "ALARM, ") if late_s > LATE_S else (logging.WARNING, "")
-        what = "%s%s: %d entries put off; the oldest, %s, waits for %d s: %s"
+        what = "%s%s: %d entries deferred; the oldest, %s, waits for %d s: %s"
         oldest_id, problem = oldest.entry.decode(), _named(oldest.problem)
         log.log(level, what, alarm, self._where, count, oldest_id, late_s, problem)
 

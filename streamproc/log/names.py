@@ -37,7 +37,6 @@ class Names:
         self.recovery = f"{self.base}:recovery"
         self.staged = f"{self.base}:staged"
         self.rescued = f"{self.base}:rescued"
-        self.old_watch_list = (f"{self.base}:watched", f"{self.base}:cursor:watch_seeded")
         self.terms = f"{self.base}:terms"
         self.breakers = f"{self.base}:words"
         self.untold = f"{self.base}:untold"

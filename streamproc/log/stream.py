@@ -210,7 +210,8 @@ class Producer:
             _refuse(list(queue), LogUnavailable("this process is stopping"))
 
     def now_us(self) -> int:
-        """µs by Redis's clock."""
+        """µs since 1970 by Redis's clock. Read it with no wait before the append: the clock may be found to be another
+        one in between, and what was told by it before would pass for right."""
         return self.clock.now_us()
 
     async def sync(self) -> None:

@@ -15,9 +15,6 @@ from streamproc.log.nodes import text_of
 SEED_EVERY_S = 3_600
 """How long an open payout may be missing from the list: one whose record was made after the last seeding, and that the
 poller never lists, since it is older than what each pass reads."""
-OLD_LIST_S = 7 * 86_400
-"""How long the list that accounts of a partition once shared is kept, for pollers of that version: longer than a
-rolling upgrade takes."""
 
 Seeds = Callable[[Sequence[PayoutRecord]], Mapping[str, int]]
 
@@ -70,5 +67,3 @@ class WatchList:
                 if when:
                     await client.zadd(self._key, dict(when), nx=True)
             await client.set(self._mark, now_s)
-            for key in self._names.old_watch_list:
-                await client.expire(key, OLD_LIST_S, nx=True)

@@ -28,7 +28,7 @@ WAIT = "wait_s"
 _KEY_HEADER = "Idempotency-Key"
 
 INSTRUCTIONS: Final = """\
-streamproc decides, before money moves, whether each payout may go: by policy, velocity, the payee's reputation,
+streamproc decides, before money moves, whether each payout may go: by policy, velocity, the vendor's reputation,
 budget, and a person where the policy wants one. Amounts are in paise: 100 paise are 1 rupee.
 
 Ask with request_payout, once for each thing that is to be paid. Its idempotency_key names that thing (an invoice's

@@ -305,7 +305,7 @@ async def _deferred(settings: Settings) -> list[Check]:
     async with connected(settings.redis_url) as client:
         found = await deferred(client, settings.partitions, consumers.EXECUTION)
     if not found.entries:
-        return [Check("payouts", "ok", "no decision was put off that the bank is to be told of")]
+        return [Check("payouts", "ok", "no decision that the bank is to be told of is deferred")]
     late = found.oldest_ms > DEFERRED_LATE_S * 1000
     return [Check("payouts", "bad" if late else "note", deferred_text(found), _DEFERRED_TODO)]
 

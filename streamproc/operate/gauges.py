@@ -102,7 +102,7 @@ async def _redis_page(settings: Settings, groups: tuple[str, ...]) -> Page:
             ((labels, state.pending) for labels, state in there),
         ),
         _gauge(
-            "group_put_off_entries",
+            "group_deferred_entries",
             "Entries that wait for their next attempt",
             ((labels, state.deferred) for labels, state in there),
         ),

@@ -6,10 +6,9 @@ from streamproc.domain.events import ReviewSubmitted
 from streamproc.domain.holds import Answered, HeldPage, NotCounted, Position
 from streamproc.domain.wire import decode_events
 from streamproc.errors import TryAgain
-from streamproc.ingress.appender import Appender
 from streamproc.log.inspect import delivered_as
 from streamproc.log.names import partition_of
-from streamproc.log.stream import Append
+from streamproc.log.stream import Append, Producer
 from streamproc.operate.gateway import SiteGateway
 from streamproc.operate.holds import held, outcome_of
 
@@ -30,7 +29,7 @@ ATTEMPTS_MAX = 20
 class HoldService:
     """Lists holds and records answers, by `producer`."""
 
-    def __init__(self, gateway: SiteGateway, producer: Appender) -> None:
+    def __init__(self, gateway: SiteGateway, producer: Producer) -> None:
         self._gateway = gateway
         self._producer = producer
         self._turns = asyncio.Semaphore(WAITS_MAX)

@@ -21,7 +21,7 @@ def opened_entities(settings: Settings, stack: AsyncExitStack, breakers: dict[st
         return Entities()
     pace = Pace(settings.redis_url, name=PACE, per_s=CALLS_PER_S, burst=CALLS_BURST)
     stack.push_async_callback(pace.aclose)
-    register = open_gleif(settings.gleif_url, take=pace.take)
+    register = open_gleif(settings.gleif_url, pace.take)
     stack.push_async_callback(register.aclose)
     breakers["gleif"] = register.breaker
     return Entities(register.lookup, _contacts(settings, stack, breakers))

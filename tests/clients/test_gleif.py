@@ -23,7 +23,7 @@ from streamproc.clients.gleif import (
     open_gleif,
 )
 from streamproc.clients.http import OutboundClient
-from streamproc.clients.ration import OwnTurns, Take, Unlimited
+from streamproc.clients.ration import Take, Unlimited
 from streamproc.domain.events import EntitySeen
 from streamproc.domain.legal_entities import Question
 from streamproc.errors import LogBroken, LogUnavailable
@@ -39,6 +39,7 @@ from tests.clients.loopback import (
     response,
     silent_for,
 )
+from tests.clients.turns import OwnTurns
 from tests.hurry import pass_at_once
 
 NOW_US = 1_760_000_000_000_000
@@ -74,7 +75,9 @@ def page(*records: object, total: object = None) -> dict[str, object]:
 @asynccontextmanager
 async def gleif(script: Script) -> AsyncIterator[tuple[Gleif, Loopback]]:
     async with loopback(script) as server:
-        client = open_gleif(server.url + "/api/v1/", now_us=lambda: NOW_US)
+        client = open_gleif(
+            server.url + "/api/v1/", OwnTurns(CALLS_PER_S, CALLS_BURST).take, now_us=lambda: NOW_US
+        )
         try:
             yield client, server
         finally:
@@ -398,7 +401,7 @@ async def test_the_sandbox_answers_as_the_register_does() -> None:
     renamed = Question("Lapsed Traders Private Limited", LEI)
     nobody = Question("Nobody At All LLP")
     async with running_sandbox() as bank:
-        client = open_gleif(str(bank.http.base_url.join("/gleif/api/v1")))
+        client = open_gleif(str(bank.http.base_url.join("/gleif/api/v1")), OwnTurns(50, 50).take)
         try:
             found = await client.lookup([ASHA, ASHA_BY_LEI, lapsed, renamed, nobody])
             await bank.control("gleif", down="500")

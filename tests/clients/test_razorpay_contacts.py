@@ -7,11 +7,12 @@ import pytest
 from msgspec.json import encode
 
 from streamproc.clients.breaker import FAILURES_MAX
-from streamproc.clients.ration import OwnTurns, Take
+from streamproc.clients.ration import Take
 from streamproc.clients.razorpay_contacts import FRESH_S, TIMEOUT_S, Contacts, open_contacts
 from streamproc.domain.legal_entities import CONTACT_CHARS_MAX, ContactSeen
 from tests.bank import running_sandbox
 from tests.clients.loopback import NO_ANSWERS, Asked, Loopback, Script, always, loopback, response, silent_for
+from tests.clients.turns import OwnTurns
 
 NOW_US = 1_760_000_000_000_000
 ACCOUNT = {"id": "fa_1", "entity": "fund_account", "contact_id": "cont_1", "account_type": "vpa"}
@@ -38,7 +39,7 @@ async def contacts(
             key_id="key",
             key_secret="secret",
             per_s=per_s,
-            take=take,
+            take=take or OwnTurns(per_s, int(per_s)).take,
             now_us=lambda: NOW_US,
         )
         try:
@@ -145,7 +146,11 @@ async def test_the_sandbox_answers_as_the_bank_does() -> None:
     async with running_sandbox() as bank:
         made = await bank.pay(250_000)
         client = open_contacts(
-            bank.url, key_id=bank.config.key_id, key_secret=bank.config.key_secret, per_s=50
+            bank.url,
+            key_id=bank.config.key_id,
+            key_secret=bank.config.key_secret,
+            per_s=50,
+            take=OwnTurns(50, 50).take,
         )
         try:
             found = await client.lookup([made["fund_account_id"], "fa_00000000000000"])

@@ -105,7 +105,7 @@ def test_a_name_of_five_thousand_characters_with_markup_and_mentions_is_harmless
     untrusted = next(t["text"] for t in texts(body["blocks"]) if t["text"].startswith("Untrusted"))
     assert "&lt;!channel&gt;" in untrusted
     assert "…" in untrusted
-    assert "payee: *bold*" in untrusted
+    assert "beneficiary: *bold*" in untrusted
 
 
 @given(st.text(max_size=400), st.text(max_size=3000))

@@ -18,7 +18,6 @@ from streamproc.log.stream import Entry
 from tests.chained import BrokenLink, verify
 
 MOVES_MONEY = ("create", "approve")
-COMMITTED = ("processed", "processing")
 RELEASED = ("cancelled", "rejected", "failed", "reversed")
 SHOWN_MAX = 5
 """Most findings of one kind that are shown; there may be one per payout."""

@@ -20,9 +20,8 @@ from streamproc.ingress.razorpay_poll import (
     Listing,
     Pass,
     Poller,
-    Watch,
 )
-from streamproc.ingress.razorpay_watch import Looked
+from streamproc.ingress.razorpay_watch import Looked, Watcher
 from streamproc.log.stream import Append, Appended
 from tests.deadline import DEADLINE_S
 from tests.ingress.recorder import Recorder
@@ -70,7 +69,7 @@ def created(item: Item) -> int:
 class Desk:
     """A poller with its bank, its door and its cursor."""
 
-    def __init__(self, *items: Item, interval_s: float = 3_600, watch: Watch | None = None) -> None:
+    def __init__(self, *items: Item, interval_s: float = 3_600, watch: Watcher | None = None) -> None:
         self.bank = Bank(*items)
         self.door = Recorder()
         self.door.sync = self._sync  # type: ignore[method-assign]

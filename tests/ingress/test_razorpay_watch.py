@@ -23,7 +23,7 @@ from streamproc.ingress.razorpay_watch import (
 from streamproc.ingress.translate import append_of
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.watch_list import OLD_LIST_S, SEED_EVERY_S, WatchList
+from streamproc.log.watch_list import SEED_EVERY_S, WatchList
 from tests.bank import Sandbox, running_sandbox
 from tests.ingress.recorder import Recorder
 
@@ -255,22 +255,6 @@ async def test_a_seeding_that_an_older_version_made_once_for_all_counts_as_long_
     await watch.redis.set(NAMES.cursor(f"watch_seeded:{ACCOUNT}"), 1)
     await watch.list.seed(seeds, watch.door.now_s)
     assert await watch.watched() == {"pout_later"}
-
-
-async def test_the_list_that_all_accounts_of_a_partition_once_shared_ends_a_week_after_the_first_new_poller(
-    watch: Watch,
-) -> None:
-    """A poller of the older version may still be at work on it: it finds all that it left there."""
-    for key in NAMES.old_watch_list:
-        await watch.redis.zadd(key, {"pout_old": 1})
-    await watch.list.seed(seeds, watch.door.now_s)
-    assert [await watch.redis.ttl(key) for key in NAMES.old_watch_list] == [
-        pytest.approx(OLD_LIST_S, abs=60)
-    ] * 2
-    for key in NAMES.old_watch_list:
-        await watch.redis.expire(key, 1_000)
-    await watch.list.seed(seeds, watch.door.now_s + SEED_EVERY_S)
-    assert all([0 < await watch.redis.ttl(key) <= 1_000 for key in NAMES.old_watch_list]), "it is not put off"
 
 
 def test_the_older_a_payout_the_more_seldom_it_is_looked_at() -> None:

@@ -398,7 +398,7 @@ async def test_while_nobody_can_be_told_the_log_says_so_now_and_then_and_not_for
         await until(all_are_put_off, what="all are put off")
     lines = [line.getMessage() for line in caplog.records if "put off" in line.getMessage()]
     assert len(lines) < len(HOLDS)
-    assert "g/0: 1 entries put off" in lines[0]
+    assert "g/0: 1 entries deferred" in lines[0]
 
 
 async def test_what_waits_is_never_held_to_kill_its_workers(
@@ -703,6 +703,6 @@ async def test_what_is_put_off_and_not_logged_yet_is_logged_with_the_oldest_of_i
         await failed._log_deferred(client, [work])
     said = [record.getMessage().partition(", waits")[0] for record in caplog.records]
     assert said == [
-        "ALARM, g/0: 1 entries put off; the oldest, 7-1",
-        "ALARM, g/0: 3 entries put off; the oldest, 2-1",
+        "ALARM, g/0: 1 entries deferred; the oldest, 7-1",
+        "ALARM, g/0: 3 entries deferred; the oldest, 2-1",
     ]

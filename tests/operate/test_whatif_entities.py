@@ -5,11 +5,12 @@ import pytest
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.gleif import Gleif
 from streamproc.clients.http import OutboundClient
-from streamproc.clients.ration import OwnTurns, Unlimited
+from streamproc.clients.ration import Unlimited
 from streamproc.domain.events import PayoutRequested
 from streamproc.domain.whatif import judge
 from tests.clients.loopback import always, loopback
 from tests.clients.test_gleif import page
+from tests.clients.turns import OwnTurns
 from tests.consumers.test_entities import VERDICTS, asks, governance, handled
 from tests.engine import Engine
 from tests.operate.test_whatif_scenarios import NO_RATE, again, log_of, moved
