@@ -23,7 +23,8 @@ SEEN_TTL_S = 16 * 86_400
 """A delivery is remembered longer than the bank's support can replay one (15 days)."""
 
 DEFERRED_S_MAX = 1800.0
-"""Longest deferral, whoever asks for more. What is due later than that was deferred before Redis's clock went back."""
+"""Longest deferral, whoever asks for more. What is due later than that was deferred by an earlier version, and Redis's
+clock went back since."""
 RATE_BACKLOG_S = 86_400
 """How long rate slots outlive their window, as in counters.lua: after a backlog of a day they are still there."""
 
@@ -61,8 +62,8 @@ _append_once, _load, _admit, _commit = (
     Script("admit", "checks", "counters"),
     Script("commit", "checks", "beneficiaries", "own"),
 )
-_due, _defer = Script("due", "checks"), Script("defer", "checks")
-_due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
+_due, _pass = Script("due", "checks"), Script("pass", "checks", "own")
+_defer, _due_retries = (Script(name, "checks", "retry_clock") for name in ("defer", "due_retries"))
 _change_state = Script("change_state", "checks")
 _open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
 
@@ -345,14 +346,17 @@ async def defer(
             random.randint(500, 1000),
         )
     ]
-    keys = [names.log, names.retries(group), names.tries(group)]
-    return [int(n) for n in await _defer(client, keys, [group, consumer, *args, *flat])]
+    return [int(n) for n in await _defer(client, _retry_keys(names, group), [group, consumer, *args, *flat])]
 
 
 async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:
     """Claim for `consumer` the deferred entries whose next attempt is due, `limit` at most."""
     args = [group, consumer, limit, int(DEFERRED_S_MAX * 1e6)]
-    return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
+    return list(await _due_retries(client, _retry_keys(names, group), args))
+
+
+def _retry_keys(names: Names, group: str) -> list[str]:
+    return [names.log, names.retries(group), names.tries(group), names.retry_clock(group)]
 
 
 async def pass_own(client: Redis, names: Names, group: str) -> int:

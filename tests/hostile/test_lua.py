@@ -44,7 +44,7 @@ from tests.words import ACCOUNT, NOW, observed
 NAMES = Names(0)
 DIRECTORY = Path(streamproc.log.__file__).parent / "lua"
 LUA = {path.stem for path in DIRECTORY.glob("*.lua")}
-PARTS = {"checks", "counters", "beneficiaries", "own"}
+PARTS = {"checks", "counters", "beneficiaries", "own", "retry_clock"}
 """These are put before others, and are no scripts by themselves."""
 ENDLESS_MAX = 12
 """Numbers of one call that are replaced, the first ones: they count what follows."""
