@@ -1,20 +1,18 @@
 """The Lua scripts as typed functions. A script that one module alone calls has its function there (`Script(`)."""
 
-import hashlib
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
-from streamproc.log.connection import named_errors, shielded
+from streamproc.log.connection import shielded
 from streamproc.log.names import Names, Note
+from streamproc.log.script import Script
 
 BATCH_MAX = 512
 """Entries in one script call: some 40 ms of the server's one thread at the 60 to 75 µs a payout that
@@ -34,26 +32,6 @@ _decode_windows = msgspec.json.Decoder(tuple[Window, ...]).decode
 
 Raw = tuple[bytes, list[bytes]]
 """An entry as Redis gives it: id, and [field, value, ...]."""
-
-
-class Script:
-    """One Lua file, called by EVALSHA, and by EVAL where the server does not know it.
-
-    `parts` are files that several scripts share; they are put before it, below its first line.
-    """
-
-    def __init__(self, name: str, *parts: str) -> None:
-        texts = [files("streamproc.log").joinpath(f"lua/{file}.lua").read_bytes() for file in (*parts, name)]
-        first, _, _ = texts[-1].partition(b"\n")
-        self.text = b"\n".join((first, *(text.partition(b"\n")[2] for text in texts)))
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
-
-    async def __call__(self, client: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        with named_errors():
-            try:
-                return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
-            except NoScriptError:
-                return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
 
 
 _append_once, _load, _admit, _commit = (

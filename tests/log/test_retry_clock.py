@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 
 from streamproc.log import scripts
 from streamproc.log.names import Names
-from streamproc.log.scripts import DEFERRED_S_MAX, Backoff, Deferral, Script
+from streamproc.log.script import Script
+from streamproc.log.scripts import DEFERRED_S_MAX, Backoff, Deferral
 from tests.log.test_grant import pending
 
 NAMES = Names(0)
