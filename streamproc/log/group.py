@@ -27,7 +27,7 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.claims import Claims, TakenUp
-from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
+from streamproc.log.connection import BLOCK_MS_MAX, CommandRefused, connected, named_errors
 from streamproc.log.failures import BACKOFF
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
@@ -57,6 +57,8 @@ RENEW_MAX_S = 600.0
 """Claims are not renewed for a batch that is in hand for longer, or waits for the quarantine: a pass has 25 s, so this
 worker hangs. Others take over."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
+"""The first and the longest wait before it connects anew, each twice the last until all is well. A server that refuses
+one command accepts connections all the same, so after that it was not."""
 
 
 class Consumer:
@@ -114,6 +116,7 @@ class Consumer:
         """
         delay = RECONNECT_BASE_S
         while not stopping.is_set():
+            was_well = False
             try:
                 home = self.names.log
                 async with (
@@ -123,11 +126,14 @@ class Consumer:
                     self._looking(beside, stopping) as looking,
                     self._slow_lane(),
                 ):
+                    await scripts.may_commit(client, self.names, self.group.name)
                     await self._take_up_own(client)
-                    delay = RECONNECT_BASE_S
+                    was_well = True
                     await self._serve(reader, client, looking, stopping)
                     await scripts.leave(client, self.names, self.group.name, self.name)
             except LogUnavailable as problem:
+                if was_well and not isinstance(problem, CommandRefused):
+                    delay = RECONNECT_BASE_S
                 log.warning("%s/%d: %s; again in %.1f s", self.group.name, self.partition, problem, delay)
                 await set_within(stopping, delay)
                 delay = min(RECONNECT_CAP_S, delay * 2)

@@ -279,6 +279,14 @@ async def commit(
     return statuses
 
 
+async def may_commit(client: Redis, names: Names, group: str) -> None:
+    """Raise what a commit would raise: LogUnavailable where the server lacks room or is a replica, or its user a right.
+
+    What is done outside while no commit is possible is done again with every attempt.
+    """
+    await _commit_chunk(client, names, group, [], b"")
+
+
 async def _commit_chunk(
     client: Redis, names: Names, group: str, handovers: Sequence[Handover], rev: bytes
 ) -> list[Committed]:
