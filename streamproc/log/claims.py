@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from streamproc.log.names import Names
-from streamproc.log.scripts import BATCH_MAX, Raw, Script
+from streamproc.log.script import Script
+from streamproc.log.scripts import BATCH_MAX, Raw
 
 PART = 4
 """Renewals within one claim time, so that a late or lost one does no harm."""

@@ -11,7 +11,7 @@ from streamproc.errors import TryAgain
 from streamproc.log.clock import clock_us
 from streamproc.log.connection import session
 from streamproc.log.names import Names, partition_of
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 
 _move_cursor = Script("move_cursor", "checks")
 

@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
 from streamproc.log.roster import Roster
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 
 LOOK_S = 1.0
 """Interval between looks for consumers that are gone."""

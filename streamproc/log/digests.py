@@ -16,7 +16,8 @@ from streamproc.domain.wire import encode_events, written_by
 from streamproc.log.clock import clock_us
 from streamproc.log.connection import connected, named_errors
 from streamproc.log.names import Names
-from streamproc.log.scripts import BATCH_MAX, Keys, Script
+from streamproc.log.script import Script
+from streamproc.log.scripts import BATCH_MAX, Keys
 
 GATHER_S = 60.0
 """One message a minute and kind: often enough to see that it goes on, seldom enough to be read."""

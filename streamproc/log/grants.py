@@ -14,7 +14,8 @@ from streamproc.domain.budget import NOTHING_ASKED
 from streamproc.domain.wire import encode_events, written_by
 from streamproc.log.names import Names, Note
 from streamproc.log.payees import First
-from streamproc.log.scripts import Keys, Script, terms_of
+from streamproc.log.script import Script
+from streamproc.log.scripts import Keys, terms_of
 from streamproc.log.templates import VALUES, Offer, OfferFate, texts_of
 from streamproc.log.work import BatchContext, Group, Work
 

@@ -16,7 +16,6 @@ again entry by entry, so that the others still commit.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from math import inf
@@ -27,14 +26,14 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.batch import Handler, Limits
 from streamproc.log.claims import Claims, TakenUp
-from streamproc.log.connection import BLOCK_MS_MAX, connected, named_errors
+from streamproc.log.connection import BLOCK_MS_MAX, CommandRefused, connected, named_errors
 from streamproc.log.failures import BACKOFF
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
-from streamproc.log.quarantine import Place
 from streamproc.log.roster import Roster
 from streamproc.log.scripts import Deferral, Raw
 from streamproc.log.slow_lane import FULL_S, SAY_S, SlowLane, Turns
+from streamproc.log.suspects import Suspects
 from streamproc.log.upkeep import Found, Upkeep, apart, too_often
 from streamproc.log.work import Group, Work
 from streamproc.waiting import set_within
@@ -54,9 +53,11 @@ SKIPPED_MAX = 256
 SKIPPED_S = 1.0
 """Age at which they are acknowledged anyway, so that they never look abandoned."""
 RENEW_MAX_S = 600.0
-"""Claims are not renewed for a batch that is in hand for longer, or waits for the quarantine: a pass has 25 s, so this
-worker hangs. Others take over."""
+"""Claims are not renewed while a batch is in hand for longer: a pass has 25 s, so this worker hangs. Others take over.
+For what waits for the quarantine: suspects.py."""
 RECONNECT_BASE_S, RECONNECT_CAP_S = 0.1, 5.0
+"""The first and the longest wait before it connects anew, each twice the last until all is well. A server that refuses
+one command accepts connections all the same, so after that it was not."""
 
 
 class Consumer:
@@ -81,7 +82,7 @@ class Consumer:
         self._upkeep = Upkeep(self.names, group, name, limits.claim_idle_s, roster)
         self._claims = Claims(self.names, group.name, name, limits.claim_idle_s)
         turns = turns or Turns(1)
-        self._quarantine = turns.quarantine
+        self._suspects = Suspects(self._upkeep, self._claims, turns.quarantine)
         self._slow = SlowLane(
             Handler(partition, group, limits, name, say_s=SAY_S),
             self._upkeep,
@@ -90,14 +91,8 @@ class Consumer:
         )
         self._finding: asyncio.Future[Found] | None = None
         """What the upkeep found and is to be handled. None: it is to look for nothing yet."""
-        self._apart: deque[list[bytes]] = deque()
-        """Found entries that are still to be handled apart, a few or one at a time."""
-        self._place: Place | None = None
-        """In the quarantine, while there are such entries."""
-        self._placed_s = 0.0
-        """Since when (monotonic clock)."""
         self._waited: list[TakenUp] = []
-        """Found entries that go into the slow lane after those: what kills in its turn there does not cut these off."""
+        """Found entries that go into the slow lane after suspects: a killer in its turn there cuts none of them off."""
         self._said_s = -inf
         """When the log last said that the slow lane is full."""
         self._in_hand_since: float | None = None
@@ -114,6 +109,7 @@ class Consumer:
         """
         delay = RECONNECT_BASE_S
         while not stopping.is_set():
+            was_well = False
             try:
                 home = self.names.log
                 async with (
@@ -123,11 +119,14 @@ class Consumer:
                     self._looking(beside, stopping) as looking,
                     self._slow_lane(),
                 ):
+                    await scripts.may_commit(client, self.names, self.group.name)
                     await self._take_up_own(client)
-                    delay = RECONNECT_BASE_S
+                    was_well = True
                     await self._serve(reader, client, looking, stopping)
                     await scripts.leave(client, self.names, self.group.name, self.name)
             except LogUnavailable as problem:
+                if was_well and not isinstance(problem, CommandRefused):
+                    delay = RECONNECT_BASE_S
                 log.warning("%s/%d: %s; again in %.1f s", self.group.name, self.partition, problem, delay)
                 await set_within(stopping, delay)
                 delay = min(RECONNECT_CAP_S, delay * 2)
@@ -144,7 +143,7 @@ class Consumer:
             while not stopping.is_set():
                 waits = self._handler.skipped or self._handler.telemetry.has_unrecorded
                 await asyncio.wait(
-                    {reading, finding, looking, stopped, *self._slow.tasks, *self._places},
+                    {reading, finding, looking, stopped, *self._slow.tasks, *self._suspects.places},
                     timeout=QUIET_S if waits else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
@@ -164,7 +163,7 @@ class Consumer:
                 if self._lost_beside is not None:
                     raise self._lost_beside  # connects anew, and takes up again all that is pending with us
                 await self._acknowledge(client, is_quiet=is_quiet)
-            self._leave_quarantine()  # what was to be handled apart is left to others, and slow lanes may need the turn
+            self._suspects.leave_quarantine()  # suspects are left to others, and slow lanes may need the turn
             # A read under way may have been given entries: unblock it, and handle them, and what the upkeep has found.
             with named_errors():
                 await client.client_unblock(reader_id)
@@ -176,7 +175,7 @@ class Consumer:
             await self._handler.acknowledge(client)
             await self._slow.finish()
         finally:
-            self._leave_quarantine()
+            self._suspects.leave_quarantine()
             self._handler.telemetry.record()
             for task in (reading, stopped):
                 task.cancel()
@@ -299,8 +298,8 @@ class Consumer:
         await scripts.fire_due(client, self.names)
         since, now = self._in_hand_since, asyncio.get_running_loop().time()
         in_hand_s = 0.0 if since is None else now - since
-        placed_s = 0.0 if self._place is None else now - self._placed_s
-        if max(in_hand_s, placed_s, self._slow.in_hand_s(now)) < RENEW_MAX_S:
+        self._suspects.let_go(self._waited)
+        if max(in_hand_s, self._slow.in_hand_s(now)) < RENEW_MAX_S:
             await self._claims.renew(client)
         finding = self._finding
         if finding is None or finding.done():
@@ -308,57 +307,47 @@ class Consumer:
         # What we would claim waits for the batch in hand; other workers may be idle.
         is_long = in_hand_s > self.limits.claim_idle_s / 2
         asked_s = asyncio.get_running_loop().time()
-        if found := await self._upkeep.look(client, may_claim=not (is_long or self._apart)):
+        if found := await self._upkeep.look(client, may_claim=not (is_long or self._suspects)):
             self._claims.add((entry for entry, _ in found.together), asked_s)
-            self._claims.add((entry for few in found.apart for entry in few), asked_s)
+            self._suspects.claimed(found.apart, asked_s)
             self._claims.add((up.id for up in found.waited), asked_s)
             finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
         await self._handle(client, found.together, taken=True)
-        self._apart += found.apart
+        self._suspects.add(found.apart)
         if self._slow.has_room:
             self._waited += found.waited
         else:
-            self._apart += apart(found.waited)
-
-    @property
-    def _places(self) -> set[Place]:
-        """The place in the quarantine, if it has one."""
-        return set() if self._place is None else {self._place}
-
-    def _join_quarantine(self) -> Place:
-        self._placed_s = asyncio.get_running_loop().time()
-        place = self._place = self._quarantine.join()
-        return place
-
-    def _leave_quarantine(self) -> None:
-        if self._place is not None:
-            self._quarantine.leave(self._place)
-            self._place = None
+            parts = apart(found.waited)
+            self._suspects.claimed(parts, asyncio.get_running_loop().time())
+            self._suspects.add(parts)
 
     async def _handle_apart(self, client: Redis) -> None:
         """Handle entries apart once its turn in the quarantine has come, for APART_S at a time."""
-        if self._apart:
-            place = self._place or self._join_quarantine()
+        if self._suspects:
+            place = self._suspects.place or self._suspects.join_quarantine()
             if not place.done():
                 return
             await self._handle_suspects(client)
-            self._leave_quarantine()
-        if self._apart:
-            self._join_quarantine()  # after others who wait
-        else:
-            self._slow.resume(self._waited)
-            self._waited = []
+            self._suspects.leave_quarantine()
+        if self._suspects:
+            self._suspects.join_quarantine()  # after others who wait
+        elif self._waited:
+            waited, self._waited = self._waited, []
+            self._claims.add(
+                (up.id for up in waited), asyncio.get_running_loop().time()
+            )  # they may have been let go
+            self._slow.resume(waited)
 
     async def _handle_suspects(self, client: Redis) -> None:
         """Handle entries a few or one at a time, for APART_S: each may be what kills its workers."""
         clock = asyncio.get_running_loop().time
         end = clock() + APART_S
-        while self._apart and clock() < end:
+        while self._suspects and clock() < end:
             entries: list[Raw] = []
-            few = self._apart.popleft()
-            for up in await self._upkeep.take_up(client, few):
+            few, taken = await self._suspects.take_up_next(client)
+            for up in taken:
                 if up.entry is not None and (why := too_often(up.deliveries)):
                     await self._handler.dead_letter(client, up.entry, why)
                 elif up.entry is not None:
@@ -367,19 +356,22 @@ class Consumer:
             self._claims.done(entry for entry in few if entry not in self._slow)
 
     async def _take_up_own(self, client: Redis) -> None:
-        """After a lost connection: take up again all that is pending with us, since replies may be lost."""
+        """After a lost connection: take up again all that is pending with us, since replies may be lost. Suspects have
+        their turns in the quarantine, as ever."""
         self._handler.forget()
         if self.group.outputs_are_facts:  # whoever had an entry may have called the bank, or told people
             self._handler.opener.doubt(await scripts.delivered_before(client, self.names))
-        self._apart.clear()
+        self._suspects.forget()
         self._waited.clear()
         self._claims.clear()
-        after = "-"
+        after, suspects = "-", list[bytes]()
         while ids := await self._upkeep.pending_ids(client, after):
             after = "(" + ids[-1].decode()
             asked_s = asyncio.get_running_loop().time()
-            parts = await self._upkeep.take_up_again(client, ids)
-            self._claims.add((entry for part in parts for entry, _ in part), asked_s)
-            for part in parts:
-                await self._handle(client, part, taken=True)
+            together, *alone = await self._upkeep.take_up_again(client, ids)
+            self._claims.add((entry for part in (together, *alone) for entry, _ in part), asked_s)
+            suspects += [entry for entry, _ in together if entry in self._suspects]
+            suspects += [entry for part in alone for entry, _ in part]
+            await self._handle(client, [one for one in together if one[0] not in self._suspects], taken=True)
             await self._handler.acknowledge(client)
+        self._suspects.add_again(suspects)

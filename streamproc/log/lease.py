@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 from streamproc.waiting import set_within
 
 LEASE_S = 15.0

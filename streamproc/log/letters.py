@@ -8,7 +8,8 @@ from streamproc.domain.events import DeadLetterClosed
 from streamproc.domain.wire import encode_events
 from streamproc.errors import Unprocessable
 from streamproc.log.names import Names
-from streamproc.log.scripts import Script, load, loaded
+from streamproc.log.script import Script
+from streamproc.log.scripts import load, loaded
 
 _close_letter = Script("close_letter", "checks")
 

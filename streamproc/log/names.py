@@ -72,8 +72,13 @@ class Names:
         return f"{self.base}:paid:{account}:v:{vendor}"
 
     def retries(self, group: str) -> str:
-        """Entries of a group that wait for their next attempt; score: due (µs)."""
+        """Entries of a group that wait for their next attempt; score: due (µs), by the retry clock."""
         return f"{self.base}:retries:{group}"
+
+    def retry_clock(self, group: str) -> str:
+        """The clock of a group's retries (retry_clock.lua): when it put off something last, and by how much it is ahead
+        of Redis's (µs)."""
+        return f"{self.base}:retry_clock:{group}"
 
     def tries(self, group: str) -> str:
         """How often entries were deferred: `<id>` by failed attempts, `<id>:waits` by waits. `<id>:lane`: it waited in

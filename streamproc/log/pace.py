@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from streamproc.log.connection import connect, named_errors
 from streamproc.log.names import SHARED_PARTITION, Names
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 
 PROCESSES_MAX = 240
 """Processes that keep one pace together, each of which holds one turn at most."""

@@ -12,13 +12,14 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.names import Names
+from streamproc.log.script import Script
 
 POLICY_WRITER = "policy"
 """Who writes changes of policies, by their entries' metadata."""
 CHANGES_MAX = 10
 """Times a change is planned again because somebody else changed a policy meanwhile."""
 
-_in_force = scripts.Script("in_force")
+_in_force = Script("in_force")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(ScopeState).decode
 

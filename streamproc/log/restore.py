@@ -27,7 +27,7 @@ from streamproc.log import scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.names import LATE, META, Names
 from streamproc.log.proposals import proposal_fields
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 from streamproc.log.stream import BEGUN, Entry, entry_of
 from streamproc.log.tokens import token_fields
 

@@ -1,20 +1,18 @@
 """The Lua scripts as typed functions. A script that one module alone calls has its function there (`Script(`)."""
 
-import hashlib
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from streamproc.domain.budget import NOTHING_ASKED, Admission, Ask, BudgetAnswer, RateAnswer, RateAsk, Window
-from streamproc.log.connection import named_errors, shielded
+from streamproc.log.connection import shielded
 from streamproc.log.names import Names, Note
+from streamproc.log.script import Script
 
 BATCH_MAX = 512
 """Entries in one script call: some 40 ms of the server's one thread at the 60 to 75 µs a payout that
@@ -23,7 +21,8 @@ SEEN_TTL_S = 16 * 86_400
 """A delivery is remembered longer than the bank's support can replay one (15 days)."""
 
 DEFERRED_S_MAX = 1800.0
-"""Longest deferral, whoever asks for more. What is due later than that was deferred before Redis's clock went back."""
+"""Longest deferral, whoever asks for more. What is due later than that was deferred by an earlier version, and Redis's
+clock went back since."""
 RATE_BACKLOG_S = 86_400
 """How long rate slots outlive their window, as in counters.lua: after a backlog of a day they are still there."""
 
@@ -35,34 +34,14 @@ Raw = tuple[bytes, list[bytes]]
 """An entry as Redis gives it: id, and [field, value, ...]."""
 
 
-class Script:
-    """One Lua file, called by EVALSHA, and by EVAL where the server does not know it.
-
-    `parts` are files that several scripts share; they are put before it, below its first line.
-    """
-
-    def __init__(self, name: str, *parts: str) -> None:
-        texts = [files("streamproc.log").joinpath(f"lua/{file}.lua").read_bytes() for file in (*parts, name)]
-        first, _, _ = texts[-1].partition(b"\n")
-        self.text = b"\n".join((first, *(text.partition(b"\n")[2] for text in texts)))
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
-
-    async def __call__(self, client: Redis, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        with named_errors():
-            try:
-                return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
-            except NoScriptError:
-                return await client.execute_command("EVAL", self.text, len(keys), *keys, *args)
-
-
 _append_once, _load, _admit, _commit = (
     Script("append_once", "checks"),
     Script("load", "checks"),
     Script("admit", "checks", "counters"),
     Script("commit", "checks", "beneficiaries", "own"),
 )
-_due, _defer = Script("due", "checks"), Script("defer", "checks")
-_due_retries, _pass = Script("due_retries", "checks"), Script("pass", "checks", "own")
+_due, _pass = Script("due", "checks"), Script("pass", "checks", "own")
+_defer, _due_retries = (Script(name, "checks", "retry_clock") for name in ("defer", "due_retries"))
 _change_state = Script("change_state", "checks")
 _open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
 
@@ -300,6 +279,14 @@ async def commit(
     return statuses
 
 
+async def may_commit(client: Redis, names: Names, group: str) -> None:
+    """Raise what a commit would raise: LogUnavailable where the server lacks room or is a replica, or its user a right.
+
+    What is done outside while no commit is possible is done again with every attempt.
+    """
+    await _commit_chunk(client, names, group, [], b"")
+
+
 async def _commit_chunk(
     client: Redis, names: Names, group: str, handovers: Sequence[Handover], rev: bytes
 ) -> list[Committed]:
@@ -345,14 +332,17 @@ async def defer(
             random.randint(500, 1000),
         )
     ]
-    keys = [names.log, names.retries(group), names.tries(group)]
-    return [int(n) for n in await _defer(client, keys, [group, consumer, *args, *flat])]
+    return [int(n) for n in await _defer(client, _retry_keys(names, group), [group, consumer, *args, *flat])]
 
 
 async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:
     """Claim for `consumer` the deferred entries whose next attempt is due, `limit` at most."""
     args = [group, consumer, limit, int(DEFERRED_S_MAX * 1e6)]
-    return list(await _due_retries(client, [names.log, names.retries(group), names.tries(group)], args))
+    return list(await _due_retries(client, _retry_keys(names, group), args))
+
+
+def _retry_keys(names: Names, group: str) -> list[str]:
+    return [names.log, names.retries(group), names.tries(group), names.retry_clock(group)]
 
 
 async def pass_own(client: Redis, names: Names, group: str) -> int:

@@ -17,13 +17,14 @@ from streamproc.errors import LogUnavailable
 from streamproc.log import scripts
 from streamproc.log.connection import named_errors
 from streamproc.log.names import SHARED_PARTITION, Names
+from streamproc.log.script import Script
 
 TOKEN_WRITER = "token"  # noqa: S105  # a name in entries' metadata
 """The writer of token changes, in their entries' metadata."""
 RATE_WINDOW_S = 60
 """STREAMPROC_API_RATE is the number of requests in this time."""
 
-_take_request = scripts.Script("take_request", "checks")
+_take_request = Script("take_request", "checks")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Token).decode
 

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import WHEN_LOST, LogBroken
 from streamproc.log.names import Names
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 
 ENTRIES_MAX = 4_000
 """Entries that one call removes: 2.7 ms of the server's one thread, at 0.68 µs for an entry of 1 kB (measured)."""

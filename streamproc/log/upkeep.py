@@ -117,7 +117,9 @@ class Upkeep:
             )
         return [row["message_id"] for row in rows]
 
-    async def take_up(self, client: Redis, entries: Sequence[bytes], *, most: int = ANY) -> list[TakenUp]:
+    async def take_up(
+        self, client: Redis, entries: Sequence[bytes], *, most: int | None = ANY
+    ) -> list[TakenUp]:
         """Take up claimed entries that are still pending with us and not deferred.
 
         One that was delivered more often than `most` times, this time included, is returned without itself.

@@ -31,7 +31,7 @@ from streamproc.domain.policy import PolicyBook
 from streamproc.errors import TryAgain, Unprocessable
 from streamproc.ingress.translate import append_of
 from streamproc.log.connection import named_errors
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 from streamproc.log.work import BatchContext, Work
 from streamproc.operate.bank import bank_unasked
 from streamproc.operate.recover import look, rebuild

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -32,7 +33,7 @@ from streamproc.log.digests import Alert, Digests
 from streamproc.log.names import Names
 from streamproc.log.pace import Pace
 from streamproc.log.policies import Policies
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 from streamproc.log.stream import open_log
 from streamproc.log.tokens import take_request
 from tests.deadline import DEADLINE_S
@@ -44,8 +45,10 @@ from tests.words import ACCOUNT, NOW, observed
 NAMES = Names(0)
 DIRECTORY = Path(streamproc.log.__file__).parent / "lua"
 LUA = {path.stem for path in DIRECTORY.glob("*.lua")}
-PARTS = {"checks", "counters", "beneficiaries", "own"}
+PARTS = {"checks", "counters", "beneficiaries", "own", "retry_clock"}
 """These are put before others, and are no scripts by themselves."""
+COMMAND = re.compile(rb"call\('([A-Z]+)'")
+"""A command in a script."""
 ENDLESS_MAX = 12
 """Numbers of one call that are replaced, the first ones: they count what follows."""
 PACKED_WITHIN, BINARY = re.compile(rb"\xdb(?=.{4}\x92)", re.DOTALL), b"\xc6"
@@ -402,3 +405,33 @@ async def test_a_count_that_is_none_does_not_let_a_script_run_on(
                 args = [*heard.args[:at], b"1e99", *heard.args[at + 1 :]]
                 with contextlib.suppress(ResponseError):
                     await evaluate(client, heard.script, heard.keys, args)
+
+
+@pytest.mark.timeout(120)
+async def test_a_call_that_the_access_list_stops_has_changed_nothing(
+    redis_url: str, calls: dict[str, list[Heard]]
+) -> None:
+    """A commit acknowledged its input, and then might not append what came of it: the payout was lost."""
+    found: list[str] = []
+    limited = redis_url.replace(f":{urlsplit(redis_url).password}@", "limited:x@")
+    async with Redis.from_url(redis_url) as client:
+        try:
+            for name, heard in ((name, one) for name, each in calls.items() for one in each):
+                await put_back(client, heard.before, b"", Random(SEED))
+                before = await everything(client)
+                for command in sorted(set(COMMAND.findall(heard.script.text))):
+                    await client.execute_command(
+                        *("ACL", "SETUSER", "limited", "reset", "on", ">x", "~*", "+@all"),
+                        b"-" + command.lower(),
+                    )
+                    async with Redis.from_url(limited) as one:
+                        try:
+                            await evaluate(one, heard.script, heard.keys, heard.args)
+                        except ResponseError as problem:
+                            if (await everything(client)) == before:
+                                continue
+                            found.append(f"{name} without {command.decode()}: {problem}")
+                    await put_back(client, heard.before, b"", Random(SEED))
+        finally:
+            await client.execute_command("ACL", "DELUSER", "limited")
+    assert not found, "\n".join(found)

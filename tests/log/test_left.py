@@ -209,8 +209,10 @@ async def test_what_may_kill_its_worker_is_apart_when_the_connection_was_lost_to
     await hold(client, ids[1:2], SUSPECT_DELIVERIES + 1)
     doing = Doing(poison="pout_1")
     consumer = Consumer(redis_url, 0, doing.group, name="killed", limits=NEVER)
+    await consumer._take_up_own(client)
+    assert doing.given == [["pout_0", "pout_2"]]
     with pytest.raises(Killed):
-        await consumer._take_up_own(client)
+        await consumer._handle_apart(client)
     assert doing.given == [["pout_0", "pout_2"], ["pout_1"]]
 
 

@@ -1,11 +1,14 @@
 """Suspects of all consumers of a process are handled one after the other, and nothing else waits for that."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis
 
+from streamproc.errors import LogUnavailable
+from streamproc.log import claims, suspects
 from streamproc.log.group import Consumer
 from streamproc.log.quarantine import Quarantine
 from streamproc.log.slow_lane import Turns
@@ -50,7 +53,8 @@ async def test_while_another_consumer_has_its_turn_suspects_wait_and_nothing_els
     client: Redis, redis_url: str
 ) -> None:
     doing, turns = Doing(), Turns(1)
-    await hold(client, await pay(client, "pout_suspect"), SUSPECT_DELIVERIES)
+    [suspect] = await pay(client, "pout_suspect")
+    await hold(client, [suspect], SUSPECT_DELIVERIES)
     anothers = turns.quarantine.join()
     stopping = asyncio.Event()
     consumer = Consumer(redis_url, 0, doing.group, name="me", limits=NEVER, turns=turns)
@@ -63,12 +67,12 @@ async def test_while_another_consumer_has_its_turn_suspects_wait_and_nothing_els
         await until(is_so, what=f"{payouts} were handled")
 
     async def waits() -> bool:
-        return consumer._place is not None
+        return consumer._suspects.place is not None
 
     await until(waits, what="the suspect waits for its turn")
     await pay(client, "pout_new")
     await are_handled("pout_new")
-    [row] = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+    [row] = await client.xpending_range(NAMES.log, "g", suspect, suspect, 1)
     assert row["times_delivered"] == SUSPECT_DELIVERIES  # to wait is no delivery
     turns.quarantine.leave(anothers)
     await are_handled("pout_new", "pout_suspect")
@@ -104,7 +108,7 @@ async def test_who_stops_keeps_no_place_while_it_finishes_what_it_has_in_hand(
     running = asyncio.create_task(consumer.run(stopping))
 
     async def waits() -> bool:
-        return consumer._place is not None
+        return consumer._suspects.place is not None
 
     async def has(*payouts: str) -> None:
         async def is_so() -> bool:
@@ -123,3 +127,106 @@ async def test_who_stops_keeps_no_place_while_it_finishes_what_it_has_in_hand(
     assert turns.quarantine.join().done()
     doing.go_on["pout_last"].set()
     await running
+
+
+@asynccontextmanager
+async def waiting_for_its_turn(
+    client: Redis, url: str, doing: Doing, turns: Turns
+) -> AsyncIterator[Consumer]:
+    """A consumer with suspects, while another has the turn."""
+    stopping = asyncio.Event()
+    consumer = Consumer(url, 0, doing.group, name="me", limits=NEVER, turns=turns)
+    running = asyncio.create_task(consumer.run(stopping))
+
+    async def waits() -> bool:
+        return consumer._suspects.place is not None
+
+    try:
+        await until(waits, what="the suspect waits for its turn")
+        yield consumer
+    finally:
+        stopping.set()
+        await running
+
+
+async def are_given(doing: Doing, *payouts: str) -> None:
+    async def is_so() -> bool:
+        return doing.given == [[payout] for payout in payouts]
+
+    await until(is_so, what=f"it was given {payouts}")
+
+
+async def deliveries(client: Redis) -> list[int]:
+    return [row["times_delivered"] for row in await client.xpending_range(NAMES.log, "g", "-", "+", 9)]
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_suspect_that_was_in_hand_when_the_connection_was_lost_waits_for_a_turn_too_and_is_not_delivered_again(
+    client: Redis, redis_url: str
+) -> None:
+    """A killer killed beside an innocent one that had the turn, and that was counted against the innocent one alone."""
+    doing, turns, more = Busy("pout_suspect"), Turns(1), SUSPECT_DELIVERIES + 1
+    ids = await pay(client, "pout_suspect")
+    await hold(client, ids, more)
+    await client.execute_command("XCLAIM", NAMES.log, "g", "me", 0, *ids, "RETRYCOUNT", more, "JUSTID")
+    anothers = turns.quarantine.join()
+    async with waiting_for_its_turn(client, redis_url, doing, turns):
+        await pay(client, "pout_new")
+        await are_given(doing, "pout_new")
+        turns.quarantine.leave(anothers)
+        await are_given(doing, "pout_new", "pout_suspect")
+        assert await deliveries(client) == [more]
+        doing.go_on["pout_suspect"].set()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("before", [SUSPECT_DELIVERIES, SUSPECT_DELIVERIES + 1])
+async def test_a_suspect_that_waited_for_its_turn_when_the_connection_was_lost_is_delivered_when_the_turn_comes(
+    client: Redis, redis_url: str, before: int
+) -> None:
+    """What kills its workers was never a dead letter if a connection was lost in each of their lives."""
+    doing, turns = Busy("pout_suspect"), Turns(1)
+    await hold(client, await pay(client, "pout_suspect"), before)
+    anothers = turns.quarantine.join()
+    async with waiting_for_its_turn(client, redis_url, doing, turns) as consumer:
+        first = consumer._suspects.place
+        consumer._lost_beside = LogUnavailable("away")
+
+        async def waits_again() -> bool:
+            return consumer._suspects.place not in (None, first)
+
+        await until(waits_again, what="it is connected anew, and the suspect waits again")
+        assert (doing.given, await deliveries(client)) == ([], [before])
+        turns.quarantine.leave(anothers)
+        await are_given(doing, "pout_suspect")
+        assert await deliveries(client) == [before + 1]
+        doing.go_on["pout_suspect"].set()
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_what_waits_too_long_for_its_turn_is_let_go_and_all_else_is_held(
+    client: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No claim of the consumer was renewed any more: others took what it had in hand, and told people again."""
+    monkeypatch.setattr(claims, "PART", 100_000)  # renewals are due at every look
+    monkeypatch.setattr(suspects, "WAIT_MAX_S", 0.0)
+    doing, turns = Busy("pout_busy"), Turns(1)
+    [suspect] = await pay(client, "pout_suspect")
+    await hold(client, [suspect], SUSPECT_DELIVERIES)
+    anothers = turns.quarantine.join()
+    async with waiting_for_its_turn(client, redis_url, doing, turns):
+        [busy] = await pay(client, "pout_busy")
+        await are_given(doing, "pout_busy")
+        hour_ms = 3_600_000
+        await client.execute_command(
+            "XCLAIM", NAMES.log, "g", "me", 0, suspect, busy, "IDLE", hour_ms, "JUSTID"
+        )
+
+        async def held() -> set[bytes]:
+            rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9, "me")
+            return {row["message_id"] for row in rows if row["time_since_delivered"] < hour_ms}
+
+        assert await until(held, what="a claim is renewed") == {busy}
+        doing.go_on["pout_busy"].set()
+        turns.quarantine.leave(anothers)
+        await are_given(doing, "pout_busy", "pout_suspect")  # nobody has taken it meanwhile

@@ -16,7 +16,7 @@ from streamproc.log.batch import Handler, Limits
 from streamproc.log.connection import connected
 from streamproc.log.names import Names
 from streamproc.log.opened import Opened
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 from streamproc.log.stream import open_log
 from streamproc.log.work import Work
 from tests.bank import until

@@ -23,7 +23,7 @@ from streamproc.log.batch import Limits
 from streamproc.log.connection import connect
 from streamproc.log.group import Consumer
 from streamproc.log.names import Names
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 from streamproc.log.stream import open_log
 from streamproc.log.work import Group
 from tests.engine import ZONE

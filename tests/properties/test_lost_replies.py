@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from streamproc.domain.events import PayoutDecided
 from streamproc.errors import LogUnavailable
 from streamproc.log.connection import connected
-from streamproc.log.scripts import Script
+from streamproc.log.script import Script
 from tests.engine import Engine
 from tests.properties.test_no_overspending import check_every_prefix
 from tests.words import ACCOUNT, observed

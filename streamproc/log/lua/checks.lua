@@ -1,10 +1,16 @@
 #!lua
--- What most scripts need: checks of their arguments before the first write, the clock, numbers and ids as texts. This file is
+-- What most scripts need: checks of their rights and arguments before the first write, the clock, numbers and ids as texts. This file is
 -- put before the scripts that use it.
 -- KEYS[1], ... and ARGV as the script has them
 -- Returns nothing by itself; raises the call's error. Redis does not roll back, and a wrong count could make a loop run
 -- for ever on the server's one thread.
 local function wrong(what) error('ERR a script was called wrongly: ' .. what, 0) end
+-- Whether the caller's user may run a command, or an error: asked of all that a script has, before its first line (script.py).
+local function may_run(command, second)
+  local allowed
+  if second then allowed = redis.acl_check_cmd(command, second, KEYS[1]) else allowed = redis.acl_check_cmd(command, KEYS[1]) end
+  if not allowed then error("NOPERM no permissions to run the '" .. string.lower(command) .. "' command", 0) end
+end
 -- An argument as a whole number from `least` to `most`, or an error.
 local function whole(text, least, most)
   local n = tonumber(text)

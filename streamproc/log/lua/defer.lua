@@ -1,6 +1,6 @@
 #!lua
 -- Defer entries: they stay pending in the group and are retried when due, after a longer delay each time.
--- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group
+-- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group   KEYS[4] hash retry clock (retry_clock.lua)
 -- ARGV[1] group   ARGV[2] consumer that must have them, or '' for any
 -- ARGV[3] first backoff (µs)   ARGV[4] longest backoff of a failed attempt (µs)   ARGV[5] longest of a wait for a dependency (µs)
 -- then for each entry: entry id, least delay (µs), 1 if it is a failed attempt of its own, share of the backoff in thousandths (jitter)
@@ -8,7 +8,6 @@
 --   finished or another consumer has it: deferred, it would be taken from that consumer when it is due.
 -- O(entries * log n).
 -- Resent after a lost reply it counts an attempt twice at worst: the limit is reached one try early.
-local now = now_us()
 local first, longest, longest_wait = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 if (#ARGV - 5) % 4 ~= 0 then wrong('it has a part of an entry') end
 for i = 3, 5 do whole(ARGV[i], 0, US_MAX) end
@@ -17,8 +16,9 @@ for i = 6, #ARGV, 4 do
   whole(ARGV[i + 1], 0, US_MAX)
   whole(ARGV[i + 3], 0, 1000)
 end
-redis.call('ZCARD', KEYS[2])
 redis.call('HLEN', KEYS[3])
+local now, ahead = retry_clock(KEYS[2], KEYS[4])
+redis.call('HSET', KEYS[4], 'last', int(now), 'ahead', int(ahead))
 local reply = {}
 for i = 6, #ARGV, 4 do
   if ARGV[2] ~= '' and not redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])[1] then

@@ -1,19 +1,20 @@
 #!lua
--- Claim deferred entries that are due, and those that are due later than anything is deferred: the clock went back, and would
--- have to come there again. They are deferred no longer but pending with this consumer like any entry that it
--- read, so if it dies others take them over in the same way.
--- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group
+-- Claim deferred entries that are due by the retry clock (retry_clock.lua), and those that are due later than anything is deferred:
+-- they are of before there was a retry clock, and Redis's clock went back. They are deferred no longer but pending with this
+-- consumer like any entry that it read, so if it dies others take them over in the same way.
+-- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group   KEYS[4] hash retry clock
 -- ARGV[1] group, ARGV[2] consumer, ARGV[3] most entries, ARGV[4] longest deferral (µs)
 -- Returns the entries as XCLAIM gives them.  O(limit * log n).
 -- Safe to resend: after a lost reply the consumer takes up again everything that is pending with it.
 whole(ARGV[3], 1, 2 ^ 31)
 whole(ARGV[4], 1, US_MAX)
 redis.call('HLEN', KEYS[3])
-local now = now_us()
+local now, ahead, went_back = retry_clock(KEYS[2], KEYS[4])
 local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', int(now), 'LIMIT', 0, ARGV[3])
 if #due == 0 then
   due = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. int(now + tonumber(ARGV[4])), '+inf', 'LIMIT', 0, ARGV[3])
 end
+if went_back then redis.call('HSET', KEYS[4], 'ahead', int(ahead)) end
 local reply = {}
 for _, id in ipairs(due) do
   local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id)
