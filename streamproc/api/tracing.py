@@ -12,6 +12,8 @@ from streamproc.telemetry import watch
 from streamproc.telemetry.spans import Span, SpanContext, Tracer, Value, new_span_context
 from streamproc.telemetry.trace_context import is_unsampled, span_context_of, traceparent_of
 
+UNTOLD = frozenset({"/healthz", "/readyz", "/metrics"})
+"""What machines ask every few seconds, each time in a trace of its own: they would hide all else. Metrics count it."""
 METHOD_CHARS_MAX = 32
 PATH_CHARS_MAX = 512
 """Characters kept of a path, since a caller can make one up; our own are shorter."""
@@ -26,7 +28,7 @@ class Traced:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         tracer = watch.tracer()
-        if tracer is None or scope["type"] != "http":
+        if tracer is None or scope["type"] != "http" or scope["path"] in UNTOLD:
             await self._app(scope, receive, send)
             return
         caller = _caller(scope)
