@@ -61,6 +61,8 @@ class BatchTelemetry:
     def __init__(self, group: Group, partition: int) -> None:
         self._group, self._partition = group.name, partition
         self._keeps_outputs = group.outputs_are_facts
+        if (meters := watch.meters()) is not None:
+            meters.begin_group(group.name)
         self._traces = BatchTraces(group, partition)
         self._ctx: BatchContext | None = None
         self._loaded_ns = 0
