@@ -11,6 +11,7 @@ from streamproc.archive.rows import Row
 from streamproc.domain import events as e
 from streamproc.domain.entry_ids import id_key
 from streamproc.domain.traces import (
+    GOVERNED,
     append_span,
     aside_span,
     is_notable,
@@ -22,12 +23,6 @@ from streamproc.domain.traces import (
 from streamproc.domain.wire import decode_meta, type_of
 from streamproc.telemetry import watch
 from streamproc.telemetry.spans import Span, SpanContext, Tracer, Value
-
-_HANDLED: frozenset[type[e.Fact]] = frozenset(
-    {e.PayoutObserved, e.PayoutRequested, e.PayoutMalformed, e.ReviewSubmitted, e.TimerFired}
-)
-"""Events that producers append and a group handles; the group then reports the append. That of others is reported
-here."""
 
 
 def folded(rows: Sequence[Row], steps: Sequence[Step], begun_ns: int) -> None:
@@ -55,7 +50,7 @@ def _export(tracer: Tracer, row: Row, step: Step, begun_ns: int, now_ns: int) ->
         "messaging.message.id": row.id,
     }
     own = step_span(append_span(step.partition, row.id), "archive")
-    if parent == append_span(step.partition, row.id) and type(step.event) not in _HANDLED:
+    if parent == append_span(step.partition, row.id) and type(step.event) not in GOVERNED:
         parent = _export_unhandled(tracer, step, SpanContext(trace, root), appended_ns)
     # No row that is folded says when it was archived. Where the views keep up, that was a moment before.
     tracer.export(Span("archive", SpanContext(trace, own), parent, appended_ns, begun_ns, attributes=about))

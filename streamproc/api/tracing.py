@@ -10,8 +10,10 @@ from streamproc.api.route_names import METHODS, NO_ROUTE, route_of
 from streamproc.ingress.problems import Asgi, Message, Receive, Scope, Send
 from streamproc.telemetry import watch
 from streamproc.telemetry.spans import Span, SpanContext, Tracer, Value, new_span_context
-from streamproc.telemetry.trace_context import span_context_of, traceparent_of
+from streamproc.telemetry.trace_context import is_unsampled, span_context_of, traceparent_of
 
+UNTOLD = frozenset({"/healthz", "/readyz", "/metrics"})
+"""What machines ask every few seconds, each time in a trace of its own: they would hide all else. Metrics count it."""
 METHOD_CHARS_MAX = 32
 PATH_CHARS_MAX = 512
 """Characters kept of a path, since a caller can make one up; our own are shorter."""
@@ -26,12 +28,14 @@ class Traced:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         tracer = watch.tracer()
-        if tracer is None or scope["type"] != "http":
+        if tracer is None or scope["type"] != "http" or scope["path"] in UNTOLD:
             await self._app(scope, receive, send)
             return
-        parent = _parent(scope)
+        caller = _caller(scope)
+        parent = span_context_of(caller)
         own = new_span_context(parent.trace if parent else 0)
-        if parent is None and not tracer.samples(own.trace):
+        # The caller's sampling is followed, so that no request is a part of a trace that nobody keeps.
+        if is_unsampled(caller) or (parent is None and not tracer.samples(own.trace)):
             await self._app(scope, receive, send)
             return
         watch.called_by(traceparent_of(own))
@@ -52,9 +56,10 @@ class Traced:
             _export(tracer, scope, own, parent, begun_ns, status, failed)
 
 
-def _parent(scope: Scope) -> SpanContext | None:
+def _caller(scope: Scope) -> str:
+    """The request's `traceparent`, unless it has none or several."""
     given = [value for name, value in scope["headers"] if name == b"traceparent"]
-    return span_context_of(given[0].decode("latin-1")) if len(given) == 1 else None
+    return given[0].decode("latin-1") if len(given) == 1 else ""
 
 
 def _export(

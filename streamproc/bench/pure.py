@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ from streamproc.domain.beneficiaries import NOTED
 from streamproc.domain.budget import Admission, Ask, Ledger
 from streamproc.domain.case import Case, Reputation, case_of
 from streamproc.domain.events import Event, PayoutDecided
-from streamproc.domain.governance import decide
+from streamproc.domain.governance import Verdict, decide
 from streamproc.domain.payouts import encode_record
 from streamproc.domain.policy import PolicyBook, ScopeState, parse_policy_file, plan_changes
 from streamproc.domain.wire import decode_events, encode_events, payout_of
@@ -90,7 +90,6 @@ async def measure(payouts: int, rounds: int, *, announce: Announce) -> Measured:
     for number in range(rounds + 1):
         announce("warm-up" if number == 0 else f"round {number} of {rounds}")
         runs += [run for run in await pure.round(number) if number > 0]
-        await asyncio.sleep(0)
     outcomes = dict(sorted(job.expected(payouts).items()))
     return Measured(payouts, rounds, outcomes, cost.package_versions(), runs)
 
@@ -123,15 +122,15 @@ class _Pure:
         works = await self._stages()
         runs = [chain.run("stages", number)]
         self._check(event for work in works for event in work.out)
-        cases = self._cases(works)
+        cases = await self._cases(works)
         rules = _Clock(self._payouts)
-        verdicts = [decide(case) for case in cases]
+        verdicts = await self._verdicts(cases)
         runs.append(rules.run("rules", number))
         job.check(
             "rules", "memory", Counter(verdict.reason for verdict in verdicts), job.expected(self._payouts)
         )
         fast_path = _Clock(self._payouts)
-        decided = self._fast_path()
+        decided = await self._fast_path()
         runs.append(fast_path.run("fast_path", number))
         expected = job.expected(self._payouts)
         # On the fast path a script asks the counters, so here no budget is ever full.
@@ -143,9 +142,15 @@ class _Pure:
         outcomes = Counter(event.reason for event in events if type(event) is PayoutDecided)
         job.check("stages", "memory", outcomes, job.expected(self._payouts))
 
-    def _batches(self) -> Iterator[list[Work]]:
+    async def _parts(self) -> AsyncIterator[slice]:
+        """The payouts in batches. Between two of them Ctrl-C is heard, which costs one payout some tens of ns."""
         for start in range(0, self._payouts, job.BATCH_MAX):
-            yield [self._opened(e) for e in self._entries[start : start + job.BATCH_MAX]]
+            await asyncio.sleep(0)
+            yield slice(start, start + job.BATCH_MAX)
+
+    async def _batches(self) -> AsyncIterator[list[Work]]:
+        async for part in self._parts():
+            yield [self._opened(e) for e in self._entries[part]]
 
     def _opened(self, e: bytes) -> Work:
         """Open an entry as `log/batch.py` does if its payout is new."""
@@ -169,7 +174,7 @@ class _Pure:
 
     async def _stages(self) -> list[Work]:
         ledger, done = Ledger(), list[Work]()
-        for works in self._batches():
+        async for works in self._batches():
             await run_chain(self._group, works, self._ctx(ledger))
             for work in works:
                 encode_events(work.out)
@@ -177,9 +182,9 @@ class _Pure:
             done += works
         return done
 
-    def _fast_path(self) -> Counter[str]:
+    async def _fast_path(self) -> Counter[str]:
         outcomes, ledger = Counter[str](), Ledger()
-        for works in self._batches():
+        async for works in self._batches():
             offers = grants.offers_of(self._group, works, self._ctx(ledger))
             grants.written_out(NAMES, self._group.name, [Grant(work.entry, offer) for work, offer in offers])
             rejected = [offer.outputs(OfferFate.DONE)[0].reason for _, offer in offers if not offer.asks]
@@ -187,16 +192,23 @@ class _Pure:
             outcomes[POLICY_OK] += len(offers) - len(rejected)
         return outcomes
 
-    def _cases(self, works: Sequence[Work]) -> list[Case]:
+    async def _cases(self, works: Sequence[Work]) -> list[Case]:
         """The cases for the rules: each payout as it was observed, with the answers of the counters."""
-        ctx, cases = self._ctx(Ledger()), []
-        for work, e in zip(works, self._entries, strict=True):
-            record = replace(self._opened(e).known(), beneficiary=NOTED)
-            party = ctx.party(record)
-            clean = Reputation("clean", checked_at=self._at_us, fresh_until=self._at_us + DAY_US)
-            case = case_of(record, party, zone=job.ZONE, admission=work.admission, reputation=clean)
-            cases.append(case)
+        ctx, cases = self._ctx(Ledger()), list[Case]()
+        async for part in self._parts():
+            for work, e in zip(works[part], self._entries[part], strict=True):
+                record = replace(self._opened(e).known(), beneficiary=NOTED)
+                party = ctx.party(record)
+                clean = Reputation("clean", checked_at=self._at_us, fresh_until=self._at_us + DAY_US)
+                case = case_of(record, party, zone=job.ZONE, admission=work.admission, reputation=clean)
+                cases.append(case)
         return cases
+
+    async def _verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
+        verdicts = list[Verdict]()
+        async for part in self._parts():
+            verdicts += [decide(case) for case in cases[part]]
+        return verdicts
 
 
 class _Clock:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
+from streamproc.domain import events as e
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import RELEASING_STATUSES
 from streamproc.domain.wire import Meta
@@ -14,6 +15,11 @@ from streamproc.domain.wire import Meta
 TRACE = "streamproc/trace/v1:"
 SPAN = "streamproc/span/v1:"
 """Versions of the rule: another one gives other ids."""
+GOVERNED: frozenset[type[e.Fact]] = frozenset(
+    {e.PayoutObserved, e.PayoutRequested, e.PayoutMalformed, e.ReviewSubmitted, e.TimerFired}
+)
+"""Events that producers append and governance handles, which reports their append. The projector reports that of
+others."""
 _KNOWN = 4096
 _ZERO = bytes(16)
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from streamproc.domain import events as e
 from streamproc.domain.budget import US
 from streamproc.domain.traces import is_notable, trace_id, trace_of
-from streamproc.log.batch_traces import FAST_PATH, BatchTraces, Passed, Times
+from streamproc.log.batch_traces import FAST_PATH, BatchTraces, Times
 from streamproc.log.scripts import Committed
 from streamproc.log.templates import Offer, OfferFate
-from streamproc.log.work import BatchContext, Group, Work, written_ms
+from streamproc.log.work import BatchContext, Group, Passed, Work, written_ms
 from streamproc.telemetry import lines, watch
 from streamproc.telemetry.spans import Tracer
 from streamproc.telemetry.watch import Call
@@ -33,6 +33,8 @@ TOGETHER_S = 0.05
 """How long they may wait, if Redis has a batch meanwhile."""
 UNRECORDED_S = 0.1
 """How long otherwise, as when another chain waits for the outside. Too short to be seen on a dashboard."""
+OVER = "OVER"
+"""In place of a decision: the bank moved or ended a payout that was held. Its status is the reason then."""
 Granted = tuple[Work, Offer, OfferFate]
 
 
@@ -58,6 +60,9 @@ class BatchTelemetry:
 
     def __init__(self, group: Group, partition: int) -> None:
         self._group, self._partition = group.name, partition
+        self._keeps_outputs = group.outputs_are_facts
+        if (meters := watch.meters()) is not None:
+            meters.begin_group(group.name)
         self._traces = BatchTraces(group, partition)
         self._ctx: BatchContext | None = None
         self._loaded_ns = 0
@@ -123,8 +128,18 @@ class BatchTelemetry:
         with watch.unharmed():
             passed = self._ctx.passed if self._ctx is not None else []
             self._record_committed(works, statuses, passed, now_ns)
+            if self._keeps_outputs and watch.tracer() is not None:
+                self._keep_stale(works, statuses, passed)
             # What is stale in this batch is committed again, but its stages are timed already.
             passed.clear()
+
+    def _keep_stale(self, works: Sequence[Work], statuses: Sequence[Committed], passed: Passed) -> None:
+        """Keep for the next commit what led to outputs that stay: the bank was called in this pass, and not in the
+        next."""
+        for work, status in zip(works, statuses, strict=True):
+            if status is Committed.STALE:
+                work.passed = (*work.passed, *passed)
+                work.calls += self._calls if len(works) == 1 else ()
 
     def _record_committed(
         self, works: Sequence[Work], statuses: Sequence[Committed], passed: Passed, at_ns: int
@@ -227,6 +242,8 @@ def _count(meters: "Meters", works: Sequence[Work], now_us: int) -> None:
     decided: Counter[tuple[str, str]] = Counter()
     paise: Counter[str] = Counter()
     for work in works:
+        if work.ends_hold():
+            _time_of_hold(meters, work, now_us)
         for event in work.out:
             if type(event) is e.PayoutDecided:
                 # Summed up first: each counter has a lock, and a batch has few different reasons.
@@ -260,12 +277,16 @@ def _count_decided(meters: "Meters", alike: _Alike) -> None:
 
 def _time_of_decision(meters: "Meters", work: Work, event: e.PayoutDecided, now_us: int) -> None:
     before, record = work.loaded, work.record
-    if before is None or before.decision is None:
-        if record is not None:
-            meters.decision_seconds.labels(event.decision).observe(_s(now_us - record.received_at))
-    elif before.decision == "HELD":
-        held = meters.hold_seconds.labels(event.decision, event.reason)
-        held.observe(_s(now_us - before.decided_at))
+    if record is not None and (before is None or before.decision is None):
+        meters.decision_seconds.labels(event.decision).observe(_s(now_us - record.received_at))
+
+
+def _time_of_hold(meters: "Meters", work: Work, now_us: int) -> None:
+    before, after = work.loaded, work.record
+    if before is None or after is None:
+        return
+    ended = (str(after.decision), after.reason) if after.decision != "HELD" else (OVER, after.bank_status)
+    meters.hold_seconds.labels(*ended).observe(_s(now_us - before.decided_at))
 
 
 def _exemplify(meters: "Meters", tracer: Tracer, works: Sequence[Work], now_us: int) -> None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from streamproc.domain import events as e
 from streamproc.domain.traces import (
+    GOVERNED,
     append_span,
     aside_span,
     is_notable,
@@ -32,7 +33,7 @@ from streamproc.domain.traces import (
 from streamproc.domain.wire import Meta, decode_meta
 from streamproc.errors import StreamprocError, Unprocessable
 from streamproc.log.names import Names
-from streamproc.log.work import Group, Work, written_ms
+from streamproc.log.work import Group, Passed, Work, written_ms
 from streamproc.telemetry.spans import Span, SpanContext, Tracer, Value, new_span_context
 from streamproc.telemetry.trace_context import span_context_of
 from streamproc.telemetry.watch import Call
@@ -43,8 +44,6 @@ DESTINATION = Names(0).log.replace("0", "partition")
 
 FAST_PATH = "fast_path"
 """Name of the fast path in traces, which is every stage at once (ADR 25)."""
-
-Passed = Sequence[tuple[str, int, int]]
 
 
 class Times(NamedTuple):
@@ -60,6 +59,7 @@ class BatchTraces:
 
     def __init__(self, group: Group, partition: int) -> None:
         self._group, self._partition = group.name, partition
+        self._decides = not group.outputs_are_facts
         self._consumed = {stage.name: stage.consumes for stage in group.stages} | {FAST_PATH: group.consumes}
         self._common: dict[str, Value] = {
             "messaging.system": "redis",
@@ -124,7 +124,8 @@ class BatchTraces:
                 )
             )
         meta = _meta_of(work)
-        if not meta.cause:
+        # A timer is handled by two groups; of these the one that decides reports it.
+        if not meta.cause and (self._decides or not any(type(event) in GOVERNED for event in work.events)):
             caller = span_context_of(meta.trace)
             at_ns = min((event.at * 1000 for event in work.events), default=appended_ns)
             tracer.export(
@@ -164,12 +165,13 @@ class BatchTraces:
     ) -> None:
         trace, _ = trace_of(work.payout)
         own = process_span(self._group, self._partition, work.entry.decode())
+        passed = (*work.passed, *passed)
         tracer.export(
             Span(
                 f"process {DESTINATION}",
                 SpanContext(trace, own),
                 self._parent(tracer, work),
-                times.loaded_ns,
+                _begun_ns(work, times.loaded_ns),
                 times.committed_ns,
                 kind="consumer",
                 attributes=self._processing(work) | self._about(work),
@@ -196,53 +198,50 @@ class BatchTraces:
     def _stages(
         self, tracer: Tracer, work: Work, process: SpanContext, passed: Passed, calls: Sequence[Call]
     ) -> None:
-        """The stages that handled the work, each with the calls made meanwhile; its own calls are in the last one."""
+        """The stages that handled the work, each with the calls made meanwhile."""
         kinds = {type(event) for event in (*work.events, *work.out)}
-        last = process
+        steps = dict[SpanContext, tuple[int, int]]()
         for stage, begun_ns, ended_ns in passed:
             if kinds.isdisjoint(self._consumed.get(stage, ())):
                 continue
-            last = SpanContext(process.trace, step_span(process.span, stage))
+            step = SpanContext(process.trace, step_span(process.span, stage))
+            if step in steps:  # of a later pass
+                step = SpanContext(process.trace, step_span(process.span, f"{stage} {begun_ns}"))
+            steps[step] = begun_ns, ended_ns
             attributes = {"streamproc.stage": stage}
-            tracer.export(Span(stage, last, process.span, begun_ns, ended_ns, attributes=attributes))
-            for call in calls:
-                if begun_ns <= call.begun_ns <= ended_ns:
-                    _export_call(tracer, call, last)
-        for call in work.calls:
-            _export_call(tracer, call, last)
+            tracer.export(Span(stage, step, process.span, begun_ns, ended_ns, attributes=attributes))
+        for call in (*calls, *work.calls):
+            within = [step for step, (begun, ended) in steps.items() if begun <= call.begun_ns <= ended]
+            _export_call(tracer, call, within[0] if within else process)
 
     def _hold(self, tracer: Tracer, work: Work, now_ns: int) -> None:
-        """The wait for a person's decision, once it is over."""
-        before = work.loaded
-        if before is None or before.decision != "HELD":
+        """The wait for a person, once it is over."""
+        before, after = work.loaded, work.record
+        if before is None or after is None or not work.ends_hold():
             return
-        for event in work.out:
-            if type(event) is e.PayoutDecided:
-                trace, root = trace_of(work.payout)
-                tracer.export(
-                    Span(
-                        "hold",
-                        SpanContext(trace, step_span(root, f"hold {before.decided_at}")),
-                        root,
-                        before.decided_at * 1000,
-                        now_ns,
-                        attributes={
-                            "streamproc.payout": work.payout,
-                            "streamproc.held_for": before.reason,
-                            "streamproc.decision": event.decision,
-                            "streamproc.reason": event.reason,
-                        },
-                        links=[
-                            SpanContext(
-                                trace, process_span(self._group, self._partition, work.entry.decode())
-                            )
-                        ],
-                    )
-                )
+        trace, root = trace_of(work.payout)
+        attributes: dict[str, Value] = {
+            "streamproc.payout": work.payout,
+            "streamproc.held_for": before.reason,
+            "streamproc.state": after.state,
+        }
+        if after.decision is not None and after.decision != "HELD":
+            attributes |= {"streamproc.decision": after.decision, "streamproc.reason": after.reason}
+        tracer.export(
+            Span(
+                "hold",
+                SpanContext(trace, step_span(root, f"hold {before.decided_at}")),
+                root,
+                before.decided_at * 1000,
+                now_ns,
+                attributes=attributes,
+                links=[SpanContext(trace, process_span(self._group, self._partition, work.entry.decode()))],
+            )
+        )
 
     def _failed(self, tracer: Tracer, work: Work, begun_ns: int, own: int, what: str) -> None:
         problem, last_ns = work.problem, max((call.ended_ns for call in work.calls), default=begun_ns)
-        trace, _ = trace_of(work.payout)
+        begun_ns, (trace, _) = _begun_ns(work, begun_ns), trace_of(work.payout)
         why = str(problem) if isinstance(problem, StreamprocError) else type(problem).__name__
         tracer.export(
             Span(
@@ -320,6 +319,11 @@ class BatchTraces:
             if record.decision is not None:
                 about |= {"streamproc.decision": record.decision, "streamproc.reason": record.reason}
         return about
+
+
+def _begun_ns(work: Work, loaded_ns: int) -> int:
+    """When the handling of a work began: with its first pass, if it keeps the outputs of that."""
+    return min([loaded_ns, *(begun_ns for _, begun_ns, _ in work.passed)])
 
 
 def _meta_of(work: Work) -> Meta:

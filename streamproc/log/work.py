@@ -37,6 +37,8 @@ class LeaveToSlowLane(Exception):
 
 Settlement: TypeAlias = str
 """'committed', 'released' or '' for none."""
+Passed: TypeAlias = Sequence[tuple[str, int, int]]
+"""Stages that had something to do: name, begin and end (ns, this host's clock)."""
 
 
 class Work(Struct, eq=False):
@@ -75,6 +77,8 @@ class Work(Struct, eq=False):
     """Its offer was sent and not taken: the chain decides it, and it is not offered again."""
     calls: list[Call] = []
     """What it waited for: the barrier, the bank."""
+    passed: Passed = ()
+    """Stages of earlier passes, whose outputs it keeps though their commit came too late; known only to traces."""
     stale_times: int = 0
     looked_at: bool = False
     """A stage relied on the payout's state without recording anything; the commit checks that it has not moved on."""
@@ -112,6 +116,11 @@ class Work(Struct, eq=False):
     def _hold(self, held: Reservation) -> None:
         self.admission = Admission(None, budget_answer(held))
         self.recalled = b"%b %d %b" % (held.state.encode(), held.fees, kept_admission(self.admission))
+
+    def ends_hold(self) -> bool:
+        """Whether it ends the wait for a person: by a decision, or since the bank moved or ended the payout."""
+        before, after = self.loaded, self.record
+        return before is not None and before.state == "held" and after is not None and after.state != "held"
 
     def emit(self, event: Event) -> None:
         """Record `event` with this entry's commit. Later stages of the chain see it."""
@@ -159,7 +168,7 @@ class BatchContext:
     may_wait: bool = False
     """Works that are slow may be left to the slow lane, by LeaveToSlowLane."""
     passed: list[tuple[str, int, int]] = field(default_factory=list)
-    """Stages that had something to do: name, begin and end (ns, this host's clock)."""
+    """Stages of this pass, as `Passed`."""
     _parties: dict[tuple[str, str, Identity], Party] = field(default_factory=dict)
     _signed: dict[tuple[str, str, str], Identity] = field(default_factory=dict)
     """By payout, agent and fund account, for payouts with a signature, which takes long to verify."""

@@ -23,7 +23,7 @@ from streamproc import __version__
 from streamproc.mcp.calls import Caller, Calls, ToolAnswer
 from streamproc.mcp.tools import INSTRUCTIONS, Tool, all_tools
 from streamproc.mcp.words import of_defect
-from streamproc.telemetry.trace_context import span_context_of
+from streamproc.telemetry.trace_context import is_unsampled, span_context_of
 
 TOOLS_FRESH_MS: Final = 3_600_000
 """How long clients may cache the tools, which change only with the version of the process."""
@@ -104,6 +104,7 @@ def _listed(tools: Sequence[Tool]) -> list[ShownTool]:
 
 
 def _traceparent(context: Context) -> str:
-    """The caller's trace context, if the API would link it."""
+    """The caller's trace context, if the API would follow it: its trace, or that it is not sampled."""
     given = (context.meta or {}).get("traceparent")
-    return given if isinstance(given, str) and span_context_of(given) is not None else ""
+    is_known = isinstance(given, str) and (span_context_of(given) is not None or is_unsampled(given))
+    return str(given) if is_known else ""

@@ -32,6 +32,11 @@ HOLD_S = (60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 8 * 3600.0, 12 * 3600.0, 24 * 
 BATCH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 ALARMS = ("bypassed", "stopped", "cancel_requested")
+DECISIONS = ("APPROVED", "REJECTED", "HELD")
+TAKEN_UP = ("claim", "retry")
+NOT_DONE = ("put_off", "set_aside")
+"""Labels of what happens seldom. Its counters start at 0, since Prometheus sees no increase in a series that begins
+with 1."""
 BREAKER_STATES = ("closed", "half_open", "open")
 
 
@@ -79,8 +84,10 @@ class Meters:
             "notifications", "Messages to people, by channel, and those given up", "kind", "outcome"
         )
         self.alarms = self._counter("alarms", "Recorded facts that a person must look at", "kind")
-        for kind in ALARMS:  # start at 0: Prometheus sees no increase in a series that begins with 1
+        for kind in ALARMS:
             self.alarms.labels(kind)
+        for decision in DECISIONS:
+            self.decided_paise.labels(decision)
 
     def _make_engine(self) -> None:
         self.stage_seconds = self._histogram(
@@ -129,6 +136,13 @@ class Meters:
         )
 
     # ---- counted in several places ----
+
+    def begin_group(self, group: str) -> None:
+        """This process consumes for a group."""
+        for how in TAKEN_UP:
+            self.taken_up.labels(group, how)
+        for outcome in NOT_DONE:
+            self.entries.labels(group, outcome)
 
     def waited(self, what: str, outcome: str, seconds: float) -> None:
         """Count a wait: at the barrier, or for a call to an outside system, by its name."""

@@ -29,6 +29,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from streamproc import __version__
 from streamproc.telemetry.exposure import Family, Page, Point
 from streamproc.telemetry.otlp_traces import SCHEMA, resource_of
+from streamproc.telemetry.unreceived import say_seldom, warn_of_protocol
 
 UNITS = {"seconds": "s", "bytes": "By"}
 _SCOPE = InstrumentationScope("streamproc", __version__, SCHEMA)
@@ -39,6 +40,8 @@ class Exporter:
     """Sends the metrics of one process. `name` is its name on /metrics, like worker-1."""
 
     def __init__(self, role: str, name: str) -> None:
+        say_seldom()
+        warn_of_protocol("METRICS")
         # If a receiver took two processes for one, they would reset each other's sums. A process without a number has
         # no usable directory of sockets.
         own = f"{role}-{os.getpid()}" if name == role else name

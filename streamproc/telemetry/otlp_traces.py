@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanContext as OtelSpanContext
 from streamproc import __version__
 from streamproc.telemetry import push
 from streamproc.telemetry.spans import LINKS_MAX, Kind, Span, SpanContext
+from streamproc.telemetry.unreceived import say_seldom, warn_of_protocol
 from streamproc.waiting import set_within
 
 SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
@@ -113,6 +114,8 @@ def _given() -> set[str]:
 
 def open_tracer(role: str) -> Exporting:
     """A tracer as set by the environment."""
+    say_seldom()
+    warn_of_protocol("TRACES")
     resource = resource_of(role)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     return Exporting(provider.sampler, resource, BatchSpanProcessor(OTLPSpanExporter()))

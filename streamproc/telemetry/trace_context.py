@@ -16,6 +16,12 @@ def span_context_of(traceparent: str) -> SpanContext | None:
     return context if context.trace and context.span and int(found[3], 16) & 1 else None
 
 
+def is_unsampled(traceparent: str) -> bool:
+    """Whether a well-formed `traceparent` says that its trace is not sampled."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    return found is not None and not int(found[3], 16) & 1
+
+
 def traceparent_of(context: SpanContext) -> str:
     """The header of a sampled span."""
     return f"00-{context.trace:032x}-{context.span:016x}-01"

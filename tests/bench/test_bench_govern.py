@@ -1,12 +1,13 @@
 """`streamproc bench govern`: the decision alone, on the same payouts as the other benches, and nothing but memory."""
 
+import asyncio
 import json
 
 import pytest
 from click.testing import CliRunner
 
 from streamproc.bench import job
-from streamproc.bench.pure import PARTS
+from streamproc.bench.pure import PARTS, measure
 from streamproc.cli import run
 from streamproc.cli.bench import bench
 
@@ -42,6 +43,20 @@ def test_a_decision_that_is_not_what_it_must_be_fails_the_bench(
     monkeypatch.setattr(job, "expected", lambda payouts: expected(payouts + 1))
     assert run(["bench", "govern", "--payouts", "1000", "--rounds", "1"]) == 1
     assert "stages: the outcomes in memory are" in capsys.readouterr().err
+
+
+async def test_it_ends_within_a_batch_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = list[str]()
+    monkeypatch.setattr(job, "check", lambda part, *_: checked.append(part))
+
+    def interrupt(_: str) -> None:
+        """As Ctrl-C does it, which cancels the task as soon as it waits."""
+        measuring.cancel()
+
+    measuring = asyncio.create_task(measure(1000, 1, announce=interrupt))
+    with pytest.raises(asyncio.CancelledError):
+        await measuring
+    assert checked == []  # not even the first part of the round came to its end
 
 
 @pytest.mark.parametrize("wrong", [["--payouts", "999"], ["--rounds", "0"]])

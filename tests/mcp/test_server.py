@@ -56,7 +56,13 @@ async def test_every_tool_says_all_four_hints_and_only_the_request_is_destructiv
 
 @pytest.mark.parametrize(
     ("given", "sent"),
-    [(SAMPLED, SAMPLED), (SAMPLED[:-1] + "0", None), ("hunter2\r\nx: y", None), (7, None), (None, None)],
+    [
+        (SAMPLED, SAMPLED),
+        (SAMPLED[:-1] + "0", SAMPLED[:-1] + "0"),
+        ("hunter2\r\nx: y", None),
+        (7, None),
+        (None, None),
+    ],
 )
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 async def test_the_callers_trace_goes_on_to_the_api_if_it_is_one(

@@ -100,6 +100,29 @@ async def test_a_request_is_told_by_its_method_path_and_status(tracer: Keeping) 
     assert broken.attributes["error.type"] == broken.error == "RuntimeError"
 
 
+async def told_of_path(path: str, *headers: tuple[bytes, bytes]) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    scope = {"type": "http", "method": "GET", "path": path, ROUTE: path, "headers": headers}
+    await Traced(app)(scope, nothing, nothing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("flags", "told"), [("01", True), ("00", False), ("02", False)])
+async def test_a_request_is_told_where_its_caller_samples(tracer: Keeping, flags: str, told: bool) -> None:
+    await told_of_path("/v1/holds", (b"traceparent", f"00-{5:032x}-{7:016x}-{flags}".encode()))
+    assert [(one.context.trace, one.parent) for one in tracer.told] == ([(5, 7)] if told else [])
+
+
+async def test_what_machines_ask_every_few_seconds_has_no_trace(tracer: Keeping) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/holds"):
+        await told_of_path(path)
+    assert [one.attributes["url.path"] for one in tracer.told] == ["/v1/holds"]
+
+
 async def test_a_request_without_an_answer_has_no_status_and_what_no_route_took_no_path(
     tracer: Keeping,
 ) -> None:

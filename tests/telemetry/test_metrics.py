@@ -75,6 +75,31 @@ async def test_each_decision_is_counted_once_at_most_while_workers_die(
     assert 0 < counted <= 300
 
 
+async def test_what_happens_seldom_is_counted_from_0_so_that_the_first_time_is_an_increase(
+    redis_url: str, meters: Meters
+) -> None:
+    async with Engine(redis_url) as engine:
+        await engine.settled()
+    counted = {
+        (point.name, *point.labels.values()): point.value
+        for family in snapshot(meters.registry)
+        for point in family.points
+        if point.name.endswith("_total") and point.name.startswith("streamproc_")
+    }
+    assert counted == {
+        ("streamproc_alarms_total", "bypassed"): 0,
+        ("streamproc_alarms_total", "cancel_requested"): 0,
+        ("streamproc_alarms_total", "stopped"): 0,
+        ("streamproc_decided_paise_total", "APPROVED"): 0,
+        ("streamproc_decided_paise_total", "HELD"): 0,
+        ("streamproc_decided_paise_total", "REJECTED"): 0,
+        ("streamproc_entries_total", "governance", "put_off"): 0,
+        ("streamproc_entries_total", "governance", "set_aside"): 0,
+        ("streamproc_taken_up_entries_total", "governance", "claim"): 0,
+        ("streamproc_taken_up_entries_total", "governance", "retry"): 0,
+    }
+
+
 async def test_a_name_is_free_again_when_its_process_has_ended(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100)  # longer than a socket's address may be
     deep.mkdir()
