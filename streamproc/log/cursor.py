@@ -8,9 +8,8 @@ from msgspec import Struct
 
 from streamproc.domain.budget import US
 from streamproc.errors import TryAgain
-from streamproc.log.clock import clock_us
 from streamproc.log.connection import session
-from streamproc.log.names import Names, partition_of
+from streamproc.log.names import META, UNRECONCILED, Names, partition_of
 from streamproc.log.scripts import Script
 
 _move_cursor = Script("move_cursor", "checks")
@@ -120,13 +119,21 @@ class PollCursor:
 
     async def knows_what_came_before(self, asked_us: int, handled_s: float) -> bool:
         """Whether what the bank had before a request of then (µs) is known here, since the list is read all the time.
-        `handled_s`: how long it may take until what a pass has appended is in the payouts' records."""
-        async with session(self._url, home=self._key) as client:
-            value = await client.get(self._state)
-            server = _server_of(await client.execute_command("INFO", "server", "replication"))
-            now_s = await clock_us(client) // US
+
+        After a recovery it is not until the bank was asked about every account. `handled_s`: how long it may take until
+        what a pass has appended is in the payouts' records.
+        """
+        async with (
+            session(self._url, home=self._key) as client,
+            client.pipeline(transaction=False) as pipe,
+        ):
+            pipe.hget(META, UNRECONCILED)
+            pipe.get(self._state)
+            pipe.execute_command("INFO", "server", "replication")
+            pipe.time()
+            unreconciled, value, told, (now_s, _) = await pipe.execute()
         covered = msgspec.json.decode(value, type=PollState).covered if value else Covered()
-        return covered.knows(server, now_s, asked_us // US, handled_s)
+        return unreconciled is None and covered.knows(_server_of(told), now_s, asked_us // US, handled_s)
 
     async def save_state(self, state: PollState) -> None:
         """Save the poller's state."""

@@ -8,6 +8,7 @@ META = f"{PREFIX}:meta"
 """Hash: `partitions`, written at the first start; with another setting later we refuse to start. `made:<p>`: the
 partition was made, and is not made again. `recovering`: `streamproc recover` is under way. `unreconciled`: the
 bank was not asked yet since it began, but about the accounts that an `asked:<account>` names."""
+UNRECONCILED = "unreconciled"
 
 SHARED_PARTITION = 0
 """The partition whose keys hold what belongs to no account: tokens, proposals, and what processes share. Any would do,

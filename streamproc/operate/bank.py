@@ -11,10 +11,8 @@ from streamproc.clients.limiter import Limiter, SharedLimiter
 from streamproc.clients.oauth import TokenKeeper, vault_name
 from streamproc.clients.razorpay import Razorpay, open_razorpay
 from streamproc.log.batch import BATCH_TIMEOUT_S
-from streamproc.log.connection import connected
 from streamproc.log.cursor import PollCursor
 from streamproc.log.pace import Pace
-from streamproc.log.restore import unreconciled_run
 from streamproc.log.vault import Vault
 from streamproc.settings import Settings
 
@@ -53,9 +51,6 @@ async def bank_unasked(settings: Settings, account: str, asked_us: int) -> bool:
     So it is from a recovery until the bank was asked about every account, and from each start of Redis, which may have
     been set back together with Postgres, until the poller has read the bank's list. Raises LogUnavailable.
     """
-    async with connected(settings.redis_url) as client:
-        if await unreconciled_run(client) is not None:
-            return True
     cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
     return not await cursor.knows_what_came_before(asked_us, handled_s(settings))
 
