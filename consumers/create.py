@@ -42,8 +42,10 @@ hour."""
 REFUSED = "refused:"
 """Begins the name, followed by the decision's event id, under which Redis keeps since when (µs) each attempt was
 refused. If it loses that, the bank is asked for longer."""
-REFUSED_KEPT_S = 2 * LOST_FOR_GOOD_S
-"""For how long; the bank is asked again much sooner."""
+LOOKED_FOR = "lost:"
+"""The same, of since when (µs) an attempt is looked for where the clock went back to before its intent was stopped."""
+SINCE_KEPT_S = 2 * LOST_FOR_GOOD_S
+"""For how long Redis keeps either; the bank is asked again much sooner."""
 LOOK_AGAIN_S = 5.0
 """Least time between two looks for it; the interval grows."""
 DECIDED_AT_ONCE_S = 2.0
@@ -115,12 +117,27 @@ async def look_for_lost(attempt: Attempt) -> None:
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
         take_for_ours(attempt, oldest.id, oldest.status)
         return
-    _wait_for_lost(attempt, attempt.decided_at, "was stopped after an attempt whose answer is lost")
+    _wait_for_lost(
+        attempt, await _looked_for_since(attempt), "was stopped after an attempt whose answer is lost"
+    )
     record_answer(attempt, "create", "not_needed", "")
 
 
 def _wait_for_lost(attempt: Attempt, since: int, why: str) -> None:
     """Raise TryAgain while a payout may still turn up that an attempt before `since` (µs) made."""
+async def _looked_for_since(attempt: Attempt) -> int:
+    """When (µs) the intent was stopped. If that is still to come, since the clock went back: when it was first looked
+    for since. Else the bank would be asked every few seconds until the clock is there again."""
+    now_us, cache = attempt.ctx.now_us, attempt.ctx.cache
+    if attempt.decided_at <= now_us:
+        return attempt.decided_at
+    name = LOOKED_FOR + attempt.caused_by
+    [kept] = await cache.get_many([name])
+    since = min(int(kept), now_us) if kept else now_us
+    await cache.put_many({name: (str(since).encode(), SINCE_KEPT_S)})
+    return since
+
+
     waited_s = (attempt.ctx.now_us - since) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
         raise TryAgain(
@@ -282,7 +299,7 @@ async def _take_refused_since(attempt: Attempt) -> int:
     [kept] = await cache.get_many([name])
     if not kept:
         return attempt.ctx.now_us
-    await cache.put_many({name: (b"", REFUSED_KEPT_S)})
+    await cache.put_many({name: (b"", SINCE_KEPT_S)})
     return min(int(kept), attempt.ctx.now_us)  # now, if the clock went back
 
 
@@ -290,7 +307,7 @@ async def _keep_refused_since(attempt: Attempt, since: int) -> None:
     """The attempt that began was refused too, or made no call. Of a first one there is nothing to keep."""
     if attempt.work.taken:
         kept = str(since).encode()
-        await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, REFUSED_KEPT_S)})
+        await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, SINCE_KEPT_S)})
 
 
 async def _refused(attempt: Attempt, answer: CommandAnswer, since: int) -> BankPayout | None:
