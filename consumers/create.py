@@ -21,6 +21,7 @@ from consumers.attempt import (
     Said,
     record_answer,
     record_sighting,
+    sending,
 )
 from consumers.verdicts import stopped
 from streamproc.domain.copies import copy_of
@@ -73,14 +74,14 @@ async def create(attempt: Attempt) -> BankPayout | None:
         return None
     _check_debit(record, debit)
     found: Sequence[BankPayout] = ()
-    if work.taken or record.copies or await _may_be_second(attempt):
+    if work.maybe_sent or record.copies or await _may_be_second(attempt):
         answered = await bank.find(debit.number, record.payout)
         found = answered.payouts
         if (mine := _ours(record, found)) is not None:
             return _bind(attempt, mine, "already")
         _refuse_doubtful(attempt, answered)
     _refuse_forgotten(work, found, (ctx.now_us - attempt.decided_at) / 1_000_000)
-    refused_since = await _take_refused_since(attempt) if work.taken else ctx.now_us
+    refused_since = await _take_refused_since(attempt) if work.maybe_sent else ctx.now_us
     if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
@@ -88,7 +89,8 @@ async def create(attempt: Attempt) -> BankPayout | None:
                 record_sighting(attempt, payout)
         return None
     try:
-        answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
+        with sending(work):
+            answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
     except TryAgain as problem:
         if not problem.may_be_done:
             await _keep_refused_since(attempt, refused_since)
@@ -123,8 +125,6 @@ async def look_for_lost(attempt: Attempt) -> None:
     record_answer(attempt, "create", "not_needed", "")
 
 
-def _wait_for_lost(attempt: Attempt, since: int, why: str) -> None:
-    """Raise TryAgain while a payout may still turn up that an attempt before `since` (µs) made."""
 async def _looked_for_since(attempt: Attempt) -> int:
     """When (µs) the intent was stopped. If that is still to come, since the clock went back: when it was first looked
     for since. Else the bank would be asked every few seconds until the clock is there again."""
@@ -138,6 +138,8 @@ async def _looked_for_since(attempt: Attempt) -> int:
     return since
 
 
+def _wait_for_lost(attempt: Attempt, since: int, why: str) -> None:
+    """Raise TryAgain while a payout may still turn up that an attempt before `since` (µs) made."""
     waited_s = (attempt.ctx.now_us - since) / 1_000_000
     if waited_s < LOST_FOR_GOOD_S:
         raise TryAgain(
@@ -230,7 +232,7 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
     may have been wrong at the one time or the other."""
     if age_s > CREATE_WITHIN_S:
         when = f"more than {CREATE_WITHIN_S // 86_400} days ago"
-    elif work.taken and age_s < -AHEAD_S_MAX:
+    elif work.maybe_sent and age_s < -AHEAD_S_MAX:
         when = "by a clock that was more than a day ahead, so nobody can tell how long ago"
     else:
         return
@@ -275,7 +277,7 @@ def _is_around_us(attempt: Attempt, record: PayoutRecord, payout: BankPayout, at
     made_ago_s = (now_s if at_s is None else at_s) - payout.created_at if payout.created_at else 0
     # Our clock was ahead at the decision if that is still to come: then age tells nothing.
     is_older = made_ago_s > decided_ago_s + OLDER_S and decided_ago_s >= 0
-    return payout.status in MOVED_STATUSES and (not attempt.work.taken or is_older)
+    return payout.status in MOVED_STATUSES and (not attempt.work.maybe_sent or is_older)
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
@@ -305,7 +307,7 @@ async def _take_refused_since(attempt: Attempt) -> int:
 
 async def _keep_refused_since(attempt: Attempt, since: int) -> None:
     """The attempt that began was refused too, or made no call. Of a first one there is nothing to keep."""
-    if attempt.work.taken:
+    if attempt.work.maybe_sent:
         kept = str(since).encode()
         await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, SINCE_KEPT_S)})
 
@@ -333,7 +335,7 @@ async def _refused(attempt: Attempt, answer: CommandAnswer, since: int) -> BankP
             f"ALARM: the bank knows the key of intent {record.payout} with another body, {said}: was the account number"
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
-    if attempt.work.taken:
+    if attempt.work.maybe_sent:
         _wait_for_lost(
             attempt, since, f"was refused with {said}, and an earlier attempt's answer may be lost"
         )

@@ -79,7 +79,8 @@ class Names:
 
     def tries(self, group: str) -> str:
         """How often entries were deferred: `<id>` by failed attempts, `<id>:waits` by waits. `<id>:lane`: it waited in
-        a slow lane, 1 where it overtakes others."""
+        a slow lane, 1 where it overtakes others. `<id>:unsent`: nothing was sent outside for it, as of its last
+        deferral (defer.lua); empty: that cannot be known any more."""
         return f"{self.base}:tries:{group}"
 
     def own(self, group: str) -> str:
