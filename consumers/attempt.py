@@ -14,14 +14,15 @@ from streamproc.domain.events import (
     PayoutObserved,
 )
 from streamproc.errors import TryAgain
+from streamproc.log.cursor import Requested
 from streamproc.log.work import BatchContext, Work
 
-Unasked: TypeAlias = Callable[[str, int], Awaitable[bool]]
-"""Whether the bank may have made a payout that the log has forgotten, before an intent of this account was received
-(µs). Raises LogUnavailable."""
+Unasked: TypeAlias = Callable[[str, Requested], Awaitable[bool]]
+"""Whether the bank may have made a payout that the record in hand does not know, before an intent of this account was
+requested. Raises LogUnavailable."""
 
 
-async def nothing_unasked(account: str, received_at: int) -> bool:
+async def nothing_unasked(account: str, requested: Requested) -> bool:
     """`Unasked` of a log that has forgotten nothing."""
     return False
 

@@ -31,6 +31,7 @@ from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import MOVED_STATUSES, RELEASING_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
+from streamproc.log.cursor import Requested
 from streamproc.log.work import Work
 
 CREATE_WITHIN_S = 6 * 86_400
@@ -247,10 +248,11 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
 async def _may_be_second(attempt: Attempt) -> bool:
     """Whether a lost decision may have come before this one: about this request, or about one that is lost too, and
     that the agent has repeated under the same key."""
-    record = attempt.work.known()
+    work, record = attempt.work, attempt.work.known()
     waited_us = attempt.decided_at - record.received_at
     is_late = abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000
-    return is_late or await attempt.unasked(record.account, record.received_at)
+    requested = Requested(work.payout, record.received_at, work.version)
+    return is_late or await attempt.unasked(record.account, requested)
 
 
 def _refuse_doubtful(attempt: Attempt, found: Found) -> None:
