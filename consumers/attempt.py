@@ -1,6 +1,7 @@
 """An attempt to carry out a decision at the bank: what it works with, and how what came of it is recorded."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -12,14 +13,16 @@ from streamproc.domain.events import (
     CommandOutcome,
     PayoutObserved,
 )
+from streamproc.errors import TryAgain
+from streamproc.log.cursor import Requested
 from streamproc.log.work import BatchContext, Work
 
-Unasked: TypeAlias = Callable[[str, int], Awaitable[bool]]
-"""Whether the bank may have made a payout that the log has forgotten, before an intent of this account was received
-(µs). Raises LogUnavailable."""
+Unasked: TypeAlias = Callable[[str, Requested], Awaitable[bool]]
+"""Whether the bank may have made a payout that the record in hand does not know, before an intent of this account was
+requested. Raises LogUnavailable."""
 
 
-async def nothing_unasked(account: str, received_at: int) -> bool:
+async def nothing_unasked(account: str, requested: Requested) -> bool:
     """`Unasked` of a log that has forgotten nothing."""
     return False
 
@@ -87,6 +90,18 @@ class Attempt(Struct, frozen=True):
     began_s: float
     """Our monotonic clock at the time of `ctx`."""
     unasked: Unasked = nothing_unasked
+
+
+@contextmanager
+def sending(work: Work) -> Iterator[None]:
+    """For a call that tells the bank to do something: from here on it may have been sent, unless its error says that it
+    was not."""
+    before, work.sent = work.sent, True
+    try:
+        yield
+    except TryAgain as problem:
+        work.sent = before or problem.may_be_done
+        raise
 
 
 def record_answer(

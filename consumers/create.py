@@ -21,6 +21,7 @@ from consumers.attempt import (
     Said,
     record_answer,
     record_sighting,
+    sending,
 )
 from consumers.verdicts import stopped
 from streamproc.domain.copies import copy_of
@@ -30,6 +31,7 @@ from streamproc.domain.ours import could_be
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.states import MOVED_STATUSES, RELEASING_STATUSES
 from streamproc.errors import TryAgain, Unprocessable
+from streamproc.log.cursor import Requested
 from streamproc.log.work import Work
 
 CREATE_WITHIN_S = 6 * 86_400
@@ -42,8 +44,10 @@ hour."""
 REFUSED = "refused:"
 """Begins the name, followed by the decision's event id, under which Redis keeps since when (µs) each attempt was
 refused. If it loses that, the bank is asked for longer."""
-REFUSED_KEPT_S = 2 * LOST_FOR_GOOD_S
-"""For how long; the bank is asked again much sooner."""
+LOOKED_FOR = "lost:"
+"""The same, of since when (µs) an attempt is looked for where the clock went back to before its intent was stopped."""
+SINCE_KEPT_S = 2 * LOST_FOR_GOOD_S
+"""For how long Redis keeps either; the bank is asked again much sooner."""
 LOOK_AGAIN_S = 5.0
 """Least time between two looks for it; the interval grows."""
 DECIDED_AT_ONCE_S = 2.0
@@ -71,14 +75,14 @@ async def create(attempt: Attempt) -> BankPayout | None:
         return None
     _check_debit(record, debit)
     found: Sequence[BankPayout] = ()
-    if work.taken or record.copies or await _may_be_second(attempt):
+    if work.maybe_sent or record.copies or await _may_be_second(attempt):
         answered = await bank.find(debit.number, record.payout)
         found = answered.payouts
         if (mine := _ours(record, found)) is not None:
             return _bind(attempt, mine, "already")
         _refuse_doubtful(attempt, answered)
     _refuse_forgotten(work, found, (ctx.now_us - attempt.decided_at) / 1_000_000)
-    refused_since = await _take_refused_since(attempt) if work.taken else ctx.now_us
+    refused_since = await _take_refused_since(attempt) if work.maybe_sent else ctx.now_us
     if await stopped(work, "create", attempt.caused_by, ctx):
         for payout in found:
             # An attempt of ours may have made it. Once that is recorded, governance has it rejected.
@@ -86,7 +90,8 @@ async def create(attempt: Attempt) -> BankPayout | None:
                 record_sighting(attempt, payout)
         return None
     try:
-        answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
+        with sending(work):
+            answer = await bank.create(order_bytes(record, debit.number), key_of(attempt.caused_by))
     except TryAgain as problem:
         if not problem.may_be_done:
             await _keep_refused_since(attempt, refused_since)
@@ -115,8 +120,23 @@ async def look_for_lost(attempt: Attempt) -> None:
         oldest = min(live, key=lambda payout: (payout.created_at, payout.id))
         take_for_ours(attempt, oldest.id, oldest.status)
         return
-    _wait_for_lost(attempt, attempt.decided_at, "was stopped after an attempt whose answer is lost")
+    _wait_for_lost(
+        attempt, await _looked_for_since(attempt), "was stopped after an attempt whose answer is lost"
+    )
     record_answer(attempt, "create", "not_needed", "")
+
+
+async def _looked_for_since(attempt: Attempt) -> int:
+    """When (µs) the intent was stopped. If that is still to come, since the clock went back: when it was first looked
+    for since. Else the bank would be asked every few seconds until the clock is there again."""
+    now_us, cache = attempt.ctx.now_us, attempt.ctx.cache
+    if attempt.decided_at <= now_us:
+        return attempt.decided_at
+    name = LOOKED_FOR + attempt.caused_by
+    [kept] = await cache.get_many([name])
+    since = min(int(kept), now_us) if kept else now_us
+    await cache.put_many({name: (str(since).encode(), SINCE_KEPT_S)})
+    return since
 
 
 def _wait_for_lost(attempt: Attempt, since: int, why: str) -> None:
@@ -213,7 +233,7 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
     may have been wrong at the one time or the other."""
     if age_s > CREATE_WITHIN_S:
         when = f"more than {CREATE_WITHIN_S // 86_400} days ago"
-    elif work.taken and age_s < -AHEAD_S_MAX:
+    elif work.maybe_sent and age_s < -AHEAD_S_MAX:
         when = "by a clock that was more than a day ahead, so nobody can tell how long ago"
     else:
         return
@@ -228,10 +248,11 @@ def _refuse_forgotten(work: Work, found: Sequence[BankPayout], age_s: float) -> 
 async def _may_be_second(attempt: Attempt) -> bool:
     """Whether a lost decision may have come before this one: about this request, or about one that is lost too, and
     that the agent has repeated under the same key."""
-    record = attempt.work.known()
+    work, record = attempt.work, attempt.work.known()
     waited_us = attempt.decided_at - record.received_at
     is_late = abs(waited_us) > DECIDED_AT_ONCE_S * 1_000_000
-    return is_late or await attempt.unasked(record.account, record.received_at)
+    requested = Requested(work.payout, record.received_at, work.version)
+    return is_late or await attempt.unasked(record.account, requested)
 
 
 def _refuse_doubtful(attempt: Attempt, found: Found) -> None:
@@ -258,7 +279,7 @@ def _is_around_us(attempt: Attempt, record: PayoutRecord, payout: BankPayout, at
     made_ago_s = (now_s if at_s is None else at_s) - payout.created_at if payout.created_at else 0
     # Our clock was ahead at the decision if that is still to come: then age tells nothing.
     is_older = made_ago_s > decided_ago_s + OLDER_S and decided_ago_s >= 0
-    return payout.status in MOVED_STATUSES and (not attempt.work.taken or is_older)
+    return payout.status in MOVED_STATUSES and (not attempt.work.maybe_sent or is_older)
 
 
 def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
@@ -282,15 +303,15 @@ async def _take_refused_since(attempt: Attempt) -> int:
     [kept] = await cache.get_many([name])
     if not kept:
         return attempt.ctx.now_us
-    await cache.put_many({name: (b"", REFUSED_KEPT_S)})
+    await cache.put_many({name: (b"", SINCE_KEPT_S)})
     return min(int(kept), attempt.ctx.now_us)  # now, if the clock went back
 
 
 async def _keep_refused_since(attempt: Attempt, since: int) -> None:
     """The attempt that began was refused too, or made no call. Of a first one there is nothing to keep."""
-    if attempt.work.taken:
+    if attempt.work.maybe_sent:
         kept = str(since).encode()
-        await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, REFUSED_KEPT_S)})
+        await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, SINCE_KEPT_S)})
 
 
 async def _refused(attempt: Attempt, answer: CommandAnswer, since: int) -> BankPayout | None:
@@ -316,7 +337,7 @@ async def _refused(attempt: Attempt, answer: CommandAnswer, since: int) -> BankP
             f"ALARM: the bank knows the key of intent {record.payout} with another body, {said}: was the account number"
             " changed meanwhile? Look for the reference in the bank's dashboard before anything else"
         )
-    if attempt.work.taken:
+    if attempt.work.maybe_sent:
         _wait_for_lost(
             attempt, since, f"was refused with {said}, and an earlier attempt's answer may be lost"
         )

@@ -24,6 +24,7 @@ from consumers.attempt import (
     nothing_unasked,
     record_answer,
     record_sighting,
+    sending,
 )
 from consumers.concurrency import run_bounded
 from consumers.create import LOOK_AGAIN_S, create, look_for_lost, take_for_ours
@@ -76,7 +77,6 @@ class Barrier(Protocol):
 class _Order(Struct, frozen=True):
     command: BankCommand
     cause: Cause
-    caused_by: str
 
 
 def execution(
@@ -114,7 +114,12 @@ def execution(
 
     stage = Stage(name="enact", consumes=frozenset({PayoutDecided, CancelRequested}), handle=enact)
     return Group(
-        name="execution", stages=(stage,), outputs_are_facts=True, read_max=READ_MAX, works_max=WORKS_MAX
+        name="execution",
+        stages=(stage,),
+        outputs_are_facts=True,
+        notes_sending=True,
+        read_max=READ_MAX,
+        works_max=WORKS_MAX,
     )
 
 
@@ -153,7 +158,7 @@ async def _tell_bank(attempt: Attempt, cause: Cause, bank: Bank, *, creates: boo
         if made is None:
             return
         status = made.status
-    elif work.taken and status in OPEN_STATUSES:
+    elif work.maybe_sent and status in OPEN_STATUSES:
         # An earlier attempt may have called the bank: its status now counts.
         status = _observe(attempt, await bank.fetch(record.at_bank))
     command = command_for(cause, status)
@@ -163,7 +168,7 @@ async def _tell_bank(attempt: Attempt, cause: Cause, bank: Bank, *, creates: boo
         return
     if command in MOVES_MONEY and await stopped(work, command, attempt.caused_by, ctx):
         return
-    await _send(attempt, _Order(command, cause, attempt.caused_by), bank)
+    await _send(attempt, _Order(command, cause), bank)
 
 
 async def _end_copy(attempt: Attempt, cause: CancelRequested, bank: Bank) -> None:
@@ -175,8 +180,7 @@ async def _end_copy(attempt: Attempt, cause: CancelRequested, bank: Bank) -> Non
     facts = await bank.fetch(payout)
     command = command_for(cause, facts.status)
     if command is not None:
-        order = _Order(command, cause, attempt.caused_by)
-        answer = await _command(bank, payout, order)
+        answer = await _command(attempt, payout, _Order(command, cause), bank)
         sent = answer.outcome == "done"
         facts = (answer.payout if sent else None) or await bank.fetch(payout)
         if sent and command_for(cause, facts.status) is not None:
@@ -225,23 +229,25 @@ def _moved_on(attempt: Attempt, cause: Cause, status: str) -> None:
         record_answer(attempt, command, outcome, status)
 
 
-def _remarks(order: _Order) -> str:
-    if isinstance(order.cause, CancelRequested):
-        return f"streamproc: cancelled [{order.caused_by}]"
-    by = f" by {order.cause.by}" if order.cause.by else ""
-    return f"streamproc: {order.cause.decision} {order.cause.reason}{by} [{order.caused_by}]"
+def _remarks(cause: Cause, caused_by: str) -> str:
+    if isinstance(cause, CancelRequested):
+        return f"streamproc: cancelled [{caused_by}]"
+    by = f" by {cause.by}" if cause.by else ""
+    return f"streamproc: {cause.decision} {cause.reason}{by} [{caused_by}]"
 
 
-async def _command(bank: Bank, payout: str, order: _Order) -> CommandAnswer:
-    match order.command:
-        case "approve":
-            return await bank.approve(payout, _remarks(order))
-        case "reject":
-            return await bank.reject(payout, _remarks(order))
-        case "cancel":
-            return await bank.cancel(payout)
-        case "create":
-            raise AssertionError("an intent is created before anything else is sent of it")
+async def _command(attempt: Attempt, payout: str, order: _Order, bank: Bank) -> CommandAnswer:
+    remarks = _remarks(order.cause, attempt.caused_by)
+    with sending(attempt.work):
+        match order.command:
+            case "approve":
+                return await bank.approve(payout, remarks)
+            case "reject":
+                return await bank.reject(payout, remarks)
+            case "cancel":
+                return await bank.cancel(payout)
+            case "create":
+                raise AssertionError("an intent is created before anything else is sent of it")
 
 
 async def _send(attempt: Attempt, order: _Order, bank: Bank) -> None:
@@ -250,7 +256,7 @@ async def _send(attempt: Attempt, order: _Order, bank: Bank) -> None:
     Raises Unprocessable if the bank refuses and the payout still waits.
     """
     payout = attempt.work.known().at_bank
-    answer = await _command(bank, payout, order)
+    answer = await _command(attempt, payout, order, bank)
     if answer.outcome == "done":
         # An answer that could not be read still means that the command was taken: ask for the result.
         facts = answer.payout or await bank.fetch(payout)
@@ -261,7 +267,7 @@ async def _send(attempt: Attempt, order: _Order, bank: Bank) -> None:
         then = command_for(order.cause, status)
         if then is not None and then != order.command and then not in MOVES_MONEY:
             # It moved between two of our calls, as from pending to queued, where the command is cancel, not reject.
-            await _send(attempt, _Order(then, order.cause, order.caused_by), bank)
+            await _send(attempt, _Order(then, order.cause), bank)
             return
         if status in OPEN_STATUSES and then is not None:
             raise Unprocessable(
@@ -270,4 +276,4 @@ async def _send(attempt: Attempt, order: _Order, bank: Bank) -> None:
             )
         outcome = "already" if status in REACHED[order.command] else "refused"
     said = Said(answer.http_status, answer.code, answer.problem)
-    record_answer(attempt, order.command, outcome, status, said=said, caused_by=order.caused_by)
+    record_answer(attempt, order.command, outcome, status, said=said, caused_by=attempt.caused_by)

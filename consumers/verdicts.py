@@ -47,7 +47,7 @@ async def stopped(work: Work, command: BankCommand, caused_by: str, ctx: BatchCo
                 payout=work.payout,
                 command=command,
                 finding=found,
-                maybe_sent=work.taken,
+                maybe_sent=work.maybe_sent,
                 caused_by=caused_by,
             )
         )

@@ -88,7 +88,10 @@ class Listing:
         self._account = account
         self._account_number = account_number
         self._watch = watch
-        self._long_look_s: int | None = None
+        self._long_look: tuple[str, int] = ("", 0)
+        """The last long look back: into the log of which server, and when."""
+        self._left_at = 0
+        """Where it left the cursor."""
 
     async def read(self) -> Pass:
         """Do one pass. Failures of the bank or the log are in `problem`; the cursor stays at what was read."""
@@ -108,9 +111,11 @@ class Listing:
 
     async def _read_list(self, done: Pass) -> None:
         cursor = at = await self._cursor.load()
-        # One that is later than now is of a clock that went back since.
-        last_s = self._long_look_s
-        is_long = last_s is None or not last_s <= done.to_s < last_s + LONG_LOOK_EVERY_S
+        # One that is later than now is of a clock that went back since. Where the log was set back, as another server's
+        # may have been, it has lost what long looks added before the cursor, too.
+        server, last_s = self._long_look
+        is_set_back = server != done.server or (cursor or 0) < self._left_at
+        is_long = is_set_back or not last_s <= done.to_s < last_s + LONG_LOOK_EVERY_S
         overlap_s = OVERLAP_S if is_long else SHORT_OVERLAP_S
         done.from_s, read_to = _from_s(cursor, done.to_s, overlap_s), cursor or 0
         if read_to > done.to_s:
@@ -124,14 +129,14 @@ class Listing:
             if part.upto is not None and part.upto > read_to:
                 read_to = part.upto
                 await self._cursor.save(read_to, after=at)
-                at = read_to
+                at = self._left_at = read_to
             if done.pages >= CALLS_MAX and read_to < done.to_s:
                 raise TryAgain(
                     f"after {CALLS_MAX} pages the list from {done.from_s} to {done.to_s} is read up to {read_to}"
                     " only; the next pass goes on"
                 )
         if is_long:
-            self._long_look_s = done.to_s
+            self._long_look = done.server, done.to_s
 
     async def _append(self, items: list[BankPayout | MalformedPayout]) -> int:
         """Append a page's payouts together, so that they are coalesced; how many were new."""

@@ -70,12 +70,18 @@ class Handler:
         """It handles what waited in the slow lane: commits then remove the mark that it waited."""
 
     async def handle(
-        self, client: Redis, entries: Sequence[Raw], *, taken: bool, ahead: Opened | None = None
+        self,
+        client: Redis,
+        entries: Sequence[Raw],
+        *,
+        taken: bool,
+        ahead: Opened | None = None,
+        unsent: frozenset[bytes] = frozenset(),
     ) -> None:
         """Handle entries to the end: committed, deferred, dead-lettered, in `skipped` or, if they `may_wait`, in
-        `for_slow_lane`. `ahead`: they are opened already."""
+        `for_slow_lane`. `ahead`: they are opened already. `unsent`: those that were only put off before."""
         self.for_slow_lane = []
-        opened = ahead or self.opener.open(entries, taken=taken)
+        opened = ahead or self.opener.open(entries, taken=taken, unsent=unsent)
         if (taken or self.is_slow_lane) and opened.skipped:  # by a commit, which removes traces of it
             handovers = [Handover(entry, taken=True) for entry in opened.skipped]
             await scripts.commit(client, self.names, self.group.name, handovers)

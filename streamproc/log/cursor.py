@@ -1,16 +1,17 @@
 """How far a polling producer has read, and its state: kept in Redis for the next poller and for operators."""
 
 from collections.abc import Mapping
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from streamproc.domain.budget import US
+from streamproc.domain.entry_ids import id_key
 from streamproc.errors import TryAgain
-from streamproc.log.clock import clock_us
 from streamproc.log.connection import session
-from streamproc.log.names import Names, partition_of
+from streamproc.log.names import META, UNRECONCILED, Names, partition_of
 from streamproc.log.script import Script
 
 _move_cursor = Script("move_cursor", "checks")
@@ -76,6 +77,16 @@ class ReconcileState(Struct, frozen=True, kw_only=True):
     mismatches: int = 0
 
 
+class Requested(NamedTuple):
+    """A payout that was requested, and what is known of it."""
+
+    payout: str
+    at: int
+    """When it was requested (µs)."""
+    version: bytes
+    """Of the record in hand."""
+
+
 def poll_cursor_name(account: str) -> str:
     """What the cursor of an account's poller is called."""
     return f"poll:{account}"
@@ -90,7 +101,7 @@ class PollCursor:
 
     def __init__(self, url: str, *, account: str, partitions: int) -> None:
         self._url = url
-        names = Names(partition_of(account, partitions))
+        self._names = names = Names(partition_of(account, partitions))
         self._key = names.cursor(poll_cursor_name(account))
         self._state = names.cursor(f"poller:{account}")
         self._reconciled = names.cursor(f"reconcile:{account}")
@@ -118,15 +129,32 @@ class PollCursor:
         async with session(self._url, home=self._key) as client:
             return _server_of(await client.execute_command("INFO", "server", "replication"))
 
-    async def knows_what_came_before(self, asked_us: int, handled_s: float) -> bool:
-        """Whether what the bank had before a request of then (µs) is known here, since the list is read all the time.
-        `handled_s`: how long it may take until what a pass has appended is in the payouts' records."""
-        async with session(self._url, home=self._key) as client:
-            value = await client.get(self._state)
-            server = _server_of(await client.execute_command("INFO", "server", "replication"))
-            now_s = await clock_us(client) // US
+    async def knows_what_came_before(self, requested: Requested, group: str, handled_s: float) -> bool:
+        """Whether the record in hand has what the bank had before the request, since the list is read all the time.
+
+        After a recovery it has not until the bank was asked about every account. `handled_s`: after how long `group`
+        has what a pass has appended in the payouts' records, unless it still has something older than that in hand,
+        which it may have put off.
+        """
+        names = self._names
+        async with (
+            session(self._url, home=self._key) as client,
+            client.pipeline(transaction=False) as pipe,
+        ):
+            pipe.hget(META, UNRECONCILED)
+            pipe.get(self._state)
+            pipe.execute_command("INFO", "server", "replication")
+            pipe.time()
+            # In this order: what is handled in between has changed the record.
+            pipe.xpending(names.log, group)
+            pipe.hget(names.payout(requested.payout), "v")
+            unreconciled, value, told, (now_s, _), pending, version = await pipe.execute()
+        oldest_ms = id_key(pending["min"].decode())[0] if pending["min"] else inf
+        if unreconciled is not None or oldest_ms < requested.at / 1_000 - handled_s * 1_000:
+            return False
         covered = msgspec.json.decode(value, type=PollState).covered if value else Covered()
-        return covered.knows(server, now_s, asked_us // US, handled_s)
+        is_covered = covered.knows(_server_of(told), now_s, requested.at // US, handled_s)
+        return is_covered and (version or b"0") == requested.version
 
     async def save_state(self, state: PollState) -> None:
         """Save the poller's state."""

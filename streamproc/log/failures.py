@@ -54,7 +54,7 @@ class Failures:
                 case LeaveToSlowLane():
                     for_slow_lane.append(work)
                 case TryAgain(after_s=after_s):
-                    deferred.append((work, Deferral(work.entry, after_s, counts=False)))
+                    deferred.append((work, self._deferral(work, after_s, counts=False)))
                 case Unprocessable():
                     dead.append((work, str(work.problem)))
                 case problem:
@@ -65,13 +65,17 @@ class Failures:
                         exc_info=problem,
                         extra={"payout": work.payout},
                     )
-                    deferred.append((work, Deferral(work.entry, 0.0, counts=True)))
+                    deferred.append((work, self._deferral(work, 0.0, counts=True)))
         if deferred:
             await self._log_deferred(client, [work for work, _ in deferred])
             await self.defer(client, deferred)
         if dead:
             await self.dead_letter(client, dead)
         return for_slow_lane
+
+    def _deferral(self, work: Work, least_s: float, *, counts: bool) -> Deferral:
+        unsent = self._group.notes_sending and not (work.maybe_sent or work.sent)
+        return Deferral(work.entry, least_s, counts, unsent)
 
     async def defer(self, client: Redis, works: Sequence[tuple[Work, Deferral]]) -> None:
         """Defer works. One that has no attempt left becomes a dead letter."""

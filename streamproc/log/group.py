@@ -188,13 +188,14 @@ class Consumer:
         *,
         taken: bool,
         ahead: Opened | None = None,
+        unsent: frozenset[bytes] = frozenset(),
     ) -> None:
         ours = await self._claims.ours(client, entries)
         self._in_hand_since = asyncio.get_running_loop().time()
         known = ahead if ours is entries else None
         self._handler.may_wait = self._slow.is_running
         try:
-            await self._handler.handle(client, ours, taken=taken, ahead=known)
+            await self._handler.handle(client, ours, taken=taken, ahead=known, unsent=unsent)
         finally:
             self._in_hand_since = None
         room = self._slow.room
@@ -314,7 +315,7 @@ class Consumer:
             finding.set_result(found)
 
     async def _handle_found(self, client: Redis, found: Found) -> None:
-        await self._handle(client, found.together, taken=True)
+        await self._handle(client, found.together, taken=True, unsent=found.unsent)
         self._suspects.add(found.apart)
         if self._slow.has_room:
             self._waited += found.waited

@@ -8,6 +8,7 @@ META = f"{PREFIX}:meta"
 """Hash: `partitions`, written at the first start; with another setting later we refuse to start. `made:<p>`: the
 partition was made, and is not made again. `recovering`: `streamproc recover` is under way. `unreconciled`: the
 bank was not asked yet since it began, but about the accounts that an `asked:<account>` names."""
+UNRECONCILED = "unreconciled"
 
 SHARED_PARTITION = 0
 """The partition whose keys hold what belongs to no account: tokens, proposals, and what processes share. Any would do,
@@ -82,7 +83,8 @@ class Names:
 
     def tries(self, group: str) -> str:
         """How often entries were deferred: `<id>` by failed attempts, `<id>:waits` by waits. `<id>:lane`: it waited in
-        a slow lane, 1 where it overtakes others."""
+        a slow lane, 1 where it overtakes others. `<id>:unsent`: nothing was sent outside for it, as of its last
+        deferral (defer.lua); empty: that cannot be known any more."""
         return f"{self.base}:tries:{group}"
 
     def own(self, group: str) -> str:

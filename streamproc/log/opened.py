@@ -144,9 +144,10 @@ class Opener:
             opened.known = await known_of(client, self.names, self.group, batch)
         return opened
 
-    def open(self, entries: Sequence[Raw], *, taken: bool) -> Opened:
-        """Decode what concerns the group. `taken`: the entries come from retries or from another consumer."""
-        opened, doubted = Opened(entries), self._doubted
+    def open(self, entries: Sequence[Raw], *, taken: bool, unsent: frozenset[bytes] = frozenset()) -> Opened:
+        """Decode what concerns the group. `taken`: the entries come from retries or from another consumer; `unsent`:
+        those of them that were only put off there."""
+        opened = Opened(entries)
         for entry in entries:
             fields = entry[1]
             if len(fields) < 4 or fields[0] != b"e" or fields[2] != b"m":
@@ -155,13 +156,14 @@ class Opener:
                 continue
             try:
                 if self._concerns_us(entry):
-                    had = taken or (doubted is not None and id_key(entry[0].decode()) <= doubted)
-                    opened.works.append(work_of(entry, taken=had))
+                    opened.works.append(work := work_of(entry, taken=taken or self._is_doubted(entry)))
+                    work.unsent = entry[0] in unsent
                 else:
                     opened.skipped.append(entry[0])
             except Newer as problem:
                 again = TryAgain(str(problem), after_s=NEWER_S)
-                opened.newer.append(Work(entry[0], [], taken=taken, problem=again))
+                had = taken or self._is_doubted(entry)
+                opened.newer.append(Work(entry[0], [], taken=had, unsent=entry[0] in unsent, problem=again))
             except Unprocessable as problem:
                 opened.unreadable.append((Work(entry[0], [], "", taken), str(problem)))
         return opened
@@ -175,6 +177,9 @@ class Opener:
     def is_own(self, entry: Raw) -> bool:
         """Whether the group wrote it: then it was handled in the pass that wrote it."""
         return len(entry[1]) >= 4 and entry[1][3].startswith(self._mine)
+
+    def _is_doubted(self, entry: Raw) -> bool:
+        return self._doubted is not None and id_key(entry[0].decode()) <= self._doubted
 
     def _concerns_us(self, entry: Raw) -> bool:
         """Whether the group handles it, without decoding the events: it is not our own output, and of a type that we

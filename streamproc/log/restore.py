@@ -25,7 +25,7 @@ from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed
 from streamproc.log import scripts
 from streamproc.log.connection import named_errors
-from streamproc.log.names import LATE, META, Names
+from streamproc.log.names import LATE, META, UNRECONCILED, Names
 from streamproc.log.proposals import proposal_fields
 from streamproc.log.script import Script
 from streamproc.log.stream import BEGUN, Entry, entry_of
@@ -51,7 +51,7 @@ _encode = msgspec.json.Encoder().encode
 async def mark_recovering(client: Redis, partitions: int, run: int) -> None:
     """From now on roles refuse to open this log. Workers that have it open may go on with a partition that is in place
     before the others, so it is marked already that the bank has to be asked."""
-    marks: Any = {"partitions": str(partitions), "recovering": str(run), "unreconciled": str(run)}
+    marks: Any = {"partitions": str(partitions), "recovering": str(run), UNRECONCILED: str(run)}
     with named_errors():
         await client.hset(META, mapping=marks)
         await client.hdel(META, BEGUN)  # from now on the archive may know what Redis does not
@@ -59,7 +59,7 @@ async def mark_recovering(client: Redis, partitions: int, run: int) -> None:
 
 async def mark_recovered(client: Redis, partitions: Sequence[int], run: int) -> None:
     """Roles may open the log again. The bank still has to be asked."""
-    marks: Any = {f"made:{p}": "1" for p in partitions} | {"unreconciled": str(run)}
+    marks: Any = {f"made:{p}": "1" for p in partitions} | {UNRECONCILED: str(run)}
     with named_errors():
         await client.hset(META, mapping=marks)
         await client.hdel(META, "recovering")
@@ -68,7 +68,7 @@ async def mark_recovered(client: Redis, partitions: Sequence[int], run: int) -> 
 async def unreconciled_run(client: Redis) -> int | None:
     """The last recovery, if the bank still has to be asked after it."""
     with named_errors():
-        run: Any = await client.hget(META, "unreconciled")
+        run: Any = await client.hget(META, UNRECONCILED)
     return int(run) if run else None
 
 
@@ -108,7 +108,7 @@ async def read_marks(client: Redis) -> LogMarks:
     with named_errors():
         found: Any = await client.hgetall(META)
     known = found.get(b"partitions")
-    return LogMarks(int(known) if known else None, b"recovering" in found, b"unreconciled" in found)
+    return LogMarks(int(known) if known else None, b"recovering" in found, UNRECONCILED.encode() in found)
 
 
 async def groups_gone(client: Redis, names: Names, wanted: Sequence[str]) -> list[str]:

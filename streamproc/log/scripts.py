@@ -89,11 +89,20 @@ class Loaded:
 
 
 class Deferral(NamedTuple):
-    """An entry to defer for at least `least_s`. `counts`: it failed by itself, so the attempt counts."""
+    """An entry to defer for at least `least_s`. `counts`: it failed by itself, so the attempt counts. `unsent`: nothing
+    was sent outside for it so far."""
 
     entry: bytes
     least_s: float
     counts: bool
+    unsent: bool = False
+
+
+class Due(NamedTuple):
+    """Deferred entries that are due, and those of them that were deferred as unsent each time."""
+
+    entries: list[Raw]
+    unsent: frozenset[bytes] = frozenset()
 
 
 class Backoff(NamedTuple):
@@ -330,15 +339,17 @@ async def defer(
             int(min(d.least_s, DEFERRED_S_MAX) * 1e6),
             int(d.counts),
             random.randint(500, 1000),
+            int(d.unsent),
         )
     ]
     return [int(n) for n in await _defer(client, _retry_keys(names, group), [group, consumer, *args, *flat])]
 
 
-async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> list[Raw]:
+async def due_retries(client: Redis, names: Names, group: str, consumer: str, *, limit: int) -> Due:
     """Claim for `consumer` the deferred entries whose next attempt is due, `limit` at most."""
     args = [group, consumer, limit, int(DEFERRED_S_MAX * 1e6)]
-    return list(await _due_retries(client, _retry_keys(names, group), args))
+    rows = await _due_retries(client, _retry_keys(names, group), args)
+    return Due([entry for entry, _ in rows], frozenset(entry[0] for entry, unsent in rows if unsent))
 
 
 def _retry_keys(names: Names, group: str) -> list[str]:

@@ -43,11 +43,14 @@ class Found(NamedTuple):
 
     `waited`: those that waited in the slow lane of another, and go into ours unopened, since any of them may be what
     it died of. Suspects among them come last. Where there is no slow lane they are handled apart.
+
+    `unsent`: those in `together` for which nothing was sent outside so far.
     """
 
     together: list[Raw]
     apart: list[list[bytes]]
     waited: Sequence[TakenUp] = ()
+    unsent: frozenset[bytes] = frozenset()
 
 
 class Upkeep:
@@ -104,10 +107,10 @@ class Upkeep:
             self.name,
             limit=self._works_max,
         )
-        if not retries:
+        if not retries.entries:
             return None
-        watch.taken_up(self.group, "retry", len(retries))
-        return Found(retries, [])
+        watch.taken_up(self.group, "retry", len(retries.entries))
+        return Found(retries.entries, [], unsent=retries.unsent)
 
     async def pending_ids(self, client: Redis, after: str) -> list[bytes]:
         """Ids pending with this consumer, from `after` on, a limited number."""

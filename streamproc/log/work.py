@@ -52,6 +52,10 @@ class Work(Struct, eq=False):
     payout: str = ""
     taken: bool = False
     """It came from retries or from another consumer, so the commit removes traces of earlier attempts."""
+    unsent: bool = False
+    """All that came of it before was to put it off: nothing was sent outside for it (`Group.notes_sending`)."""
+    sent: bool = False
+    """Something was sent outside for it in this pass, or may have been."""
     loaded: PayoutRecord | None = None
     """The payout's record as Redis had it when the batch was loaded; None if it had none."""
     version: bytes = b"0"
@@ -145,6 +149,11 @@ class Work(Struct, eq=False):
             return int(retention_s)
         return FOR_GOOD if self.loaded is not None and is_terminal(self.loaded) else 0
 
+    @property
+    def maybe_sent(self) -> bool:
+        """Whether something may have been sent outside for it before this pass, and its answer lost."""
+        return self.taken and not self.unsent
+
     def known(self) -> PayoutRecord:
         """The payout's record. Raises LookupError where it was never observed."""
         if self.record is None:
@@ -231,6 +240,9 @@ class Group(Struct, frozen=True):
     """Makes a batch's fast path, for what the chain decides at once; it must come to the same result as the chain."""
     outputs_are_facts: bool = False
     looks_again: bool = False
+    notes_sending: bool = False
+    """Its stages keep `Work.sent`. So a work that was only put off is known by that when it is taken up
+    (`Work.unsent`)."""
     slow_lane: bool = False
     """What may wait is handled beside the rest (slow_lane.py)."""
     read_max: int = 256

@@ -5,16 +5,15 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from consumers.inputs import GOVERNANCE
 from streamproc.clients.breaker import Breaker
 from streamproc.clients.http import OutboundClient
 from streamproc.clients.limiter import Limiter, SharedLimiter
 from streamproc.clients.oauth import TokenKeeper, vault_name
 from streamproc.clients.razorpay import Razorpay, open_razorpay
 from streamproc.log.batch import BATCH_TIMEOUT_S
-from streamproc.log.connection import connected
-from streamproc.log.cursor import PollCursor
+from streamproc.log.cursor import PollCursor, Requested
 from streamproc.log.pace import Pace
-from streamproc.log.restore import unreconciled_run
 from streamproc.log.vault import Vault
 from streamproc.settings import Settings
 
@@ -47,17 +46,15 @@ async def opened_bank(settings: Settings) -> AsyncIterator[Razorpay]:
         yield bank
 
 
-async def bank_unasked(settings: Settings, account: str, asked_us: int) -> bool:
-    """Whether the bank may have what this log knows nothing of, from before an account's request of then (µs).
+async def bank_unasked(settings: Settings, account: str, requested: Requested) -> bool:
+    """Whether the bank may have what the record in hand does not know, from before its account's request.
 
     So it is from a recovery until the bank was asked about every account, and from each start of Redis, which may have
-    been set back together with Postgres, until the poller has read the bank's list. Raises LogUnavailable.
+    been set back together with Postgres, until the poller has read the bank's list and governance has handled what that
+    showed. Raises LogUnavailable.
     """
-    async with connected(settings.redis_url) as client:
-        if await unreconciled_run(client) is not None:
-            return True
     cursor = PollCursor(settings.redis_url, account=account, partitions=settings.partitions)
-    return not await cursor.knows_what_came_before(asked_us, handled_s(settings))
+    return not await cursor.knows_what_came_before(requested, GOVERNANCE, handled_s(settings))
 
 
 def handled_s(settings: Settings) -> float:

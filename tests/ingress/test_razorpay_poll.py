@@ -74,6 +74,7 @@ class Desk:
         self.door = Recorder()
         self.door.sync = self._sync  # type: ignore[method-assign]
         self.cursor: int | None = None
+        self.server_name = "server"
         self.saved = list[int]()
         self.slept_s = 0
         self.is_active, self.told = True, list[tuple[Pass, int, float]]()
@@ -90,7 +91,7 @@ class Desk:
         self.slept_s = 0
 
     async def server(self) -> str:
-        return "server"
+        return self.server_name
 
     async def load(self) -> int | None:
         return self.cursor
@@ -177,6 +178,25 @@ async def test_short_looks_in_between_do_not_put_off_the_long_one() -> None:
         if cursor is not None:
             starts.append(cursor - desk.bank.asked[-1][0])
     assert starts == [SHORT_OVERLAP_S, SHORT_OVERLAP_S, OVERLAP_S]
+
+
+@pytest.mark.parametrize("by", ["another start of Redis", "a recovery"])
+async def test_where_the_log_was_set_back_the_next_look_is_long(by: str) -> None:
+    """A payout that the list had shown late, and that the log has lost, was appended two minutes later only. By then it
+    was taken for known that nothing was forgotten any more."""
+    desk = Desk()
+    await desk.poller.poll_once()
+    desk.door.now_s += 60
+    await desk.poller.poll_once()
+    if by == "a recovery":
+        desk.cursor = desk.door.now_s - 1
+    else:
+        desk.server_name = "server, started anew"
+    cursor = desk.cursor
+    assert cursor is not None
+    desk.door.now_s += 1
+    await desk.poller.poll_once()
+    assert desk.bank.asked[-1][0] == cursor - OVERLAP_S
 
 
 async def test_a_long_look_that_failed_is_made_by_the_next_pass() -> None:

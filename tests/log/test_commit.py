@@ -88,7 +88,7 @@ async def test_a_dead_letter_keeps_what_the_entry_said_and_can_be_given_back(cli
     assert await letters.close_letter(client, NAMES, redriven)
     assert await letters.close_letter(client, NAMES, redriven) is None
     assert await client.xlen(NAMES.dead) == 0
-    again = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
+    again = (await scripts.due_retries(client, NAMES, "g", "b", limit=10)).entries
     assert [row[0] for row in again] == [entry]
 
 
@@ -114,9 +114,9 @@ async def test_a_deferred_entry_comes_back_when_due_once_and_is_in_the_hands_of_
     assert await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, True)], Backoff(0.0, 0.0, 0.0)) == [
         1
     ]
-    taken = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
+    taken = (await scripts.due_retries(client, NAMES, "g", "b", limit=10)).entries
     assert [row[0] for row in taken] == [entry]
-    assert await scripts.due_retries(client, NAMES, "g", "c", limit=10) == []
+    assert (await scripts.due_retries(client, NAMES, "g", "c", limit=10)).entries == []
     (row,) = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
     assert (row["message_id"], row["consumer"]) == (entry, b"b")
     assert await client.zcard(NAMES.retries("g")) == 0
@@ -128,7 +128,7 @@ async def test_of_a_deferred_entry_that_was_acknowledged_meanwhile_nothing_is_le
     (entry,) = await delivered(client)
     await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
     await client.xack(NAMES.log, "g", entry)
-    assert await scripts.due_retries(client, NAMES, "g", "b", limit=10) == []
+    assert (await scripts.due_retries(client, NAMES, "g", "b", limit=10)).entries == []
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
 
 
@@ -138,7 +138,7 @@ async def test_of_a_deferred_entry_that_was_only_skipped_in_the_end_nothing_is_l
     """A later version knows an event that an earlier one put off, and its group has nothing to do with it."""
     (entry,) = await delivered(client, e=encode_events([observed("pout_1", 100)]))
     await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
-    taken = await scripts.due_retries(client, NAMES, "g", "b", limit=10)
+    taken = (await scripts.due_retries(client, NAMES, "g", "b", limit=10)).entries
     await Handler(0, Group(name="g", stages=()), Limits()).handle(client, taken, taken=True)
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 0
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0

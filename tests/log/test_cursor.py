@@ -1,13 +1,16 @@
 """How far a poller has read and how it goes: kept in Redis, account by account, for whoever polls or looks next."""
 
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from streamproc.domain.entry_ids import id_key
 from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.log.connection import connected
-from streamproc.log.cursor import Covered, PollCursor, PollState, ReconcileState
+from streamproc.log.cursor import Covered, PollCursor, PollState, ReconcileState, Requested
+from streamproc.log.names import Names
 from tests import servers
 from tests.restartable import restartable
 
@@ -108,7 +111,7 @@ async def test_position_state_and_reconciliation_are_kept_apart(redis_url: str) 
         PollCursor.load,
         PollCursor.state,
         PollCursor.server,
-        lambda one: one.knows_what_came_before(0, HANDLED_S),
+        lambda one: one.knows_what_came_before(Requested("spi_1", 0, b"0"), "g", HANDLED_S),
         PollCursor.reconciled,
         lambda one: one.save(1, after=None),
         lambda one: one.save_state(PollState(holder="", term=0, pass_at=0, next_at=0)),
@@ -164,6 +167,31 @@ def test_what_is_known_begins_anew_where_the_list_was_not_read_without_a_gap(
     before: Covered, now_s: int, since: int
 ) -> None:
     assert before.by_pass("a", now_s, now_s + 100) == Covered("a", since, now_s + 100)
+
+
+async def test_what_a_pass_has_appended_is_known_once_its_group_has_handled_it_and_the_record_in_hand_says_so(
+    redis_url: str,
+) -> None:
+    one, names = cursor(redis_url), Names(0)
+    covered = Covered(await one.server(), since=0, until=int(time.time()) + 3_600)
+    await one.save_state(PollState(holder="host:1", term=1, pass_at=0, next_at=0, covered=covered))
+    async with connected(redis_url) as client:
+        entry = await client.xadd(names.log, {"e": "[]", "m": "{}"})
+        await client.xgroup_create(names.log, "g", id="0")
+        await client.xreadgroup("g", "c", {names.log: ">"})
+        written_ms, _ = id_key(entry.decode())
+
+        async def knows(after_s: float, version: bytes) -> bool:
+            asked = Requested("spi_1", written_ms * 1_000 + int(after_s * 1e6), version)
+            return await one.knows_what_came_before(asked, "g", HANDLED_S)
+
+        assert not await knows(HANDLED_S + 1, b"0"), "the group has it in hand for too long"
+        assert await knows(HANDLED_S - 1, b"0"), "it has it in hand as always"
+        await client.xack(names.log, "g", entry)
+        assert await knows(HANDLED_S + 1, b"0")
+        await client.hset(names.payout("spi_1"), "v", 1)
+        assert not await knows(HANDLED_S + 1, b"0"), "the record has changed since it was loaded"
+        assert await knows(HANDLED_S + 1, b"1")
 
 
 async def test_a_server_is_another_one_after_a_start_and_after_it_was_a_replica(tmp_path: Path) -> None:

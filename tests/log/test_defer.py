@@ -1,13 +1,19 @@
-"""`defer.lua`: the longer an entry could not be handled, the longer it waits; attempts and waits are counted apart."""
+"""`defer.lua`: the longer an entry could not be handled, the longer it waits; attempts and waits are counted apart; and
+that nothing was sent outside for it is known to whoever takes it up, as long as that is certain."""
+
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from streamproc.log import scripts
+from streamproc.log import claims, scripts
+from streamproc.log.connection import connected
 from streamproc.log.names import Names
-from streamproc.log.scripts import Backoff, Deferral
+from streamproc.log.scripts import Backoff, Deferral, Handover
+from tests import servers
 from tests.log.test_grant import pending
+from tests.restartable import restartable
 
 NAMES = Names(0)
 BACKOFF = Backoff(first_s=10.0, longest_s=60.0, longest_wait_s=30.0)
@@ -70,7 +76,7 @@ async def test_what_is_finished_or_in_other_hands_is_left_alone_and_the_others_a
     assert await scripts.defer(client, NAMES, "g", batch, BACKOFF, "c") == [0, 1, 0]
     assert await client.zrange(NAMES.retries("g"), 0, -1) == [mine]
     assert await client.hgetall(NAMES.tries("g")) == {mine: b"1"}
-    assert await scripts.due_retries(client, NAMES, "g", "c", limit=9) == [], "nothing is due yet"
+    assert (await scripts.due_retries(client, NAMES, "g", "c", limit=9)).entries == [], "nothing is due yet"
 
 
 async def test_what_is_due_later_than_anything_is_deferred_is_due_since_the_clock_went_back(
@@ -79,10 +85,14 @@ async def test_what_is_due_later_than_anything_is_deferred_is_due_since_the_cloc
     early, longest = [await pending(client) for _ in range(2)]
     asked = [Deferral(entry, least_s, False) for entry, least_s in ((early, 60.0), (longest, 1e6))]
     await scripts.defer(client, NAMES, "g", asked, BACKOFF)
-    assert await scripts.due_retries(client, NAMES, "g", "d", limit=9) == []  # by the clock as it was
+    assert (
+        await scripts.due_retries(client, NAMES, "g", "d", limit=9)
+    ).entries == []  # by the clock as it was
     hour_us = 3_600_000_000
     await client.zincrby(NAMES.retries("g"), hour_us, early)  # as if the clock had gone back by an hour since
-    assert [entry for entry, _ in await scripts.due_retries(client, NAMES, "g", "d", limit=9)] == [early]
+    assert [entry for entry, _ in (await scripts.due_retries(client, NAMES, "g", "d", limit=9)).entries] == [
+        early
+    ]
     assert await client.zrange(NAMES.retries("g"), 0, -1) == [longest]
 
 
@@ -92,7 +102,7 @@ async def test_one_look_for_what_is_due_takes_no_more_than_it_asks_for_the_longe
     entries = [await pending(client) for _ in range(3)]
     for at, entry in enumerate(reversed(entries), 1):
         await client.zadd(NAMES.retries("g"), {entry: at})
-    found = await scripts.due_retries(client, NAMES, "g", "d", limit=2)
+    found = (await scripts.due_retries(client, NAMES, "g", "d", limit=2)).entries
     assert [entry for entry, _ in found] == [entries[2], entries[1]]
     assert await client.zrange(NAMES.retries("g"), 0, -1) == [entries[0]]
 
@@ -130,3 +140,94 @@ async def test_a_look_without_a_limit_is_refused_and_takes_nothing(
     with pytest.raises(ResponseError, match="not a whole number"):
         await scripts.due_retries(client, NAMES, "g", "d", limit=limit)
     assert (await client.zcard(NAMES.timers), await client.zcard(NAMES.retries("g"))) == (1, 1)
+
+
+# ---- what is known to be unsent ---------------------------------------------------------
+
+AT_ONCE = Backoff(first_s=0.0, longest_s=0.0, longest_wait_s=0.0)
+
+
+async def put_off(client: Redis, entry: bytes, *, unsent: bool = True, counts: bool = False) -> None:
+    assert await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, counts, unsent)], AT_ONCE, "c")
+
+
+async def taken_up(client: Redis, entry: bytes) -> bool:
+    """Take it up. Returns whether it is known that nothing was sent for it."""
+    due = await scripts.due_retries(client, NAMES, "g", "c", limit=9)
+    assert [found for found, _ in due.entries] == [entry]
+    return entry in due.unsent
+
+
+async def test_what_was_put_off_each_time_before_anything_was_sent_is_taken_up_as_that_and_leaves_no_trace(
+    client: Redis,
+) -> None:
+    entry = await pending(client)
+    for counts in (False, True, False):
+        await put_off(client, entry, counts=counts)
+        assert await taken_up(client, entry)
+    await put_off(client, entry)
+    await scripts.commit(client, NAMES, "g", [Handover(entry, taken=True)])
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
+async def test_what_was_deferred_after_something_may_have_been_sent_is_not_taken_for_unsent(
+    client: Redis,
+) -> None:
+    entry = await pending(client)
+    await put_off(client, entry)
+    assert await taken_up(client, entry)
+    await put_off(client, entry, unsent=False)
+    assert not await taken_up(client, entry)
+
+
+async def test_who_dies_with_an_entry_in_hand_may_have_sent_something_for_it(client: Redis) -> None:
+    entry = await pending(client)
+    await put_off(client, entry)
+    assert await taken_up(client, entry)
+    await client.execute_command("XCLAIM", NAMES.log, "g", "c", 0, entry, "JUSTID")  # of the dead one
+    (up,) = await claims.take_up(client, NAMES, "g", "c", [entry], most=9)
+    assert up.entry is not None
+    await put_off(client, entry, unsent=False)
+    assert not await taken_up(client, entry)
+
+
+async def test_a_worker_of_an_earlier_version_that_had_it_meanwhile_may_have_sent_something(
+    client: Redis,
+) -> None:
+    """It takes an entry up and defers it, or makes a dead letter that is given back, and leaves the note."""
+    entry = await pending(client)
+    await put_off(client, entry)
+    await client.hincrby(NAMES.tries("g"), entry.decode() + ":waits", 1)
+    assert not await taken_up(client, entry)
+    await put_off(client, entry)
+    assert not await taken_up(client, entry), "nor can it be known any more"
+
+    other = await pending(client)
+    await put_off(client, other)
+    await client.hdel(NAMES.tries("g"), other, other.decode() + ":waits")
+    assert not await taken_up(client, other)
+
+
+async def test_a_deferral_that_comes_after_its_entry_was_taken_up_again_does_not_say_that_nothing_was_sent(
+    client: Redis,
+) -> None:
+    """Its worker gave up waiting for the answer, and connected anew: what it sends from then on is not in the note."""
+    entry = await pending(client)
+    (up,) = await claims.take_up(client, NAMES, "g", "c", [entry], most=None)
+    assert up.entry is not None
+    await put_off(client, entry)
+    assert not await taken_up(client, entry)
+
+
+async def test_another_run_of_the_server_may_have_been_set_back_to_before_something_was_sent(
+    tmp_path: Path,
+) -> None:
+    async with restartable(lambda: servers.redis(tmp_path)) as store:
+        async with connected(await store.up()) as client:
+            await client.xgroup_create(NAMES.log, "g", id="0", mkstream=True)
+            entry = await pending(client)
+            await put_off(client, entry)
+        await store.down()
+        async with connected(await store.up()) as client:
+            assert await client.hkeys(NAMES.tries("g")) == [entry + b":waits", entry + b":unsent"]
+            assert not await taken_up(client, entry)

@@ -102,7 +102,7 @@ async def test_what_was_put_off_and_taken_up_again_by_one_who_was_killed_does_no
     ids = await pay(client, "pout_1")
     await hold(client, ids, 1)
     await scripts.defer(client, NAMES, "g", [Deferral(ids[0], 0.0, False)], NOW)
-    assert len(await scripts.due_retries(client, NAMES, "g", "killed", limit=9)) == 1
+    assert len((await scripts.due_retries(client, NAMES, "g", "killed", limit=9)).entries) == 1
     assert not await live(client, redis_url, "me", doing.group)
     assert doing.given == [["pout_1"]]
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0

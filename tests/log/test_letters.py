@@ -125,7 +125,7 @@ async def test_a_letter_that_is_given_back_is_due_at_once_and_in_nobodys_hands_t
     letter, entry = await letter_of(client)
     assert await close(client, letter, entry, "redrive")
     assert (await client.xpending(NAMES.log, "g"))["pending"] == 1
-    (found,) = await scripts.due_retries(client, NAMES, "g", "d", limit=9)
+    (found,) = (await scripts.due_retries(client, NAMES, "g", "d", limit=9)).entries
     assert found[0].decode() == entry
     assert await scripts.defer(client, NAMES, "g", [Deferral(found[0], 0, True)], Backoff(0, 0, 0)) == [1]
     assert await close(client, letter, entry, "redrive") is None

@@ -11,7 +11,7 @@ import pytest
 from streamproc.log import claims, scripts, upkeep
 from streamproc.log.claims import TakenUp
 from streamproc.log.names import Names
-from streamproc.log.scripts import Raw
+from streamproc.log.scripts import Due, Raw
 from streamproc.log.upkeep import FEW, LOOK_S, SUSPECT_DELIVERIES, Found, Upkeep
 from streamproc.log.work import Group
 
@@ -92,9 +92,9 @@ class Server:
         counted = [(self.deliveries_of.get(entry, self.deliveries), entry) for entry in args[4]]
         return [TakenUp(n, entry, None if n >= most else raw(entry)) for n, entry in counted]
 
-    async def _due_retries(self, *_: object, limit: int) -> list[Raw]:
+    async def _due_retries(self, *_: object, limit: int) -> Due:
         self.asked.append("retries")
-        return self.retries
+        return Due(self.retries)
 
 
 @pytest.fixture

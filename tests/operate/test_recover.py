@@ -7,6 +7,7 @@ import pytest
 from projections.schema import prepare
 from streamproc.domain import events as e
 from streamproc.log import scripts
+from streamproc.log.cursor import Requested
 from streamproc.log.names import META
 from streamproc.log.restore import Restorer
 from streamproc.log.scripts import Committed
@@ -225,7 +226,8 @@ async def test_from_its_beginning_on_the_bank_counts_as_not_asked(
         async def looked_at(self: Restorer, *, keep_rescued_s: float) -> None:
             await put_in_place(self, keep_rescued_s=keep_rescued_s)
             await polled(redis_url, ACCOUNT)  # by a pass that had begun before
-            told.append(await bank_unasked(settings, ACCOUNT, mine.engine.producer.now_us()))
+            requested = Requested("spi_new", mine.engine.producer.now_us(), b"0")
+            told.append(await bank_unasked(settings, ACCOUNT, requested))
 
         monkeypatch.setattr(Restorer, "put_in_place", looked_at)
         await recovered(redis_url, postgres)

@@ -128,7 +128,7 @@ local function write_rare(at, id, payout, m)
   for k = first, first + 4 * notes - 1, 4 do note(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
   if ARGV[at + 2] == '1' then
     call('ZREM', KEYS[5], id)
-    call('HDEL', KEYS[6], id, id .. ':waits', id .. ':lane')
+    call('HDEL', KEYS[6], id, id .. ':waits', id .. ':lane', id .. ':unsent')
   end
   return m
 end

@@ -4,7 +4,8 @@
 -- consumer like any entry that it read, so if it dies others take them over in the same way.
 -- KEYS[1] stream log   KEYS[2] zset retries of the group   KEYS[3] hash tries of the group   KEYS[4] hash retry clock
 -- ARGV[1] group, ARGV[2] consumer, ARGV[3] most entries, ARGV[4] longest deferral (µs)
--- Returns the entries as XCLAIM gives them.  O(limit * log n).
+-- Returns {entry as XCLAIM gives it, 1 if nothing was sent outside for it so far, else 0} for each.  O(limit * log n).
+-- That is what the last deferral noted, on this server; the note is removed with the claim, since now something may be sent.
 -- Safe to resend: after a lost reply the consumer takes up again everything that is pending with it.
 whole(ARGV[3], 1, 2 ^ 31)
 whole(ARGV[4], 1, US_MAX)
@@ -15,15 +16,23 @@ if #due == 0 then
   due = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. int(now + tonumber(ARGV[4])), '+inf', 'LIMIT', 0, ARGV[3])
 end
 if went_back then redis.call('HSET', KEYS[4], 'ahead', int(ahead)) end
-local reply = {}
+local reply, server = {}, nil
 for _, id in ipairs(due) do
   local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id)
   redis.call('ZREM', KEYS[2], id)
   if entry[1] then
-    reply[#reply + 1] = entry[1]
+    local tries, unsent = redis.call('HMGET', KEYS[3], id, id .. ':waits', id .. ':unsent'), 0
+    if tries[3] then
+      server = server or this_server()
+      if tries[3] == server .. ' ' .. int((tries[1] or 0) + (tries[2] or 0)) then
+        redis.call('HDEL', KEYS[3], id .. ':unsent')
+        unsent = 1
+      end
+    end
+    reply[#reply + 1] = { entry[1], unsent }
   else
     -- acknowledged meanwhile, by a consumer that did not know of the deferral or only skipped the entry
-    redis.call('HDEL', KEYS[3], id, id .. ':waits', id .. ':lane')
+    redis.call('HDEL', KEYS[3], id, id .. ':waits', id .. ':lane', id .. ':unsent')
   end
 end
 return reply

@@ -9,8 +9,7 @@
 local call = redis.call
 local lost = no_log(KEYS[1])
 if lost then return lost end
-local met, told = call('HMGET', KEYS[2], 'run', 'upto'), call('INFO', 'server', 'replication')
-local run = string.match(told, 'run_id:(%w+)') .. ' ' .. string.match(told, 'master_replid:(%w+)')
+local met, run = call('HMGET', KEYS[2], 'run', 'upto'), this_server()
 if met[1] == run and met[2] then return met[2] end
 local info, upto = call('XINFO', 'STREAM', KEYS[1]), '0-0'
 for i = 1, #info, 2 do

@@ -8,6 +8,8 @@
 -- Returns {deliveries, id, entry} for each that is taken up, {deliveries, id} for each that was delivered too often, and
 --   {deliveries, id, '1' if it overtakes, else '0'} for each that waited (not_begun.lua); those that are not pending with this
 --   consumer, are deferred or have left the log are left out.
+-- For what is taken up again something may have been sent outside: no deferral that is under way still may note that nothing was
+-- (defer.lua).
 -- Deliveries after which the entry was deferred killed nobody, and are not counted.
 -- O(entries * log n). Safe to resend: it counts a delivery twice at worst.
 local is_again, is_turn = ARGV[3] == '', ARGV[3] == 'turn'
@@ -31,7 +33,10 @@ for i = 4, #ARGV do
     else
       local count = row[4] + (is_again and 0 or 1)
       local entry = redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', count)[1]
-      if entry then reply[#reply + 1] = { n + count - row[4], id, entry } end
+      if entry then
+        if is_again then redis.call('HSET', KEYS[3], id .. ':unsent', '') end
+        reply[#reply + 1] = { n + count - row[4], id, entry }
+      end
     end
   end
 end
