@@ -21,7 +21,7 @@ FAILED, WRONG_USE = 1, 2
 async def play(settings: Settings, report: Report) -> bool:
     """Apply the policies and play the scenarios; whether all passed. Raises StreamprocError when it cannot go on."""
     async with Running(settings) as running:
-        report.say((await running.cli("policy", "apply", str(POLICIES))).strip())
+        report.say((await running.begin(POLICIES.read_text())).strip())
         for scenario in SCENARIOS:
             report.title(scenario.__doc__ or scenario.__name__)
             await _play_one(scenario, running, report)

@@ -6,11 +6,6 @@ from rich.text import Text
 
 from ops.demo.scenarios import Check
 
-HINT = (
-    "The outcomes are stated for a day on which the demo's agents paid nothing before: after an earlier run,\n"
-    "use an empty STREAMPROC_DATA_DIR, as `make demo` does."
-)
-
 
 class Report:
     """Prints checks and remembers them by the scenario that they belong to."""
@@ -59,8 +54,6 @@ class Report:
         )
         for check in failed:
             self._console.print(Text(f"FAIL   {check.about}: expected {check.expected}; came {check.came}"))
-        if failed:
-            self._console.print(Text(HINT))
         return ok
 
     def _table(self) -> Table:

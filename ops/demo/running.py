@@ -6,9 +6,11 @@ Nothing here calls streamproc's functions: what is shown is what an operator and
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self, TypeVar
 
 import httpx
@@ -26,6 +28,10 @@ OUTCOME_MAX_S = 30.0
 """For a payout to be decided, told to the bank, and seen as it should be."""
 CLI_AT_ONCE = 2
 """Runs of the command line at once: each is a Python start."""
+
+
+_AGENT = re.compile(r"^  (demo-[a-z]+):$", re.MULTILINE)
+"""An agent's line in the policy file."""
 
 
 class Outcome(NamedTuple):
@@ -52,12 +58,27 @@ class Running(AbstractAsyncContextManager["Running"]):
             trust_env=False,
         )
         self._turns = asyncio.Semaphore(CLI_AT_ONCE)
+        self._suffix = ""
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._bank.aclose()
+
+    async def begin(self, policies: str) -> str:
+        """Put the demo's policies in force, and say what was done.
+
+        After an earlier run here the agents of this one have names of their own: the others have spent of their
+        budgets, and may be frozen by now.
+        """
+        said, (agent, *_) = "", _AGENT.findall(policies)
+        if not (await self._run(("policy", "show", agent)))[0]:
+            self._suffix = f"-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+            said = f"The demo was played here before: the names of this run's agents end in {self._suffix}\n"
+        return said + await self.cli(
+            "policy", "apply", "-", stdin=_AGENT.sub(rf"  \1{self._suffix}:", policies)
+        )
 
     # ---- the bank ----
 
@@ -67,7 +88,7 @@ class Running(AbstractAsyncContextManager["Running"]):
 
     async def pay(self, agent: str, amount: int, url: str = "") -> str:
         """Somebody makes a payout at the bank, which tells us by a signed webhook; its id. Paise."""
-        notes = {"agent_id": agent} | ({"vendor_url": url} if url else {})
+        notes = {"agent_id": agent + self._suffix} | ({"vendor_url": url} if url else {})
         made = await self.control("payouts", amount=amount, notes=notes)
         return str(made["id"])
 
@@ -99,9 +120,9 @@ class Running(AbstractAsyncContextManager["Running"]):
 
     # ---- the operator ----
 
-    async def cli(self, *arguments: str) -> str:
+    async def cli(self, *arguments: str, stdin: str = "") -> str:
         """Run `streamproc ARGUMENTS` and give what it printed; JobFailed, with its error, unless it exits 0."""
-        code, out, err = await self._run(arguments)
+        code, out, err = await self._run(arguments, stdin)
         if code != 0:
             raise JobFailed(f"streamproc {' '.join(arguments)} exited {code}: {err.strip()[-500:]}")
         return out
@@ -114,17 +135,18 @@ class Running(AbstractAsyncContextManager["Running"]):
         story: dict[str, Any] = json.loads(out)
         return story
 
-    async def _run(self, arguments: tuple[str, ...]) -> tuple[int, str, str]:
+    async def _run(self, arguments: tuple[str, ...], stdin: str = "") -> tuple[int, str, str]:
         async with self._turns:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "streamproc", *arguments),
                 env=os.environ,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
             try:
                 async with asyncio.timeout(CLI_MAX_S):
-                    out, err = await process.communicate()
+                    out, err = await process.communicate(stdin.encode())
             except TimeoutError as problem:
                 raise JobFailed(f"streamproc {' '.join(arguments)} took over {CLI_MAX_S:g} s") from problem
             finally:

@@ -30,6 +30,7 @@ class ProgressDisplay:
         self._task: Any = None
         self._began = time.monotonic()
         self._next = self._began + SAY_EVERY_S
+        self._waits_for = ""
 
     def __enter__(self) -> "ProgressDisplay":
         if sys.stderr.isatty():
@@ -77,6 +78,7 @@ class ProgressDisplay:
             self._bar.update(
                 self._task, description=stage, total=total or None, completed=done, share=share, rate=rate
             )
-        elif time.monotonic() >= self._next:
+        elif time.monotonic() >= self._next and not (waits and stage == self._waits_for):
+            self._waits_for = stage if waits else ""  # said once: nothing of it changes while it lasts
             self._next = time.monotonic() + SAY_EVERY_S
             click.echo(f"{self._what}: {', '.join(filter(None, (stage, share, rate)))}", err=True)

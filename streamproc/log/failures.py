@@ -61,7 +61,7 @@ class Failures:
                     log.error(
                         "%s: entry %s failed unexpectedly; it is retried, and in the end a dead letter",
                         self._where,
-                        work.entry.decode(),
+                        self._id_of(work),
                         exc_info=problem,
                         extra={"payout": work.payout},
                     )
@@ -101,7 +101,7 @@ class Failures:
             log.error(
                 "%s: entry %s became a dead letter: %s",
                 self._where,
-                entry,
+                self._id_of(work),
                 why,
                 extra={"payout": work.payout},
             )
@@ -124,8 +124,12 @@ class Failures:
         late_s = now_us / 1e6 - written_ms(oldest.entry) / 1e3
         level, alarm = (logging.ERROR, "ALARM, ") if late_s > LATE_S else (logging.WARNING, "")
         what = "%s%s: %d entries deferred; the oldest, %s, waits for %d s: %s"
-        oldest_id, problem = oldest.entry.decode(), _named(oldest.problem)
+        oldest_id, problem = self._id_of(oldest), _named(oldest.problem)
         log.log(level, what, alarm, self._where, count, oldest_id, late_s, problem)
+
+    def _id_of(self, work: Work) -> str:
+        """The entry as the commands take it, with its partition."""
+        return f"{self._names.partition}:{work.entry.decode()}"
 
 
 def _named(problem: Exception | None) -> str:

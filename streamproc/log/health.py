@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from streamproc.domain.entry_ids import id_key
+from streamproc.domain.wire import Newer, decode_events
+from streamproc.errors import Unprocessable
 from streamproc.log.clock import clock_us
 from streamproc.log.connection import CommandRefused, named_errors
 from streamproc.log.names import Names
@@ -237,10 +239,16 @@ DEFERRED_LATE_S = 30.0
 
 class Deferred(NamedTuple):
     """Entries of a group that wait for their next attempt, in all partitions, and the age (ms) of the oldest entry
-    that such a partition's group has not handled; 0 if none is put off."""
+    that such a partition's group has not handled; 0 if none is put off. What only a later version can read counts as
+    neither: nobody here knows what it is."""
 
     entries: int
     oldest_ms: int
+
+
+LOOKED_AT_MAX = 16
+"""How many of a group's oldest entries are looked at for those that only a later version can read. They stay while all
+else is handled, so they are the oldest."""
 
 
 async def deferred(client: Redis, partitions: int, group: str) -> Deferred:
@@ -251,16 +259,39 @@ async def deferred(client: Redis, partitions: int, group: str) -> Deferred:
             for names in every:
                 pipe.zcard(names.retries(group))
             counts = [int(count) for count in await pipe.execute()]
-        waiting = [names for names, count in zip(every, counts, strict=True) if count]
+        waiting = {names: count for names, count in zip(every, counts, strict=True) if count}
         if not waiting:
             return Deferred(0, 0)
         async with client.pipeline(transaction=False) as pipe:
             for names in waiting:  # whose group is there, since it has put something off
-                pipe.xpending(names.log, group)
-            firsts = [found["min"] for found in await pipe.execute() if found["pending"]]
+                pipe.xpending_range(names.log, group, min="-", max="+", count=LOOKED_AT_MAX)
+            oldest = [[text_of(row["message_id"]) for row in rows] for rows in await pipe.execute()]
+        async with client.pipeline(transaction=False) as pipe:
+            for names, entries in zip(waiting, oldest, strict=True):
+                for entry in entries:
+                    pipe.execute_command("XRANGE", names.log, entry, entry)
+                    pipe.zscore(names.retries(group), entry)
+            found = iter(await pipe.execute())
         now_ms = await clock_us(client) // 1000
-    oldest_ms = min((id_key(text_of(first))[0] for first in firsts), default=now_ms)
-    return Deferred(sum(counts), max(0, now_ms - oldest_ms))
+    total, firsts = 0, []
+    for count, entries in zip(waiting.values(), oldest, strict=True):
+        looks = [(entry, _is_newer(next(found)), next(found) is not None) for entry in entries]
+        if count := max(0, count - sum(is_newer and waits for _, is_newer, waits in looks)):
+            total += count
+            firsts += [entry for entry, is_newer, _ in looks if not is_newer][:1]
+    return Deferred(total, max([0, *(now_ms - id_key(first)[0] for first in firsts)]))
+
+
+def _is_newer(rows: Any) -> bool:
+    """Whether the entry, as XRANGE answers, is one that only a later version can read."""
+    try:
+        for _, fields in rows:
+            decode_events(fields[1])  # of `e` and `m`; without them it became a dead letter
+    except Newer:
+        return True
+    except Unprocessable:
+        return False
+    return False
 
 
 class PartitionSize(NamedTuple):

@@ -66,8 +66,9 @@ async def dead_letters(client: Redis, partition: int) -> list[Check]:
     count, newest = await newest_dead_letter(client, names)
     if newest is None:
         return []
-    words = "an entry" if count == 1 else f"{count} entries, the newest of which"
-    detail = f"{newest.group} could not handle {words}: {newest.problem}"
+    one = f"{newest.group} could not handle an entry"
+    what = one if count == 1 else f"{count} entries could not be handled; the newest, by {newest.group}"
+    detail = f"{what}: {newest.problem}"
     todo = "mend the cause, then `streamproc dead redrive ID`; `streamproc dead list` shows all"
     return [Check(f"dead letters {partition}", "bad", detail, todo)]
 

@@ -703,6 +703,6 @@ async def test_what_is_put_off_and_not_logged_yet_is_logged_with_the_oldest_of_i
         await failed._log_deferred(client, [work])
     said = [record.getMessage().partition(", waits")[0] for record in caplog.records]
     assert said == [
-        "ALARM, g/0: 1 entries deferred; the oldest, 7-1",
-        "ALARM, g/0: 3 entries deferred; the oldest, 2-1",
+        "ALARM, g/0: 1 entries deferred; the oldest, 0:7-1",
+        "ALARM, g/0: 3 entries deferred; the oldest, 0:2-1",
     ]

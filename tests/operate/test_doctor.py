@@ -304,7 +304,7 @@ async def test_dead_letters_are_bad_with_their_number_and_what_is_wrong_with_the
         await malformed(engine)
         check = (await examined(env))["dead letters 0"]
     assert check.status == "bad"
-    assert check.detail.startswith("governance could not handle 2 entries, the newest of which: ")
+    assert check.detail.startswith("2 entries could not be handled; the newest, by governance: ")
     assert "amount is 99" in check.detail
     assert "streamproc dead redrive" in check.todo
 

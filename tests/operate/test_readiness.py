@@ -92,6 +92,26 @@ async def test_what_a_group_has_put_off_is_counted_in_all_partitions(redis_url: 
         assert await deferred(client, 3, consumers.GOVERNANCE) == Deferred(0, 0)
 
 
+async def test_what_only_a_later_version_can_read_is_not_counted_as_a_decision(redis_url: str):
+    later = '[{"type":"payout.insured","v":1,"at":1}]'
+    async with connected(redis_url) as client:
+        await open_log(client, partitions=1, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END)
+        now_ms = await clock_us(client) // 1000
+        names = Names(0)
+
+        async def put_off(age_ms: int, e: str) -> None:
+            entry = await client.xadd(names.log, {"e": e, "m": "{}"}, id=f"{now_ms - age_ms}-0")
+            await client.xreadgroup(consumers.EXECUTION, "somebody", {names.log: ">"})
+            await client.zadd(names.retries(consumers.EXECUTION), {entry: 0})
+
+        await put_off(90_000, later)
+        assert await deferred(client, 1, consumers.EXECUTION) == Deferred(0, 0)
+        await put_off(5_000, "[]")
+        entries, oldest_ms = await deferred(client, 1, consumers.EXECUTION)
+        assert entries == 1
+        assert 5_000 <= oldest_ms < 90_000
+
+
 async def groups_check(redis_url: str, partitions: int) -> Check:
     settings = load({"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_PARTITIONS": str(partitions)})
     [check] = [one for one in await readiness.readiness(settings, None)() if one.name == "groups"]
