@@ -18,8 +18,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
+from projections.schema import prepare
 from streamproc.embedded import Store
 from tests import left, patience, servers
+from tests.databases import copy_of, template
 from tests.seeded import SeededHistory, drop_history, make_history
 
 _database_number = itertools.count(1)
@@ -33,7 +35,7 @@ settings.load_profile("same")
 
 gc.disable()  # until all tests are collected, since scanning imported objects took a third of that time
 
-# Files that share one seeded history, which takes most of a minute to make. One worker runs them all.
+# Files that share one seeded history, which takes half a minute to make. One worker runs them all.
 SEEDED_FILES = frozenset(
     {
         "tests/operate/test_replay_seeded.py",
@@ -241,6 +243,24 @@ async def postgres(postgres_server: str) -> AsyncIterator[str]:
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await admin.close()
+
+
+@pytest.fixture(scope="session")
+def newest_schema(postgres_server: str) -> Iterator[str]:
+    """Name of a database with the newest schema, to be copied: to make one takes four times as long."""
+
+    async def make(dsn: str) -> None:
+        await prepare(dsn)
+
+    with template(postgres_server, make) as name:
+        yield name
+
+
+@pytest.fixture
+async def prepared(postgres_server: str, newest_schema: str) -> AsyncIterator[str]:
+    """DSN of a new database as `streamproc migrate` leaves it, which is dropped afterwards."""
+    async with copy_of(postgres_server, newest_schema) as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.forks import Forked
+
 CAUGHT_MAX_S = 60.0
 """Limit for a role to load and catch signals, on a busy machine."""
 LOOK_S = 0.01
@@ -25,7 +27,7 @@ def heard() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-async def terminate(process: asyncio.subprocess.Process) -> None:
+async def terminate(process: asyncio.subprocess.Process | Forked) -> None:
     """Send SIGTERM once the process catches it. Does nothing if the process has ended."""
     async with asyncio.timeout(CAUGHT_MAX_S):
         while process.returncode is None and not _catches_sigterm(process.pid):
@@ -35,7 +37,7 @@ async def terminate(process: asyncio.subprocess.Process) -> None:
             process.send_signal(signal.SIGTERM)
 
 
-async def killed(process: asyncio.subprocess.Process) -> int:
+async def killed(process: asyncio.subprocess.Process | Forked) -> int:
     """Send SIGKILL if the process has not ended. Returns its exit status."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):

@@ -6,7 +6,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from projections.schema import prepare
 from streamproc import app
 from streamproc.archive import barrier
 from streamproc.archive.barrier import ArchiveBarrier, Logged, WholeLogBarrier
@@ -36,9 +35,8 @@ def nothing_lost(pool: asyncpg.Pool) -> Logged:
 
 
 @pytest.fixture
-async def pool(postgres: str):  # type: ignore[no-untyped-def]
-    await prepare(postgres)
-    async with asyncpg.create_pool(postgres, min_size=0, max_size=2) as pool:
+async def pool(prepared: str):  # type: ignore[no-untyped-def]
+    async with asyncpg.create_pool(prepared, min_size=0, max_size=2) as pool:
         yield pool
 
 
@@ -100,7 +98,7 @@ async def test_a_decision_beyond_the_head_is_put_off(
 
 
 async def test_what_a_failover_of_postgres_lost_is_waited_for_as_what_was_never_archived(
-    pool: asyncpg.Pool, postgres: str, monkeypatch: pytest.MonkeyPatch
+    pool: asyncpg.Pool, prepared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The barrier had heard from the old primary that the archive is past it."""
     monkeypatch.setattr(barrier, "WAIT_S_MAX", DEADLINE_S)
@@ -208,13 +206,13 @@ async def test_a_whole_log_does_not_pass_for_what_the_weaker_barrier_waits_for(p
 
 @pytest.mark.parametrize("choice", ["archived", "replicated", "synced"])
 async def test_each_choice_looks_whether_the_log_lacks_what_the_archive_has(
-    redis_url: str, postgres: str, pool: asyncpg.Pool, tmp_path: Path, choice: str
+    redis_url: str, prepared: str, pool: asyncpg.Pool, tmp_path: Path, choice: str
 ) -> None:
     decided, lost = history(seed=1, payouts=2)[:2]
     async with pool.acquire() as db:
         await make_ranges(db, [START_MS])
         await archive(db, 0, await open_head(db, 0), [decided, lost])
-    settings = settings_of(redis_url, postgres, execute_after=choice)
+    settings = settings_of(redis_url, prepared, execute_after=choice)
     async with (
         AsyncExitStack() as stack,
         connected(redis_url) as client,

@@ -6,7 +6,6 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from projections.schema import prepare
 from streamproc.archive.attest import Lately, Maker
 from streamproc.archive.chain import GENESIS, link_hash
 from streamproc.archive.load import archive, make_ranges
@@ -60,10 +59,9 @@ def test_a_row_is_not_known_without_the_one_before_it():
 
 
 @pytest.fixture
-async def db(postgres: str) -> AsyncIterator[asyncpg.Connection]:
+async def db(prepared: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection that no trigger stops."""
-    await prepare(postgres)
-    db = await asyncpg.connect(postgres)
+    db = await asyncpg.connect(prepared)
     await db.execute("SET session_replication_role = replica")
     await make_ranges(db, [START_MS, START_MS + 10**9])
     yield db
@@ -90,10 +88,10 @@ async def test_a_row_changed_between_archiving_and_signing_is_not_signed_over(
     assert await db.fetchval("SELECT count(*) FROM checkpoints") == 0
 
 
-async def test_what_is_stored_is_signed_and_not_what_was_archived(db: asyncpg.Connection, postgres: str):
+async def test_what_is_stored_is_signed_and_not_what_was_archived(db: asyncpg.Connection, prepared: str):
     maker = await maker_of_what_it_archives(db)
     link = link_hash(ROWS[33].hash, 0, 35, ROWS[34].id, ROWS[34].e, b"{}")
     await db.execute("UPDATE events SET m = '{}', hash = $1 WHERE seq = 35", link)
     await db.execute("UPDATE heads SET hash = $1", link)
     assert (await maker.make(35)).hash == link
-    assert (await verify(postgres, TRUSTED, None)).broken == []
+    assert (await verify(prepared, TRUSTED, None)).broken == []

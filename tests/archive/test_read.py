@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
-from projections.schema import prepare
 from streamproc.archive.read import (
     _SQL,
     KINDS_SELDOM,
@@ -30,9 +29,8 @@ from tests.words import NOW, observed
 
 
 @pytest.fixture
-async def dsn(postgres: str) -> str:
-    await prepare(postgres)
-    return postgres
+async def dsn(prepared: str) -> str:
+    return prepared
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from streamproc.log.connection import connect
 from streamproc.log.names import Names
 from streamproc.log.stream import Append, Entry, LogView, Producer
 from tests.bank import CALL_MAX_S, Sandbox, free_port, running_sandbox, until
+from tests.forks import Forked, fork
 from tests.signals import killed, terminate
 from tests.words import NOON_ZONE, apply_policies, reviewed
 
@@ -65,11 +66,13 @@ class System:
     api: httpx.AsyncClient
     redis: Redis
     pool: asyncpg.Pool
-    roles: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    roles: dict[str, asyncio.subprocess.Process | Forked] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
     names: Names = field(default_factory=lambda: Names(0))
     logs: Path | None = None
     """Where each role's output goes, one file a role; None: to the test's own."""
+    anew: bool = False
+    """Roles are started with their own command line, and not as forks (tests/forks.py)."""
 
     # ---- processes ----
 
@@ -82,6 +85,9 @@ class System:
         """
         command = arguments or (name.partition("-")[0],)
         with (self.logs / f"{name}.log").open("ab") if self.logs else nullcontext() as out:
+            if not self.anew and module == ("streamproc",) and home is None:
+                self.roles[name] = fork(command, self.env, stdout=out, stderr=out)
+                return
             self.roles[name] = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *module, *command, env=self.env, cwd=home, stdout=out, stderr=out
             )
@@ -106,12 +112,11 @@ class System:
 
     async def cli(self, *arguments: str, within_s: float = STEP_MAX_S) -> tuple[int, str, str]:
         """One command of an operator: exit code, stdout, stderr."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "streamproc", *arguments,
-            env=self.env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(), within_s)
-        return process.returncode or 0, out.decode(), err.decode()
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = fork(arguments, self.env, stdout=out, stderr=err)
+            status = await asyncio.wait_for(process.wait(), within_s)
+            said = [(file.seek(0), file.read().decode())[1] for file in (out, err)]
+        return status, *said
 
     # ---- doing ----
 
@@ -254,6 +259,7 @@ async def running_system(
     otel: Mapping[str, str] | None = None,
     logs: Path | None = None,
     home: Path | None = None,
+    anew: bool = False,
     **settings: str,
 ) -> AsyncIterator[System]:
     """Start the roles, of the check-out `home` if any, and wait until the API answers. `settings` are STREAMPROC_
@@ -291,6 +297,7 @@ async def running_system(
             redis,
             pool,
             logs=logs,
+            anew=anew,
         )
         try:
             for name in (*roles, *(f"worker-{n}" for n in range(1, workers + 1))):

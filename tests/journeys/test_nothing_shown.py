@@ -100,7 +100,7 @@ async def test_nothing_that_is_said_shows_a_secret_or_a_whole_account_number(
         "safe_browsing_key": BROWSING_KEY,
     }
     sandbox = {"port": port, "slack_token": BOT_TOKEN, "slack_signing_secret": SIGNING_SECRET}
-    async with running_system(redis_url, postgres, sandbox=sandbox, logs=logs, **people) as system:
+    async with running_system(redis_url, postgres, sandbox=sandbox, logs=logs, anew=True, **people) as system:
         said = UntrustedText(system)
         await system.apply(POLICIES)
         careful, bot, asha, gone = await asyncio.gather(

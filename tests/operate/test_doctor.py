@@ -76,11 +76,10 @@ def bad(checks: dict[str, Check]) -> set[str]:
     return {name for name, check in checks.items() if check.status == "bad"}
 
 
-async def test_a_system_that_is_right_has_nothing_bad(redis_url: str, postgres: str, bank: Sandbox):
-    await prepare(postgres)
+async def test_a_system_that_is_right_has_nothing_bad(redis_url: str, prepared: str, bank: Sandbox):
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=consumers.GROUPS)
-    checks = await examined(environment(redis_url, postgres, bank))
+    checks = await examined(environment(redis_url, prepared, bank))
     assert bad(checks) == set()
     assert {
         "redis",
@@ -108,15 +107,14 @@ async def test_everything_away_is_a_bad_line_for_each_with_what_to_do(bank: Sand
 
 
 async def test_a_redis_that_refuses_its_user_a_command_is_a_bad_line_that_names_it(
-    redis_url: str, postgres: str, bank: Sandbox
+    redis_url: str, prepared: str, bank: Sandbox
 ):
-    await prepare(postgres)
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=consumers.GROUPS)
         await client.execute_command("ACL", "SETUSER", "small", "on", "nopass", "~*", "+@all", "-info")
         try:
             url = redis_url.replace(f":{urlsplit(redis_url).password}@", "small:x@")
-            checks = await examined(environment(url, postgres, bank))
+            checks = await examined(environment(url, prepared, bank))
         finally:
             await client.execute_command("ACL", "DELUSER", "small")
     assert bad(checks) == {"redis"}
@@ -155,17 +153,16 @@ async def test_what_to_do_about_postgres_depends_on_what_is_wrong_with_it(
 
 
 async def test_a_postgres_that_allows_too_few_connections_is_told_the_number_needed(
-    redis_url: str, postgres: str, bank: Sandbox
+    redis_url: str, prepared: str, bank: Sandbox
 ):
-    await prepare(postgres)
-    env = environment(redis_url, postgres, bank) | {
+    env = environment(redis_url, prepared, bank) | {
         "STREAMPROC_PARTITIONS": "8",
         "STREAMPROC_WORKERS": "1",
     }
     need = need_of(load(env))
-    db = urlsplit(postgres).path[1:]
+    db = urlsplit(prepared).path[1:]
     for allowed, status in ((need.all, "ok"), (need.all - 1, "bad")):
-        await fetch(postgres, f"ALTER DATABASE {db} CONNECTION LIMIT {allowed}")
+        await fetch(prepared, f"ALTER DATABASE {db} CONNECTION LIMIT {allowed}")
         check = (await examined(env))["postgres connections"]
         assert check.status == status
     assert f"allows us {need.all - 1} connections" in check.detail
@@ -174,16 +171,15 @@ async def test_a_postgres_that_allows_too_few_connections_is_told_the_number_nee
 
 
 async def test_a_projector_does_not_start_where_it_could_not_open_all_partitions(
-    redis_url: str, postgres: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    redis_url: str, prepared: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    await prepare(postgres)
-    env = {"REDIS_URL": redis_url, "POSTGRES_DSN": postgres, "PARTITIONS": "8", "DATA_DIR": str(tmp_path)}
+    env = {"REDIS_URL": redis_url, "POSTGRES_DSN": prepared, "PARTITIONS": "8", "DATA_DIR": str(tmp_path)}
     settings = load({f"STREAMPROC_{name}": value for name, value in env.items()})
-    db, need = urlsplit(postgres).path[1:], need_of(settings)
-    await fetch(postgres, f"ALTER DATABASE {db} CONNECTION LIMIT {need.projector}")
+    db, need = urlsplit(prepared).path[1:], need_of(settings)
+    await fetch(prepared, f"ALTER DATABASE {db} CONNECTION LIMIT {need.projector}")
     await refuse_too_few(settings)
     assert f"set max_connections to {need.all + 3}" in caplog.text
-    await fetch(postgres, f"ALTER DATABASE {db} CONNECTION LIMIT {need.projector - 1}")
+    await fetch(prepared, f"ALTER DATABASE {db} CONNECTION LIMIT {need.projector - 1}")
     with pytest.raises(ConfigError, match=f"the projector takes {need.projector}: set max_connections to"):
         async with asyncio.timeout(DEADLINE_S):  # one that starts runs until it is stopped
             await run_projection(settings, asyncio.Event())
@@ -202,12 +198,11 @@ def test_the_connections_of_an_installation_are_the_sum_of_its_roles_and_room_fo
 
 
 async def test_decisions_that_were_put_off_for_long_are_bad(
-    redis_url: str, bank: Sandbox, postgres: str, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, bank: Sandbox, prepared: str, monkeypatch: pytest.MonkeyPatch
 ):
-    await prepare(postgres)
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=consumers.GROUPS)
-    env = environment(redis_url, postgres, bank)
+    env = environment(redis_url, prepared, bank)
     assert (await examined(env))["payouts"].status == "ok"
     for oldest_ms, status in ((30_000, "note"), (30_001, "bad")):
 
@@ -224,10 +219,9 @@ async def test_decisions_that_were_put_off_for_long_are_bad(
 
 
 async def test_an_entry_that_waits_in_a_group_is_bad_whether_or_not_workers_are_there(
-    redis_url: str, bank: Sandbox, postgres: str
+    redis_url: str, bank: Sandbox, prepared: str
 ):
-    await prepare(postgres)
-    env, log = environment(redis_url, postgres, bank), Names(0).log
+    env, log = environment(redis_url, prepared, bank), Names(0).log
     async with connected(redis_url) as client:
         await open_log(client, partitions=1, groups=consumers.GROUPS)
         assert (await examined(env))["log 0"].status == "note"  # nobody works, and nothing waits
@@ -355,12 +349,11 @@ async def test_a_redis_that_is_full_and_refuses_writes_is_bad_and_not_ready(
 
 
 async def test_a_postgres_that_takes_no_writes_is_bad_though_it_answers(
-    redis_url: str, postgres: str, bank: Sandbox
+    redis_url: str, prepared: str, bank: Sandbox
 ):
-    await prepare(postgres)
-    name = postgres.rpartition("/")[2]
-    await fetch(postgres, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    found = (await examined(environment(redis_url, postgres, bank)))["postgres"]
+    name = prepared.rpartition("/")[2]
+    await fetch(prepared, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    found = (await examined(environment(redis_url, prepared, bank)))["postgres"]
     assert (found.status, found.detail) == (
         "bad",
         "it can only be read: its transactions are read-only by default; nothing is archived, and money waits",
@@ -380,33 +373,31 @@ async def test_views_whose_tables_somebody_dropped_are_bad_by_name_at_once(
 
 
 async def test_views_of_another_version_are_bad_before_anything_is_late(
-    redis_url: str, postgres: str, bank: Sandbox
+    redis_url: str, prepared: str, bank: Sandbox
 ):
     """After an upgrade the projector stops at them, and what asks for a column of this version fails."""
-    await prepare(postgres)
-    await project_all(postgres, ListedLog(history(seed=1, payouts=3)))
-    await fetch(postgres, "UPDATE view_heads SET version = version - 1 WHERE view IN ('audit', 'policies')")
-    found = (await examined(environment(redis_url, postgres, bank)))["views"]
+    await project_all(prepared, ListedLog(history(seed=1, payouts=3)))
+    await fetch(prepared, "UPDATE view_heads SET version = version - 1 WHERE view IN ('audit', 'policies')")
+    found = (await examined(environment(redis_url, prepared, bank)))["views"]
     assert (found.status, found.detail) == ("bad", "they are another version's: audit, policies")
     assert "`streamproc replay audit policies`" in found.todo
 
 
 async def test_a_session_whose_lock_keeps_the_projector_waiting_is_named(
-    redis_url: str, postgres: str, bank: Sandbox
+    redis_url: str, prepared: str, bank: Sandbox
 ):
-    await prepare(postgres)
     async with (
-        connection(postgres, name="psql of bob") as idle,
-        connection(postgres, name="streamproc projector 0", job=True) as ours,
+        connection(prepared, name="psql of bob") as idle,
+        connection(prepared, name="streamproc projector 0", job=True) as ours,
     ):
         await ours.execute("SET lock_timeout = 0")
         left_open = idle.transaction()
         await left_open.start()
         await idle.execute("LOCK TABLE heads IN SHARE MODE")
         waiting = asyncio.create_task(ours.execute("INSERT INTO heads (partition) VALUES (9)"))
-        while not await fetch(postgres, "SELECT 1 FROM pg_locks WHERE NOT granted"):
+        while not await fetch(prepared, "SELECT 1 FROM pg_locks WHERE NOT granted"):
             await asyncio.sleep(0.01)
-        found = (await examined(environment(redis_url, postgres, bank)))["postgres locks"]
+        found = (await examined(environment(redis_url, prepared, bank)))["postgres locks"]
         await left_open.rollback()
         await waiting
     assert found.status == "bad"
@@ -417,24 +408,23 @@ async def test_a_session_whose_lock_keeps_the_projector_waiting_is_named(
 
 
 async def test_views_that_stand_still_behind_the_archive_are_bad(
-    redis_url: str, postgres: str, bank: Sandbox
+    redis_url: str, prepared: str, bank: Sandbox
 ):
-    await prepare(postgres)
     log = ListedLog(history(seed=1, payouts=3))
     log.entries = [entry._replace(id=f"{n}-0") for n, entry in enumerate(log.entries, 1)]
-    await project_all(postgres, log)
-    env = environment(redis_url, postgres, bank)
+    await project_all(prepared, log)
+    env = environment(redis_url, prepared, bank)
     found = (await examined(env))["views"]
     assert (found.status, found.detail) == ("ok", "they show what is archived")
-    await fetch(postgres, "UPDATE view_heads SET seq = seq - 2")
+    await fetch(prepared, "UPDATE view_heads SET seq = seq - 2")
     found = (await examined(env))["views"]  # old entries that were archived a moment ago
     assert (found.status, found.detail) == ("ok", "2 archived entries are not shown yet")
-    await archived_earlier(postgres, "1 hour")
+    await archived_earlier(prepared, "1 hour")
     checks = await examined(env)
     assert checks["views"].status == "bad"
     assert checks["views"].detail == "partition 0: 2 archived entries are not shown"
     assert "streamproc replay" in checks["views"].todo
-    await fetch(postgres, "DELETE FROM view_heads")
+    await fetch(prepared, "DELETE FROM view_heads")
     found = (await examined(env))["views"]
     assert (found.status, found.detail) == (
         "bad",
@@ -476,43 +466,41 @@ async def test_an_archive_that_does_not_keep_up_with_the_log_is_bad(
 
 
 async def test_an_archive_that_is_not_signed_or_not_handed_outside_is_bad(
-    redis_url: str, postgres: str, bank: Sandbox, tmp_path: Path
+    redis_url: str, prepared: str, bank: Sandbox, tmp_path: Path
 ):
-    await prepare(postgres)
     log = ListedLog(history(seed=1, payouts=3))
     log.entries = [entry._replace(id=f"{n}-0") for n, entry in enumerate(log.entries, 1)]
-    env = environment(redis_url, postgres, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
-    await project_all(postgres, log)
+    env = environment(redis_url, prepared, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
+    await project_all(prepared, log)
     checks = await examined(env)
     assert checks["checkpoints"].status == "bad"
     assert checks["checkpoints"].detail == f"partition 0: {len(log.entries)} archived entries are not signed"
     assert "audit verify" in checks["checkpoints"].todo
     assert checks["signing key"].status == "note"
-    await project_all(postgres, log, terms=terms(tmp_path / "checkpoints.txt"))
+    await project_all(prepared, log, terms=terms(tmp_path / "checkpoints.txt"))
     assert (await examined(env))["checkpoints"].status == "ok"
-    await fetch(postgres, "DELETE FROM checkpoints_published")
+    await fetch(prepared, "DELETE FROM checkpoints_published")
     assert (await examined(env))["checkpoints"].status == "ok", "it was made a moment ago"
-    await fetch(postgres, "ALTER TABLE checkpoints DISABLE TRIGGER ALL")
-    await fetch(postgres, "UPDATE checkpoints SET made_at = made_at - interval '1 hour'")
+    await fetch(prepared, "ALTER TABLE checkpoints DISABLE TRIGGER ALL")
+    await fetch(prepared, "UPDATE checkpoints SET made_at = made_at - interval '1 hour'")
     checks = await examined(env)
     assert checks["checkpoints"].status == "bad"
     assert "handed outside up to 0" in checks["checkpoints"].detail
 
 
 async def test_a_file_outside_that_states_more_than_the_archive_has_is_bad(
-    redis_url: str, postgres: str, bank: Sandbox, tmp_path: Path
+    redis_url: str, prepared: str, bank: Sandbox, tmp_path: Path
 ):
     """Both stores were set back to one moment: nothing in them says so, and freezes since then are lost."""
-    await prepare(postgres)
     log = ListedLog(history(seed=1, payouts=3))
-    env = environment(redis_url, postgres, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
+    env = environment(redis_url, prepared, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
     notes = tmp_path / "checkpoints.txt"
     assert (await examined(env))["checkpoints outside"].status == "note"
-    await project_all(postgres, log, terms=terms(notes))
+    await project_all(prepared, log, terms=terms(notes))
     notes.write_bytes(b"the end of a note that is cut off\n\n" + notes.read_bytes())
     assert (await examined(env))["checkpoints outside"].status == "note"
-    (archived,) = (await fetch(postgres, "SELECT seq FROM heads WHERE partition = 0"))[0]
-    await fetch(postgres, "UPDATE heads SET seq = seq - 2 WHERE partition = 0")
+    (archived,) = (await fetch(prepared, "SELECT seq FROM heads WHERE partition = 0"))[0]
+    await fetch(prepared, "UPDATE heads SET seq = seq - 2 WHERE partition = 0")
     for place in ({}, {"STREAMPROC_CHECKPOINT_TO": str(notes)}):
         check = (await examined(env | place))["checkpoints outside"]
         assert (check.status, "Both stores set back together" in check.todo) == ("bad", True)
@@ -521,10 +509,9 @@ async def test_a_file_outside_that_states_more_than_the_archive_has_is_bad(
 
 
 async def test_where_the_signing_key_is_and_who_may_read_it_is_said(
-    redis_url: str, postgres: str, bank: Sandbox, tmp_path: Path
+    redis_url: str, prepared: str, bank: Sandbox, tmp_path: Path
 ):
-    await prepare(postgres)
-    env = environment(redis_url, postgres, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
+    env = environment(redis_url, prepared, bank) | {"STREAMPROC_DATA_DIR": str(tmp_path)}
     key = tmp_path / "checkpoint.key"
     make_key(key)
     check = (await examined(env))["signing key"]
@@ -542,23 +529,21 @@ async def test_where_the_signing_key_is_and_who_may_read_it_is_said(
 
 
 async def test_a_schema_that_the_user_may_not_use_is_not_taken_for_none(
-    redis_url: str, postgres: str, bank: Sandbox
+    redis_url: str, prepared: str, bank: Sandbox
 ):
-    await prepare(postgres)
-    hidden = f"{postgres}{'&' if '?' in postgres else '?'}search_path=nowhere"
+    hidden = f"{prepared}{'&' if '?' in prepared else '?'}search_path=nowhere"
     schema = (await examined(environment(redis_url, hidden, bank)))["schema"]
     assert (schema.status, "may not use the schema of our tables" in schema.detail) == ("bad", True)
     assert schema.todo.startswith("GRANT USAGE")
 
 
 async def test_a_schema_of_a_later_version_is_a_note_since_this_one_works_with_it(
-    redis_url: str, postgres: str, bank: Sandbox
+    redis_url: str, prepared: str, bank: Sandbox
 ):
-    await prepare(postgres)
-    db = await asyncpg.connect(postgres)
+    db = await asyncpg.connect(prepared)
     await db.execute("UPDATE alembic_version SET version_num = '9999'")
     await db.close()
-    schema = (await examined(environment(redis_url, postgres, bank)))["schema"]
+    schema = (await examined(environment(redis_url, prepared, bank)))["schema"]
     assert (schema.status, "9999, of a later version" in schema.detail) == ("note", True)
 
 

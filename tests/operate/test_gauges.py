@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import consumers
-from projections.schema import prepare
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.signing_key import make_key
 from streamproc.log.connection import connected
@@ -61,12 +60,11 @@ async def test_a_database_without_tables_takes_nothing_else_off_the_page(redis_u
 
 @pytest.mark.parametrize("does", ["is away", "hangs"])
 async def test_what_postgres_knows_is_told_without_redis(
-    postgres: str, monkeypatch: pytest.MonkeyPatch, does: str
+    prepared: str, monkeypatch: pytest.MonkeyPatch, does: str
 ):
     monkeypatch.setattr(gauges, "STORE_S_MAX", 1.0)
-    await prepare(postgres)
     async with redis_that(does) as url:
-        found = await told(url, postgres, STREAMPROC_METRICS_AGENTS="5")
+        found = await told(url, prepared, STREAMPROC_METRICS_AGENTS="5")
     assert up(found) == {"redis": 0, "postgres": 1}
     assert found["streamproc_holds_open"] == {(): 0}
     assert {"streamproc_views_behind_entries", "streamproc_budget_used_ratio"} <= found.keys()
@@ -93,54 +91,52 @@ async def test_of_a_log_that_is_gone_every_group_is_told_to_be_missing(redis_url
     assert "streamproc_redis_memory_bytes" in found
 
 
-async def test_how_long_the_views_have_not_shown_what_is_archived_is_told(postgres: str):
-    await prepare(postgres)
+async def test_how_long_the_views_have_not_shown_what_is_archived_is_told(prepared: str):
     log = ListedLog(history(seed=1, payouts=3))
     log.entries = [entry._replace(id=f"{n}-0") for n, entry in enumerate(log.entries, 1)]  # entries of 1970
-    await project_all(postgres, log)
+    await project_all(prepared, log)
     of_0 = (("partition", "0"),)
-    found = await told(REDIS_AWAY, postgres)
+    found = await told(REDIS_AWAY, prepared)
     assert found["streamproc_views_behind_entries"] == {of_0: 0}
     assert found["streamproc_views_oldest_seconds"] == {of_0: 0}
-    await fetch(postgres, "UPDATE view_heads SET seq = seq - 2")
-    found = await told(REDIS_AWAY, postgres)
+    await fetch(prepared, "UPDATE view_heads SET seq = seq - 2")
+    found = await told(REDIS_AWAY, prepared)
     assert found["streamproc_views_behind_entries"] == {of_0: 2}
     assert 0 < found["streamproc_views_oldest_seconds"][of_0] < 60, "it was archived a moment ago"
-    await archived_earlier(postgres, "1 hour")
-    found = await told(REDIS_AWAY, postgres)
+    await archived_earlier(prepared, "1 hour")
+    found = await told(REDIS_AWAY, prepared)
     assert 3600 < found["streamproc_views_oldest_seconds"][of_0] < 3660
-    await fetch(postgres, "DELETE FROM view_heads")
-    found = await told(REDIS_AWAY, postgres)
+    await fetch(prepared, "DELETE FROM view_heads")
+    found = await told(REDIS_AWAY, prepared)
     assert found["streamproc_views_behind_entries"] == {of_0: len(log.entries)}
     assert found["streamproc_views_oldest_seconds"][of_0] > 3600
 
 
 async def test_how_long_what_is_archived_was_not_signed_is_told_where_somebody_signs(
-    postgres: str, tmp_path: Path
+    prepared: str, tmp_path: Path
 ):
-    await prepare(postgres)
     log = ListedLog(history(seed=1, payouts=3))
     log.entries = [entry._replace(id=f"{n}-0") for n, entry in enumerate(log.entries, 1)]
-    await project_all(postgres, log)
-    await archived_earlier(postgres, "1 hour")
+    await project_all(prepared, log)
+    await archived_earlier(prepared, "1 hour")
     of_0, name, keys = (("partition", "0"),), "streamproc_unsigned_oldest_seconds", tmp_path / "keys"
 
     async def age() -> float | None:
-        page = await told(REDIS_AWAY, postgres, STREAMPROC_DATA_DIR=str(keys))
+        page = await told(REDIS_AWAY, prepared, STREAMPROC_DATA_DIR=str(keys))
         return page[name][of_0] if name in page else None
 
     assert await age() is None, "there is no key, and nothing was ever signed"
-    found = await told(REDIS_AWAY, postgres, STREAMPROC_DATA_DIR=str(tmp_path / TOO_LONG))
+    found = await told(REDIS_AWAY, prepared, STREAMPROC_DATA_DIR=str(tmp_path / TOO_LONG))
     assert up(found)["postgres"] == 1, "nor is any where we may not look"
     make_key(keys / "checkpoint.key")
     seconds = await age()
     assert seconds is not None
     assert 3600 < seconds < 3660
     (keys / "checkpoint.key").unlink()  # of `serve` on another machine than the projector
-    await project_all(postgres, log, terms=terms(tmp_path / "checkpoints.txt"))
+    await project_all(prepared, log, terms=terms(tmp_path / "checkpoints.txt"))
     assert await age() == 0
-    await fetch(postgres, "ALTER TABLE checkpoints DISABLE TRIGGER ALL")
-    await fetch(postgres, "DELETE FROM checkpoints WHERE size = (SELECT max(size) FROM checkpoints)")
+    await fetch(prepared, "ALTER TABLE checkpoints DISABLE TRIGGER ALL")
+    await fetch(prepared, "DELETE FROM checkpoints WHERE size = (SELECT max(size) FROM checkpoints)")
     seconds = await age()
     assert seconds is not None
     assert seconds > 3600

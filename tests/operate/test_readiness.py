@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 import consumers
-from projections.schema import prepare
 from streamproc.api.health import Check
 from streamproc.archive.pool import opened_pool
 from streamproc.archive.store import connection, open_head
@@ -40,13 +39,12 @@ async def test_a_postgres_that_hangs_is_named_within_a_single_wait(
     assert all(check.ok for check in checks[-2:]), checks
 
 
-async def test_a_partition_that_no_projector_has_opened_is_named(redis_url: str, postgres: str):
+async def test_a_partition_that_no_projector_has_opened_is_named(redis_url: str, prepared: str):
     """Its payouts would wait for the archive for ever, while partition 0 is well."""
-    await prepare(postgres)
     async with connected(redis_url) as client:
         await open_log(client, partitions=3, groups=consumers.GROUPS, from_end=consumers.FROM_THE_END)
     settings = load({"STREAMPROC_REDIS_URL": redis_url, "STREAMPROC_PARTITIONS": "3"})
-    async with opened_pool(postgres) as pool, connection(postgres, name="test") as db:
+    async with opened_pool(prepared) as pool, connection(prepared, name="test") as db:
         for partition, (ok, detail) in enumerate(
             [
                 (False, "no projector has opened partition 1, 2"),

@@ -20,7 +20,6 @@ import asyncpg
 import pytest
 
 from projections.rebuild import Target
-from projections.schema import prepare
 from projections.views import NAMES, VERSIONS
 from streamproc.cli import run as cli
 from streamproc.errors import InputError, JobFailed
@@ -55,9 +54,8 @@ def a_history(seed: int = 31) -> list[Stored]:
 
 
 @pytest.fixture
-async def dsn(postgres: str) -> str:
-    await prepare(postgres)
-    return postgres
+async def dsn(prepared: str) -> str:
+    return prepared
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from redis.asyncio import Redis
 import consumers
 from projections import janitor as janitors
 from projections.janitor import Janitor, Round, keep_trimmed
-from projections.schema import prepare
 from streamproc.cli import run as cli
 from streamproc.domain.wire import encode_events
 from streamproc.errors import JobFailed, LogBroken, LogUnavailable
@@ -74,7 +73,7 @@ async def test_a_dry_run_says_what_would_go_and_the_run_removes_it(redis_url: st
 
 
 async def test_what_is_told_meanwhile_is_what_all_rounds_and_partitions_removed_so_far(
-    redis_url: str, postgres: str, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, prepared: str, monkeypatch: pytest.MonkeyPatch
 ):
     async def all_of_it(_: object, partition: int) -> str:
         return f"{OLD}-{ENTRIES - 1}"
@@ -82,13 +81,12 @@ async def test_what_is_told_meanwhile_is_what_all_rounds_and_partitions_removed_
     monkeypatch.setattr(trimming, "ENTRIES_MAX", 100)
     monkeypatch.setattr(operated, "trim_round", partial(trimming.trim_round, calls_max=1))
     monkeypatch.setattr(operated, "archived_upto", all_of_it)
-    await prepare(postgres)
     async with connected(redis_url) as client:
         await open_log(client, partitions=2, groups=consumers.GROUPS)
         for number in range(2):
             await fill(client, Names(number))
     heard: list[int] = []
-    async with site_of(redis_url, postgres) as site:
+    async with site_of(redis_url, prepared) as site:
         done = await trim_log(site, retention_s=60, on_removed=heard.append)
     assert len(heard) > len(done) == 2
     assert heard == sorted(set(heard))
@@ -219,16 +217,15 @@ async def test_a_janitor_that_did_not_come_to_the_end_goes_on_soon(monkeypatch: 
 
 
 async def test_a_projector_trims_what_it_has_archived_and_nothing_else(
-    redis_url: str, client: Redis, postgres: str, tmp_path: Path
+    redis_url: str, client: Redis, prepared: str, tmp_path: Path
 ):
     """With a real log: the anchor that the janitor is given is the head of the archive beside it."""
     from streamproc.app import run_projection
 
-    await prepare(postgres)
     settings = load(
         {
             "STREAMPROC_REDIS_URL": redis_url,
-            "STREAMPROC_POSTGRES_DSN": postgres,
+            "STREAMPROC_POSTGRES_DSN": prepared,
             "STREAMPROC_TRIM_INTERVAL": "100ms",
             "STREAMPROC_DATA_DIR": str(tmp_path),
         }
@@ -242,7 +239,7 @@ async def test_a_projector_trims_what_it_has_archived_and_nothing_else(
         stopping.set()
         await task
     left = {row[0].decode() for row in await client.execute_command("XRANGE", NAMES.log, "-", "+")}
-    db = await asyncpg.connect(postgres)
+    db = await asyncpg.connect(prepared)
     try:
         archived = {row["entry_id"] for row in await db.fetch("SELECT entry_id FROM events")}
     finally:

@@ -14,7 +14,6 @@ from projections import build, build_worker, rebuild
 from projections.fold import decode, steps_of
 from projections.heads import Records
 from projections.rebuild import archive_ends, build_slice, drop_schema, finish_build, plan_build
-from projections.schema import prepare
 from projections.views import NAMES, VERSIONS, VIEWS
 from streamproc.domain.payouts import CHANGING, PayoutRecord
 from streamproc.errors import LogBroken
@@ -37,12 +36,11 @@ PLACE = "built_here"
 
 
 @pytest.fixture
-async def dsn(postgres: str) -> str:
+async def dsn(prepared: str) -> str:
     """Of a database whose live views show a history."""
-    await prepare(postgres)
     first = Stored(f"{START_MS - 1}-0", *log_of(list(policies("policies: {bot: {daily_limit: 5}}")))[0][1:])
-    await project_all(postgres, ListedLog([first, *history(17, PAYOUTS)]))
-    return postgres
+    await project_all(prepared, ListedLog([first, *history(17, PAYOUTS)]))
+    return prepared
 
 
 @pytest.fixture

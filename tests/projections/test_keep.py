@@ -39,9 +39,8 @@ UNKNOWN = b'[{"type":"payout.teleported","v":1,"at":1}]'
 
 
 @pytest.fixture
-async def dsn(postgres: str) -> str:
-    await prepare(postgres)
-    return postgres
+async def dsn(prepared: str) -> str:
+    return prepared
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ async def test_a_standby_that_nobody_promoted_is_waited_for_by_name_and_then_wri
 
 
 async def test_what_the_new_primary_lacks_is_archived_again_and_its_checkpoints_are_those_that_were_handed_outside(
-    both: Pair, postgres: str, tmp_path: Path
+    both: Pair, prepared: str, tmp_path: Path
 ) -> None:
     log, file = ListedLog(history(seed=41, payouts=20)[:35]), tmp_path / "checkpoints.txt"
     later, log.entries = log.entries[KEPT:], log.entries[:KEPT]
@@ -83,6 +83,5 @@ async def test_what_the_new_primary_lacks_is_archived_again_and_its_checkpoints_
     found = await verify(both.dsn, TRUSTED, file)
     assert found.broken == []
     assert [(part.rows, part.signed, part.not_outside) for part in found.parts] == [(35, 35, 0)]
-    await prepare(postgres)
-    await project_all(postgres, log)
-    assert await everything(both.dsn) == await everything(postgres)
+    await project_all(prepared, log)
+    assert await everything(both.dsn) == await everything(prepared)

@@ -46,9 +46,8 @@ from tests.words import NOW, observed
 
 
 @pytest.fixture
-async def dsn(postgres: str) -> str:
-    await prepare(postgres)
-    return postgres
+async def dsn(prepared: str) -> str:
+    return prepared
 
 
 @pytest.fixture

@@ -97,18 +97,17 @@ def test_a_payout_that_was_never_held_has_no_hold():
     assert holds.holds_of(steps([SEEN], [decided("pout_1", 500)])) == {}
 
 
-async def test_a_hold_keeps_who_ended_it_when_more_is_seen_of_the_payout_later(postgres: str):
-    await prepare(postgres)
+async def test_a_hold_keeps_who_ended_it_when_more_is_seen_of_the_payout_later(prepared: str):
     log = ListedLog(log_of([SEEN], [HELD], [final("APPROVED", "REVIEW_APPROVED", "asha")]))
-    await project_all(postgres, log, batch_max=1)
+    await project_all(prepared, log, batch_max=1)
     log.entries = log_of(
         [SEEN],
         [HELD],
         [final("APPROVED", "REVIEW_APPROVED", "asha")],
         [observed("pout_1", 500, status="processed", at=NOW + 9)],
     )
-    await project_all(postgres, log, batch_max=1)
-    assert await fetch(postgres, "SELECT payout, state, decided_by, reasons, amount FROM holds") == [
+    await project_all(prepared, log, batch_max=1)
+    assert await fetch(prepared, "SELECT payout, state, decided_by, reasons, amount FROM holds") == [
         ("pout_1", "approved", "asha", ["APPROVAL_REQUIRED"], 500)
     ]
 
@@ -116,12 +115,11 @@ async def test_a_hold_keeps_who_ended_it_when_more_is_seen_of_the_payout_later(p
 # ---- policies ----
 
 
-async def test_every_version_of_a_policy_is_a_row_with_who_and_why(postgres: str):
-    await prepare(postgres)
+async def test_every_version_of_a_policy_is_a_row_with_who_and_why(prepared: str):
     made = changes_of("policies: {bot: {daily_limit: 5}}")
-    await project_all(postgres, ListedLog(log_of(list(made))))
+    await project_all(prepared, ListedLog(log_of(list(made))))
     assert await fetch(
-        postgres, "SELECT scope, version, by_whom, why, before, after->>'daily_limit', seq FROM policies"
+        prepared, "SELECT scope, version, by_whom, why, before, after->>'daily_limit', seq FROM policies"
     ) == [("agent:bot", 1, "test", "test", None, "5", 1)]
 
 
@@ -187,11 +185,10 @@ def test_a_vendor_is_the_host_or_the_fund_account_or_nobody():
     assert set(tallies(steps(*story), vendors._vendor)) == {"shop.example", "fa_2"}
 
 
-async def test_names_that_are_one_when_cut_for_the_index_are_one_row(postgres: str):
-    await prepare(postgres)
+async def test_names_that_are_one_when_cut_for_the_index_are_one_row(prepared: str):
     log = ListedLog(log_of([observed("p1", 1, agent="x" * 600)], [observed("p2", 2, agent="x" * 700)]))
-    await project_all(postgres, log)
-    assert await fetch(postgres, "SELECT payouts, amount::text FROM agents") == [(2, "3")]
+    await project_all(prepared, log)
+    assert await fetch(prepared, "SELECT payouts, amount::text FROM agents") == [(2, "3")]
 
 
 # ---- cutting a history anywhere changes nothing ----
