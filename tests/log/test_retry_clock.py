@@ -60,7 +60,8 @@ async def put_off(client: Redis, delay_s: float) -> bytes:
 
 
 async def due(client: Redis) -> list[bytes]:
-    return [entry for entry, _ in await scripts.due_retries(client, NAMES, "g", "d", limit=9)]
+    found = await scripts.due_retries(client, NAMES, "g", "d", limit=9)
+    return [entry for entry, _ in found.entries]
 
 
 @pytest.mark.parametrize("back_s", [0, *BACK_S])
