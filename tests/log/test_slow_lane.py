@@ -396,7 +396,7 @@ async def test_while_nobody_can_be_told_the_log_says_so_now_and_then_and_not_for
             return await client.zcard(NAMES.retries("g")) == len(HOLDS)
 
         await until(all_are_put_off, what="all are put off")
-    lines = [line.getMessage() for line in caplog.records if "put off" in line.getMessage()]
+    lines = [line.getMessage() for line in caplog.records if "deferred" in line.getMessage()]
     assert len(lines) < len(HOLDS)
     assert "g/0: 1 entries deferred" in lines[0]
 
