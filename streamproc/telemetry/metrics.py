@@ -34,7 +34,7 @@ BATCH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 ALARMS = ("bypassed", "stopped", "cancel_requested")
 DECISIONS = ("APPROVED", "REJECTED", "HELD")
 TAKEN_UP = ("claim", "retry")
-NOT_DONE = ("put_off", "set_aside")
+NOT_DONE = ("deferred", "set_aside")
 """Labels of what happens seldom. Its counters start at 0, since Prometheus sees no increase in a series that begins
 with 1."""
 BREAKER_STATES = ("closed", "half_open", "open")

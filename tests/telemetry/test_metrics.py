@@ -93,7 +93,7 @@ async def test_what_happens_seldom_is_counted_from_0_so_that_the_first_time_is_a
         ("streamproc_decided_paise_total", "APPROVED"): 0,
         ("streamproc_decided_paise_total", "HELD"): 0,
         ("streamproc_decided_paise_total", "REJECTED"): 0,
-        ("streamproc_entries_total", "governance", "put_off"): 0,
+        ("streamproc_entries_total", "governance", "deferred"): 0,
         ("streamproc_entries_total", "governance", "set_aside"): 0,
         ("streamproc_taken_up_entries_total", "governance", "claim"): 0,
         ("streamproc_taken_up_entries_total", "governance", "retry"): 0,
