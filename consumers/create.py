@@ -98,6 +98,7 @@ async def create(attempt: Attempt) -> BankPayout | None:
         raise
     if answer.outcome == "done":
         return _bind(attempt, _checked(record, answer), "done", answer.http_status)
+    work.sent = False  # it was refused: nothing of it is under way
     return await _refused(attempt, answer, refused_since)
 
 

@@ -66,6 +66,18 @@ async def test_the_refusal_of_what_was_put_off_by_a_slow_archive_is_told_at_once
         assert len(await gate.bank.record(command="payout.create")) == 1
 
 
+async def test_a_refusal_after_which_the_banks_list_does_not_answer_is_told_as_soon_as_it_does(
+    redis_url: str,
+) -> None:
+    """The next attempt was taken for a second one, since the first might have been made."""
+    async with gateway(redis_url, workflow="off", balance=POOR) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank), at=gate.engine.producer.now_us())
+        await gate.bank.faults(api=[{"kind": "502", "path": "/v1/payouts", "method": "GET", "count": 1}])
+        await gate.engine.producer.append(request(asked))
+        await gate.ends(asked.payout, "failed")
+        assert len(await gate.bank.record(command="payout.create")) == 2
+
+
 @pytest.mark.parametrize(
     ("problem", "is_told"),
     [(TryAgain("the breaker is open"), True), (OutcomeUnknown("no answer in time"), False)],
