@@ -26,7 +26,8 @@ class Covered(Struct, frozen=True):
     """
 
     server: str = ""
-    """The server, and its run, that had the log when the last good pass began; empty if there was none."""
+    """The server, and its run, that had the log when the last good pass began; empty if there was none, or a recovery
+    was not complete then."""
     since: int = 0
     """When the first of these passes had ended."""
     until: int = 0
@@ -126,9 +127,16 @@ class PollCursor:
             )
 
     async def server(self) -> str:
-        """The server that has the account's log: its run, and its time as a primary."""
-        async with session(self._url, home=self._key) as client:
-            return server_of(await client.execute_command("INFO", "server", "replication"))
+        """The server that has the account's log: its run, and its time as a primary. '' from a recovery until the bank
+        was asked about every account: what that adds last is still to be handled when it ends."""
+        async with (
+            session(self._url, home=self._key) as client,
+            client.pipeline(transaction=False) as pipe,
+        ):
+            pipe.hget(META, UNRECONCILED)
+            pipe.execute_command("INFO", "server", "replication")
+            unreconciled, told = await pipe.execute()
+        return "" if unreconciled is not None else server_of(told)
 
     async def knows_what_came_before(self, requested: Requested, group: str, handled_s: float) -> bool:
         """Whether the record in hand has what the bank had before the request, since the list is read all the time.
