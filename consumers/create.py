@@ -44,6 +44,8 @@ hour."""
 REFUSED = "refused:"
 """Begins the name, followed by the decision's event id, under which Redis keeps since when (µs) each attempt was
 refused. If it loses that, the bank is asked for longer."""
+KEPT_BY = ":by"
+"""Ends the name under which it keeps which server it was then."""
 LOOKED_FOR = "lost:"
 """The same, of since when (µs) an attempt is looked for where the clock went back to before its intent was stopped."""
 SINCE_KEPT_S = 2 * LOST_FOR_GOOD_S
@@ -98,6 +100,7 @@ async def create(attempt: Attempt) -> BankPayout | None:
         raise
     if answer.outcome == "done":
         return _bind(attempt, _checked(record, answer), "done", answer.http_status)
+    work.sent = False  # it was refused: nothing of it is under way
     return await _refused(attempt, answer, refused_since)
 
 
@@ -298,10 +301,11 @@ def _checked(record: PayoutRecord, answer: CommandAnswer) -> BankPayout:
 
 async def _take_refused_since(attempt: Attempt) -> int:
     """Since when (µs) the bank has refused each attempt, so that what turns up late was made before; now if it has not,
-    or nobody knows. It is forgotten until the attempt that begins now is refused too: that one's answer may be lost."""
+    or nobody knows. It is forgotten until the attempt that begins now is refused too: that one's answer may be lost.
+    A server that took over, or was started again, may have lost that it was forgotten."""
     name, cache = REFUSED + attempt.caused_by, attempt.ctx.cache
-    [kept] = await cache.get_many([name])
-    if not kept:
+    kept, server = await cache.get_many([name, name + KEPT_BY])
+    if not kept or server != (await cache.server()).encode():
         return attempt.ctx.now_us
     await cache.put_many({name: (b"", SINCE_KEPT_S)})
     return min(int(kept), attempt.ctx.now_us)  # now, if the clock went back
@@ -310,8 +314,9 @@ async def _take_refused_since(attempt: Attempt) -> int:
 async def _keep_refused_since(attempt: Attempt, since: int) -> None:
     """The attempt that began was refused too, or made no call. Of a first one there is nothing to keep."""
     if attempt.work.maybe_sent:
-        kept = str(since).encode()
-        await attempt.ctx.cache.put_many({REFUSED + attempt.caused_by: (kept, SINCE_KEPT_S)})
+        name, cache = REFUSED + attempt.caused_by, attempt.ctx.cache
+        kept = {name: str(since).encode(), name + KEPT_BY: (await cache.server()).encode()}
+        await cache.put_many({each: (value, SINCE_KEPT_S) for each, value in kept.items()})
 
 
 async def _refused(attempt: Attempt, answer: CommandAnswer, since: int) -> BankPayout | None:

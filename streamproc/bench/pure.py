@@ -79,6 +79,10 @@ class NoCache(Cache):
     async def put_many(self, values: Mapping[str, tuple[bytes, int]]) -> None:
         """Nothing is stored."""
 
+    async def server(self) -> str:
+        """There is none."""
+        return ""
+
 
 async def measure(payouts: int, rounds: int, *, announce: Announce) -> Measured:
     """Measure each part in each round. Raises JobFailed if a decision is wrong."""

@@ -48,7 +48,7 @@ class Pass(Struct, kw_only=True):
     """What one pass did. `problem` is empty when it came to its end."""
 
     server: str = ""
-    """Which server had the log when it began."""
+    """Which server had the log when it began; '' while a recovery was not complete."""
     from_s: int = 0
     to_s: int
     pages: int = 0

@@ -6,6 +6,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from streamproc.log.connection import named_errors
+from streamproc.log.cursor import server_of
 from streamproc.log.names import Names
 
 
@@ -28,3 +29,8 @@ class Cache:
                 for digest, (value, ttl_s) in values.items():
                     pipe.set(self._names.reputation(digest), value, ex=ttl_s)
                 await pipe.execute()
+
+    async def server(self) -> str:
+        """The server that keeps them, in its present run: another one may have lost what was kept last."""
+        with named_errors():
+            return server_of(await self._client.execute_command("INFO", "server", "replication"))

@@ -26,7 +26,8 @@ class Covered(Struct, frozen=True):
     """
 
     server: str = ""
-    """The server, and its run, that had the log when the last good pass began; empty if there was none."""
+    """The server, and its run, that had the log when the last good pass began; empty if there was none, or a recovery
+    was not complete then."""
     since: int = 0
     """When the first of these passes had ended."""
     until: int = 0
@@ -92,7 +93,8 @@ def poll_cursor_name(account: str) -> str:
     return f"poll:{account}"
 
 
-def _server_of(told: Mapping[str, Any]) -> str:
+def server_of(told: Mapping[str, Any]) -> str:
+    """The server, its run and its time as a primary, by what INFO tells: another one may have been set back."""
     return f"{told['run_id']} {told['master_replid']}"
 
 
@@ -125,9 +127,16 @@ class PollCursor:
             )
 
     async def server(self) -> str:
-        """The server that has the account's log: its run, and its time as a primary."""
-        async with session(self._url, home=self._key) as client:
-            return _server_of(await client.execute_command("INFO", "server", "replication"))
+        """The server that has the account's log: its run, and its time as a primary. '' from a recovery until the bank
+        was asked about every account: what that adds last is still to be handled when it ends."""
+        async with (
+            session(self._url, home=self._key) as client,
+            client.pipeline(transaction=False) as pipe,
+        ):
+            pipe.hget(META, UNRECONCILED)
+            pipe.execute_command("INFO", "server", "replication")
+            unreconciled, told = await pipe.execute()
+        return "" if unreconciled is not None else server_of(told)
 
     async def knows_what_came_before(self, requested: Requested, group: str, handled_s: float) -> bool:
         """Whether the record in hand has what the bank had before the request, since the list is read all the time.
@@ -153,7 +162,7 @@ class PollCursor:
         if unreconciled is not None or oldest_ms < requested.at / 1_000 - handled_s * 1_000:
             return False
         covered = msgspec.json.decode(value, type=PollState).covered if value else Covered()
-        is_covered = covered.knows(_server_of(told), now_s, requested.at // US, handled_s)
+        is_covered = covered.knows(server_of(told), now_s, requested.at // US, handled_s)
         return is_covered and (version or b"0") == requested.version
 
     async def save_state(self, state: PollState) -> None:

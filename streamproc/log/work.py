@@ -55,7 +55,7 @@ class Work(Struct, eq=False):
     unsent: bool = False
     """All that came of it before was to put it off: nothing was sent outside for it (`Group.notes_sending`)."""
     sent: bool = False
-    """Something was sent outside for it in this pass, or may have been."""
+    """Something was sent outside for it in this pass, or may have been, and was not refused."""
     loaded: PayoutRecord | None = None
     """The payout's record as Redis had it when the batch was loaded; None if it had none."""
     version: bytes = b"0"

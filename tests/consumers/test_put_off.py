@@ -1,13 +1,15 @@
 """An intent that was only put off has not been sent: what comes next is a first attempt, and what the bank says to that
 is told at once. How long a lost attempt is looked for where the clock went back."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 import pytest
 
 from consumers.attempt import Attempt, Debit
-from consumers.create import LOST_FOR_GOOD_S, look_for_lost
+from consumers.create import LOST_FOR_GOOD_S, create, look_for_lost
 from consumers.verdicts import decision_of
 from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.razorpay import CommandAnswer
@@ -66,6 +68,18 @@ async def test_the_refusal_of_what_was_put_off_by_a_slow_archive_is_told_at_once
         assert len(await gate.bank.record(command="payout.create")) == 1
 
 
+async def test_a_refusal_after_which_the_banks_list_does_not_answer_is_told_as_soon_as_it_does(
+    redis_url: str,
+) -> None:
+    """The next attempt was taken for a second one, since the first might have been made."""
+    async with gateway(redis_url, workflow="off", balance=POOR) as gate:
+        asked = requested(fund_account=await fund_account(gate.bank), at=gate.engine.producer.now_us())
+        await gate.bank.faults(api=[{"kind": "502", "path": "/v1/payouts", "method": "GET", "count": 1}])
+        await gate.engine.producer.append(request(asked))
+        await gate.ends(asked.payout, "failed")
+        assert len(await gate.bank.record(command="payout.create")) == 2
+
+
 @pytest.mark.parametrize(
     ("problem", "is_told"),
     [(TryAgain("the breaker is open"), True), (OutcomeUnknown("no answer in time"), False)],
@@ -113,6 +127,50 @@ async def test_the_money_of_what_was_put_off_and_is_frozen_then_is_free_at_once(
         [stop] = [one for one in await gate.engine.story(asked.payout) if isinstance(one, e.PayoutStopped)]
         assert not stop.maybe_sent
         assert await gate.bank.record(command="payout.create") == []
+
+
+# ---- a lost attempt, and a Redis that was set back --------------------------------------
+
+
+class KeptBy(Kept):
+    """What a server keeps."""
+
+    def __init__(self, name: str, values: Mapping[str, bytes]) -> None:
+        super().__init__()
+        self.name = name
+        self.values |= values
+
+    async def server(self) -> str:
+        return self.name
+
+
+async def test_what_another_server_says_of_refusals_may_be_of_before_an_attempt_that_was_lost() -> None:
+    """The one that took over had not heard that the refusals were interrupted. An hour after the first of them the next
+    one was told to be the end, though what was sent last could still turn up."""
+    asked, bank, book = requested(300, at=NOW), Refusing(), PolicyBook({})
+    record = fold([asked])
+    assert record is not None
+    decided = decision_of(record, None, "claimed", conclude(()), NOW)
+
+    async def book_now() -> PolicyBook:
+        return book
+
+    async def attempted(after_s: int, server: KeptBy, problem: TryAgain | None = None) -> list[str]:
+        bank.problem = problem
+        work = Work(b"5-1", [decided], asked.payout, taken=True)
+        work.open(b"1", fold([decided], record), NOTHING_ASKED, keep=False)
+        ctx: Any = BatchContext(NOW + after_s * 1_000_000, 0, book, at_once, server, book_now, at_once)  # type: ignore[arg-type]
+        attempt = Attempt(work, ctx, bank, Debit("1", ACCOUNT), decided.at, "0:5-1:0", monotonic())
+        with suppress(TryAgain):
+            await create(attempt)
+        return [event.outcome for event in work.out if isinstance(event, e.BankCommandAnswered)]
+
+    first = KeptBy("first", {})
+    assert await attempted(10, first) == []
+    replica = KeptBy("replica, promoted", first.values)
+    assert await attempted(1_800, first, OutcomeUnknown("no answer in time")) == []
+    assert await attempted(LOST_FOR_GOOD_S + 60, replica) == []
+    assert await attempted(2 * LOST_FOR_GOOD_S + 120, replica) == ["refused"]
 
 
 # ---- a lost attempt, and a clock that went back -----------------------------------------

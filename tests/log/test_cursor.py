@@ -10,7 +10,7 @@ from streamproc.domain.entry_ids import id_key
 from streamproc.errors import LogUnavailable, TryAgain
 from streamproc.log.connection import connected
 from streamproc.log.cursor import Covered, PollCursor, PollState, ReconcileState, Requested
-from streamproc.log.names import Names
+from streamproc.log.names import META, UNRECONCILED, Names
 from tests import servers
 from tests.restartable import restartable
 
@@ -192,6 +192,30 @@ async def test_what_a_pass_has_appended_is_known_once_its_group_has_handled_it_a
         await client.hset(names.payout("spi_1"), "v", 1)
         assert not await knows(HANDLED_S + 1, b"0"), "the record has changed since it was loaded"
         assert await knows(HANDLED_S + 1, b"1")
+
+
+async def test_a_pass_that_began_before_a_recovery_was_complete_says_nothing_of_what_the_recovery_adds(
+    redis_url: str,
+) -> None:
+    """What the recovery had appended last was not handled yet when its end was marked. A pass of two minutes before was
+    enough to take it for known, and it was paid again."""
+    one = cursor(redis_url)
+    asked = Requested("spi_1", 10_000 * 1_000_000, b"0")
+
+    async def poll(covered: Covered, now_s: int) -> Covered:
+        covered = covered.by_pass(await one.server(), now_s, 2**33)
+        state = PollState(holder="host:1", term=1, pass_at=now_s, next_at=now_s, covered=covered)
+        await one.save_state(state)
+        return covered
+
+    async with connected(redis_url) as client:
+        await client.xgroup_create(Names(0).log, "g", id="0", mkstream=True)
+        await client.hset(META, UNRECONCILED, "1")
+        covered = await poll(Covered(), 1_000)
+        await client.hdel(META, UNRECONCILED)
+        assert not await one.knows_what_came_before(asked, "g", HANDLED_S)
+        await poll(covered, 2_000)
+        assert await one.knows_what_came_before(asked, "g", HANDLED_S)
 
 
 async def test_a_server_is_another_one_after_a_start_and_after_it_was_a_replica(tmp_path: Path) -> None:
