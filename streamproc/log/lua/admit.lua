@@ -44,13 +44,13 @@ while i <= #terms do term_list[#term_list + 1], i = terms_at(terms, i) end
 
 if #rows % 5 ~= 0 then wrong('it has a part of a payout') end
 for j = 1, #rows, 5 do
-  local p, payout, paise, t = payout_of(tonumber(rows[j])), rows[j + 1], rows[j + 2], term_list[tonumber(rows[j + 4])]
-  local amount = whole(paise, 0, US_MAX)
+  local p, payout, paise, t = payout_of(whole(rows[j], 3, #KEYS)), rows[j + 1], rows[j + 2], term_list[whole(rows[j + 4], 1, #term_list)]
+  local amount, received = whole(paise, 0, US_MAX), whole(rows[j + 3], 0, US_MAX)
   local ask_rate = t.rate > 0 and p.ra == ''
   local ask_budget = t.windows >= 0 and p.ba == ''
   local limited, my_number = false, 0
   if ask_rate then
-    local used, start, time = slots_used(t, tonumber(rows[j + 3]))
+    local used, start, time = slots_used(t, received)
     limited = used >= t.count
     if limited then count_window(t, start) else take_slot(t, start, time, payout) end
     number = number + 1

@@ -18,13 +18,15 @@ local function terms_at(args, i)
   whole(args[i + 4], -1, (#args - i - 5) / 3)
   whole(args[i + 2], 0, US_MAX)
   if type(args[i + 5]) ~= 'string' then wrong('it has terms without windows') end
+  -- A count or a limit that is no number would limit nothing.
   local t = {
-    rate = tonumber(args[i]), count = tonumber(args[i + 1]), window_us = tonumber(args[i + 2]), hold = tonumber(args[i + 3]) == 1,
-    windows = tonumber(args[i + 4]), w = args[i + 5], budgets = {}, limits = {}, ends = {},
+    rate = whole(args[i], 0, #KEYS), count = whole(args[i + 1], 0, US_MAX), window_us = tonumber(args[i + 2]),
+    hold = whole(args[i + 3], 0, 1) == 1, windows = tonumber(args[i + 4]), w = args[i + 5], budgets = {}, limits = {}, ends = {},
   }
   for k = 1, t.windows do
     local j = i + 3 + 3 * k
-    t.budgets[k], t.limits[k], t.ends[k] = tonumber(args[j]), tonumber(args[j + 1]), whole(args[j + 2], 0, S_MAX)
+    t.budgets[k], t.limits[k] = whole(args[j], 1, #KEYS), whole(args[j + 1], -1, US_MAX)
+    t.ends[k] = whole(args[j + 2], 0, S_MAX)
   end
   return t, i + 6 + 3 * #t.budgets
 end

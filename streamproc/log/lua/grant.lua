@@ -40,6 +40,9 @@ local LEFT, DONE, NO_SLOT, NO_ROOM = 0, 1, 2, 3 -- templates.py: Fate
 local AGE_US_MAX = 10000000 -- longest age of such a decision; an older one is of a host that slept, or whose clock was set
 local request, reply = cmsgpack.unpack(ARGV[6]), {}
 if type(request) ~= 'table' or #request ~= 10 then wrong('it has no payouts') end
+for k = 4, 10 do
+  if k ~= 8 and type(request[k]) ~= 'table' then wrong('a part of it is no list') end
+end
 local payouts, terms, templates, rows, notes = whole(request[1], 1, #KEYS - 4), request[4], request[5], request[6], request[7]
 local decided_at, now, number = whole(request[8], 0, US_MAX), now_us(), whole(call('GET', KEYS[2]) or 0, 0, US_MAX)
 local first_number = number
@@ -75,6 +78,7 @@ local notes_of, claimed = {}, {} -- payout's number -> places of its notes; key 
 if #notes % 5 ~= 0 then wrong('it has a part of a note') end
 for k = 1, #notes, 5 do
   look(KEYS[whole(notes[k + 1], 5, #KEYS)], notes[k + 2], notes[k + 3])
+  whole(notes[k + 4], 0, 1)
   local n = whole(notes[k], 1, payouts)
   notes_of[n] = notes_of[n] or {}
   table.insert(notes_of[n], k)
@@ -134,7 +138,7 @@ end
 
 local acknowledged, writes, written = {}, {}, 0
 local function grant(n, template, at)
-  local t, entry, paise = term_list[rows[at + template[1]]], rows[at + 2], rows[at + 4]
+  local t, entry, paise = term_list[whole(rows[at + template[1]], 1, #term_list)], rows[at + 2], rows[at + 4]
   local amount, received = whole(paise, 0, US_MAX), whole(rows[at + 5], 0, US_MAX)
   if known[n] or not pending[entry] or not noted_pairs[rows[at + template[1] - 1]] then return LEFT end
   local fate, used, start, time, exceeded, before = DONE, 0, nil, nil, -1, nil
@@ -185,7 +189,7 @@ end
 
 local at = 0
 for n = 1, payouts do
-  local template = templates[rows[at + 1]]
+  local template = templates[whole(rows[at + 1], 1, #templates)]
   reply[n] = grant(n, template, at)
   at = at + template[1]
 end
