@@ -75,17 +75,25 @@ class _Masking(logging.Formatter, ABC):
 
 
 class _ForPeople(_Masking):
+    """For a terminal, which would obey what strangers wrote: an agent's name must not look like another line."""
+
     def line(self, record: logging.LogRecord) -> str:
-        line = f"{self._head(record)} {record.name}: {record.getMessage()}"
-        return self._masks(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
+        line = f"{self._head(record)} {record.name}: {_shown(record.getMessage())}"
+        if record.exc_info:
+            # Indented, so that no part of a message in it looks like the head of a line.
+            traceback = self.formatException(record.exc_info).split("\n")
+            line = "\n  ".join([line, *map(_shown, traceback)])
+        return self._masks(line)
 
     def decision_lines(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> str:
         from streamproc.domain.money import rupees  # here, since `--help` needs none of these
 
         head, lines = self._head(record), list[str]()
         for one in decisions:
-            by = f" by {one.by}" if one.by else ""
-            what = f"{one.payout}: {one.decision} {one.reason}{by}, {rupees(one.amount)} of {one.agent}"
+            by = f" by {_shown(one.by)}" if one.by else ""
+            what = (
+                f"{one.payout}: {one.decision} {one.reason}{by}, {rupees(one.amount)} of {_shown(one.agent)}"
+            )
             lines.append(f"{head} {what}")
         return "\n".join(lines)
 
@@ -117,6 +125,13 @@ class _ForMachines(_Masking):
             "level": record.levelname.lower(),
             "logger": record.name,
         }
+
+
+def _shown(text: str) -> str:
+    """Text in one line of a terminal, without what a terminal obeys."""
+    from streamproc.domain.plain import clean
+
+    return clean(text, len(text))
 
 
 def _whole(text: str) -> str:
