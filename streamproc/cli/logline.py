@@ -4,6 +4,7 @@ A line about a payout has its trace id (`extra={"payout": …}`); decisions are 
 """
 
 import logging
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from streamproc.printer import TERMINAL_VARIABLE
 from streamproc.telemetry.masks import Masks
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ def log_to_stderr(level: int, secrets: Iterable[str] = ()) -> None:
     """Send lines of `level` and worse to stderr, without `secrets`. Safe to call again with another level."""
     handler = logging.StreamHandler(sys.stderr)
     masks = Masks(secrets)
-    handler.setFormatter(_ForPeople(masks) if sys.stderr.isatty() else _ForMachines(masks))
+    is_read = sys.stderr.isatty() or os.environ.get(TERMINAL_VARIABLE)
+    handler.setFormatter(_ForPeople(masks) if is_read else _ForMachines(masks))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

@@ -88,9 +88,11 @@ logging.getLogger("t").error(
 """
 
 
-def said(terminal: bool) -> list[str]:
+def said(terminal: bool, **env: str) -> list[str]:
     program = DECIDED.replace("{terminal}", str(terminal))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **env}, capture_output=True, text=True, check=True
+    )
     return done.stderr.splitlines()
 
 
@@ -121,6 +123,12 @@ def test_an_agents_name_cannot_look_like_the_beginning_of_a_line(agent: str):
     assert [(one["logger"], one["message"], one["agent"]) for one in said] == 2 * [
         ("streamproc.decisions", "m", agent)
     ]
+
+
+def test_under_an_up_on_a_terminal_lines_are_sentences_though_they_go_through_its_pipe():
+    decided, *_ = said(terminal=False, UP_TERMINAL="1")
+    assert decided.endswith("info    pout_1: APPROVED POLICY_OK, ₹2,500.00 of bot")
+    assert json.loads(said(terminal=False, UP_TERMINAL="")[0])["payout"] == "pout_1"
 
 
 FORGED = """
