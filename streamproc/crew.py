@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from streamproc import processes
 from streamproc.embedded import EndedAtStart, Store
 from streamproc.errors import WHEN_LOST, StreamprocError
-from streamproc.printer import say
+from streamproc.printer import TERMINAL_VARIABLE, on_terminal, say
 from streamproc.run_file import NAME_VARIABLE
 
 BACKOFF_FIRST_S = 1.0
@@ -157,7 +157,7 @@ class Crew:
     async def _start(self, role: Role) -> asyncio.subprocess.Process:
         role.process = await processes.start(
             role.argv,
-            env={**role.env, NAME_VARIABLE: role.name},
+            env={**role.env, NAME_VARIABLE: role.name, TERMINAL_VARIABLE: on_terminal()},
             on_parent_death=signal.SIGKILL,
             output=asyncio.subprocess.PIPE,
             line_max=LINE_MAX,

@@ -6,6 +6,9 @@ import sys
 from contextlib import suppress
 from typing import Final
 
+TERMINAL_VARIABLE: Final = "UP_TERMINAL"
+"""Variable by which `up` says to a child that a person reads its lines, which reach the terminal through a pipe. Not a
+setting."""
 WAIT_S: Final = 1.0
 """So long a reader that stands still is waited for; then lines are dropped until it reads again."""
 PIECE_BYTES: Final = 4096
@@ -39,6 +42,11 @@ class Printer:
             if not ready.poll(0 if self._dropped else WAIT_S * 1_000):
                 raise BlockingIOError("nobody reads")
             left = left[os.write(descriptor, left[:PIECE_BYTES]) :]
+
+
+def on_terminal() -> str:
+    """The value of TERMINAL_VARIABLE for a child: '1' if what it prints goes to a terminal."""
+    return "1" if sys.stdout is not None and sys.stdout.isatty() else ""
 
 
 say: Final = Printer().say

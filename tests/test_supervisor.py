@@ -675,6 +675,20 @@ async def test_a_store_that_keeps_ending_stops_everything_and_is_named(public_di
     assert not any(alive(pid) for pid in up.pids())
 
 
+@pytest.mark.parametrize(("terminal", "told"), [(True, "1"), (False, "")])
+async def test_a_child_is_told_whether_a_person_reads_its_lines(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, told: str
+) -> None:
+    lines = list[str]()
+    monkeypatch.setattr(crews, "say", lines.append)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: terminal))
+    show = [sys.executable, "-c", "import os; print('told', repr(os.environ['UP_TERMINAL']))"]
+    async with asyncio.TaskGroup() as group:
+        crew = Crew(group, drain_s=1.0)
+        await crew.once(Role("migrate", show, {**os.environ, "UP_TERMINAL": "of another up"}))
+    assert lines == [f"[migrate] told {told!r}"]
+
+
 @pytest.mark.parametrize(
     ("problem", "said"),
     [

@@ -4,6 +4,7 @@ A line about a payout has its trace id (`extra={"payout": …}`); decisions are 
 """
 
 import logging
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from streamproc.printer import TERMINAL_VARIABLE
 from streamproc.telemetry.masks import Masks
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ def log_to_stderr(level: int, secrets: Iterable[str] = ()) -> None:
     """Send lines of `level` and worse to stderr, without `secrets`. Safe to call again with another level."""
     handler = logging.StreamHandler(sys.stderr)
     masks = Masks(secrets)
-    handler.setFormatter(_ForPeople(masks) if sys.stderr.isatty() else _ForMachines(masks))
+    is_read = sys.stderr.isatty() or os.environ.get(TERMINAL_VARIABLE)
+    handler.setFormatter(_ForPeople(masks) if is_read else _ForMachines(masks))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
@@ -75,17 +78,25 @@ class _Masking(logging.Formatter, ABC):
 
 
 class _ForPeople(_Masking):
+    """For a terminal, which would obey what strangers wrote: an agent's name must not look like another line."""
+
     def line(self, record: logging.LogRecord) -> str:
-        line = f"{self._head(record)} {record.name}: {record.getMessage()}"
-        return self._masks(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
+        line = f"{self._head(record)} {record.name}: {_shown(record.getMessage())}"
+        if record.exc_info:
+            # Indented, so that no part of a message in it looks like the head of a line.
+            traceback = self.formatException(record.exc_info).split("\n")
+            line = "\n  ".join([line, *map(_shown, traceback)])
+        return self._masks(line)
 
     def decision_lines(self, record: logging.LogRecord, decisions: "Sequence[DecisionLine]") -> str:
         from streamproc.domain.money import rupees  # here, since `--help` needs none of these
 
         head, lines = self._head(record), list[str]()
         for one in decisions:
-            by = f" by {one.by}" if one.by else ""
-            what = f"{one.payout}: {one.decision} {one.reason}{by}, {rupees(one.amount)} of {one.agent}"
+            by = f" by {_shown(one.by)}" if one.by else ""
+            what = (
+                f"{one.payout}: {one.decision} {one.reason}{by}, {rupees(one.amount)} of {_shown(one.agent)}"
+            )
             lines.append(f"{head} {what}")
         return "\n".join(lines)
 
@@ -117,6 +128,13 @@ class _ForMachines(_Masking):
             "level": record.levelname.lower(),
             "logger": record.name,
         }
+
+
+def _shown(text: str) -> str:
+    """Text in one line of a terminal, without what a terminal obeys."""
+    from streamproc.domain.plain import clean
+
+    return clean(text, len(text))
 
 
 def _whole(text: str) -> str:

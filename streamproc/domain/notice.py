@@ -125,7 +125,7 @@ class Notice(Struct, frozen=True):
 
 def name(text: str) -> str:
     """A stranger's name or id among our own words."""
-    return cut(_numbers_masked(plain(text)), NAME_CHARS_MAX) or "-"
+    return cut(numbers_masked(plain(text)), NAME_CHARS_MAX) or "-"
 
 
 def payout_id(payout: str) -> str:
@@ -215,10 +215,11 @@ def _untrusted(record: PayoutRecord, shown: BankPayout | None) -> tuple[Untruste
 
 
 def _text(text: str, payee: Beneficiary | None) -> str:
-    return cut(_numbers_masked(plain(without_personal(text, payee))), TEXT_CHARS_MAX)
+    return cut(numbers_masked(plain(without_personal(text, payee))), TEXT_CHARS_MAX)
 
 
-def _numbers_masked(text: str) -> str:
+def numbers_masked(text: str) -> str:
+    """A text without what may be the number of an account."""
     return _LONG_NUMBER.sub(lambda found: found[1] or masked(found[0]), text)
 
 
@@ -232,7 +233,7 @@ def outcome_of(record: PayoutRecord) -> HoldOutcome:
         by = f" by {_names(record)}" if last is not None else ""
         found = MEANINGS.get(record.reason, "")
         then = f" ({record.reason}: {found})" if found else ""
-        why = f": {cut(_numbers_masked(plain(last.why)), WHY_CHARS_MAX)}" if last is not None else ""
+        why = f": {cut(numbers_masked(plain(last.why)), WHY_CHARS_MAX)}" if last is not None else ""
         return HoldOutcome(record.decision, f"{record.decision.lower()}{by} at {when}{then}{why}")
     return HoldOutcome("OVER", f"the hold is over: the bank says {name(record.bank_status)}")
 

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from streamproc.domain import events as e
+from streamproc.domain.intent import without_personal
+from streamproc.domain.notice import numbers_masked
 from streamproc.domain.traces import (
     GOVERNED,
     append_span,
@@ -242,7 +244,7 @@ class BatchTraces:
     def _failed(self, tracer: Tracer, work: Work, begun_ns: int, own: int, what: str) -> None:
         problem, last_ns = work.problem, max((call.ended_ns for call in work.calls), default=begun_ns)
         begun_ns, (trace, _) = _begun_ns(work, begun_ns), trace_of(work.payout)
-        why = str(problem) if isinstance(problem, StreamprocError) else type(problem).__name__
+        why = _why(work, problem) if isinstance(problem, StreamprocError) else type(problem).__name__
         tracer.export(
             Span(
                 f"{what} {DESTINATION}",
@@ -324,6 +326,13 @@ class BatchTraces:
 def _begun_ns(work: Work, loaded_ns: int) -> int:
     """When the handling of a work began: with its first pass, if it keeps the outputs of that."""
     return min([loaded_ns, *(begun_ns for _, begun_ns, _ in work.passed)])
+
+
+def _why(work: Work, problem: StreamprocError) -> str:
+    """A problem without bank details, which the bank may repeat in what it says of an error."""
+    record = work.record or work.loaded
+    intent = record.intent if record is not None else None
+    return numbers_masked(without_personal(str(problem), intent.beneficiary if intent is not None else None))
 
 
 def _meta_of(work: Work) -> Meta:

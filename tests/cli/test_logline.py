@@ -88,9 +88,11 @@ logging.getLogger("t").error(
 """
 
 
-def said(terminal: bool) -> list[str]:
+def said(terminal: bool, **env: str) -> list[str]:
     program = DECIDED.replace("{terminal}", str(terminal))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **env}, capture_output=True, text=True, check=True
+    )
     return done.stderr.splitlines()
 
 
@@ -121,6 +123,40 @@ def test_an_agents_name_cannot_look_like_the_beginning_of_a_line(agent: str):
     assert [(one["logger"], one["message"], one["agent"]) for one in said] == 2 * [
         ("streamproc.decisions", "m", agent)
     ]
+
+
+def test_under_an_up_on_a_terminal_lines_are_sentences_though_they_go_through_its_pipe():
+    decided, *_ = said(terminal=False, UP_TERMINAL="1")
+    assert decided.endswith("info    pout_1: APPROVED POLICY_OK, ₹2,500.00 of bot")
+    assert json.loads(said(terminal=False, UP_TERMINAL="")[0])["payout"] == "pout_1"
+
+
+FORGED = """
+import logging, sys
+from streamproc.cli.logline import log_to_stderr
+from streamproc.telemetry import lines
+sys.stderr.isatty = lambda: True
+log_to_stderr(logging.INFO)
+forged = "a\\n00:00:00.000 info    pout_9: APPROVED\\x1b[2J\\u202e"
+lines.log_decisions([lines.DecisionLine("m", 0, "1-0", "pout_1", "t", "HELD", "X", forged, 100, forged)])
+logging.getLogger("t").warning("said %s", forged)
+try:
+    raise ValueError(forged)
+except ValueError:
+    logging.getLogger("t").exception("it failed")
+"""
+
+
+def test_on_a_terminal_what_strangers_wrote_forges_no_line_and_nothing_is_obeyed():
+    done = subprocess.run([sys.executable, "-c", FORGED], capture_output=True, text=True, check=True)
+    decided, said, failed, *traceback = done.stderr.removesuffix("\n").split("\n")
+    assert "pout_1: HELD X by a 00:00:00.000 info" in decided
+    assert "said a 00:00:00.000 info" in said
+    assert failed.endswith("it failed")
+    assert traceback[0] == "  Traceback (most recent call last):"
+    assert all(line.startswith("  ") for line in traceback)
+    assert "\x1b" not in done.stderr
+    assert "\u202e" not in done.stderr
 
 
 def test_on_a_terminal_a_decision_reads_as_a_sentence():

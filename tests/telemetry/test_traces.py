@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from consumers.channels import Channels
 from projections.fold import decode, steps_of
 from projections.traced import folded
-from streamproc.domain.events import PayoutObserved
+from streamproc.domain.events import PayoutObserved, PayoutRequested
 from streamproc.domain.traces import aside_span, process_span, trace_id, trace_of
 from streamproc.errors import Unprocessable
 from streamproc.log.batch import Handler
@@ -26,7 +26,7 @@ from streamproc.telemetry.spans import Span, SpanContext
 from streamproc.telemetry.trace_context import span_context_of, traceparent_of
 from tests.bank import until
 from tests.engine import Engine
-from tests.words import attributed, observed
+from tests.words import attributed, contact, observed, request, requested
 
 POLICIES = "policies: {bot: {daily_limit: 10_000_000, rate_limit: {count: 0, window: 60s}}}"
 
@@ -112,6 +112,19 @@ async def test_a_dead_letter_and_its_redrive_are_in_the_payouts_tree_and_linked(
     [redrive] = [one for one in trace.values() if one.name == "dead letter redrive"]
     assert {trace[link.span].name for link in redrive.links} == {aside.name, "process sp:{partition}:log"}
     assert trace[process_span("governance", 0, entry)].attributes["streamproc.taken_up"] is True
+
+
+async def test_what_the_bank_repeats_of_an_account_is_not_told(redis_url: str, tracer: Keeping) -> None:
+    async def handle(items: Sequence[Item], ctx: BatchContext) -> None:
+        for work, _ in items:
+            work.fail(Unprocessable("403, not from 7878780080316316 to somebody@okbank of Asha Rao"))
+
+    stage = Stage(name="screening", consumes=frozenset({PayoutRequested}), handle=handle)
+    async with Engine(redis_url, groups=[Group(name="governance", stages=(stage,))]) as engine:
+        await engine.producer.append(request(asked := requested(payee=contact("Asha Rao"))))
+        await engine.settled()
+    [aside] = [one for one in tracer.of(asked.payout).values() if one.name.startswith("set aside")]
+    assert aside.error == "403, not from ************6316 to ***********bank of **** Rao"
 
 
 async def test_that_people_are_told_of_a_dead_letter_is_below_it_in_the_tree(
