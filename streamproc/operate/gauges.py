@@ -76,11 +76,7 @@ def _gauge(name: str, text: str, points: Iterable[tuple[Labels, float]]) -> Fami
 
 async def _redis_page(settings: Settings, groups: tuple[str, ...]) -> Page:
     async with connected(settings.redis_url) as client:
-        states = [
-            state
-            for partition in range(settings.partitions)
-            for state in await group_states(client, partition, groups)
-        ]
+        states = await group_states(client, range(settings.partitions), groups)
         sizes = await log_sizes(client, settings.partitions)
         people = await _untold(client, settings.partitions)
     there = [(_group(state), state) for state in states if not state.missing]

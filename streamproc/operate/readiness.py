@@ -20,7 +20,7 @@ from streamproc.log.health import (
     Deferred,
     deferred,
     full,
-    group_ages,
+    group_states,
     logs_gone,
     server_settings,
     waiting_ms,
@@ -100,15 +100,13 @@ async def _people(settings: Settings) -> Found:
 async def _groups(settings: Settings) -> Found:
     """Whether the workers keep up. If not, decisions are late; webhooks are taken all the same."""
     async with connected(settings.redis_url) as client:
-        found = await group_ages(client, settings.partitions, consumers.GROUPS)
-    if gone := [f"{one.group} of partition {one.partition}" for one in found if one.oldest_ms is None]:
+        found = await group_states(client, range(settings.partitions), consumers.GROUPS)
+    if gone := [f"{one.group} of partition {one.partition}" for one in found if one.gone]:
         return False, f"{listed(gone, NAMED_MAX)} is gone; {WHEN_LOST}"
-    late = [one for one in found if one.oldest_ms is not None and one.oldest_ms > GROUP_LATE_S * 1000]
+    late = [one for one in found if one.oldest_ms > GROUP_LATE_S * 1000]
     if late:
-        late.sort(key=lambda one: -(one.oldest_ms or 0))
-        names = [
-            f"{one.group} of partition {one.partition} for {(one.oldest_ms or 0) // 1000:,} s" for one in late
-        ]
+        late.sort(key=lambda one: -one.oldest_ms)
+        names = [f"{one.group} of partition {one.partition} for {one.oldest_ms // 1000:,} s" for one in late]
         return False, f"an entry waits in {listed(names, NAMED_MAX)}"
     return True, "keep up with the log"
 

@@ -129,7 +129,7 @@ async def test_a_group_lags_too_if_redis_does_not_know_by_how_many_entries(redis
         for later in range(3):
             await client.xadd(log, {"e": "[]", "m": "{}"}, id=f"{now_ms - 900_000}-{later}")
         await client.xdel(log, f"{now_ms - 900_000}-1")
-        [row] = await group_states(client, 0, (consumers.GOVERNANCE,))
+        [row] = await group_states(client, [0], (consumers.GOVERNANCE,))
         assert row.lag is None
         assert 900_000 <= row.oldest_ms < 900_000 + DEADLINE_S * 1000
         assert (
