@@ -9,7 +9,6 @@ import asyncpg
 import consumers
 from streamproc.api.health import Check, Ready
 from streamproc.archive.gauges import positions
-from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.plain import listed
 from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.log.connection import connected
@@ -23,9 +22,9 @@ from streamproc.log.health import (
     group_states,
     logs_gone,
     server_settings,
-    waiting_ms,
 )
 from streamproc.operate.breakers import open_breakers
+from streamproc.operate.condition import unarchived_ms
 from streamproc.operate.people import untold_holds, untold_text
 from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
@@ -142,9 +141,7 @@ async def _archive(settings: Settings, pool: asyncpg.Pool) -> Found:
     """Whether the archive keeps up. If not, no approval is sent, but webhooks are taken all the same."""
     try:
         async with connected(settings.redis_url) as client:
-            found = await positions(pool)
-            upto = {partition: found.get(partition, ZERO) for partition in range(settings.partitions)}
-            late_ms = max((await waiting_ms(client, upto)).values())
+            late_ms = max((await unarchived_ms(pool, client, settings.partitions)).values())
     except StreamprocError as problem:
         return False, f"cannot be compared with the log: {problem}"
     if late_ms > ARCHIVE_LATE_S * 1000:

@@ -17,7 +17,7 @@ from streamproc.log.connection import connected
 from streamproc.log.health import Deferred, deferred, group_states
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from streamproc.operate import readiness
+from streamproc.operate import condition, readiness
 from streamproc.settings import load
 from tests.deadline import DEADLINE_S
 
@@ -33,7 +33,8 @@ async def test_a_postgres_that_hangs_is_named_within_a_single_wait(
         await both.wait()  # hangs for whoever asks alone
         return {0: "0-0"}
 
-    monkeypatch.setattr(readiness, "positions", asked)
+    for module in (readiness, condition):
+        monkeypatch.setattr(module, "positions", asked)
     pool: Any = object()
     checks = await readiness.readiness(load({"STREAMPROC_REDIS_URL": redis_url}), pool)()
     assert [check.name for check in checks][-2:] == ["postgres", "archive"]
