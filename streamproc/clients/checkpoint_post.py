@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit, urlunsplit
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import OutboundClient
+from streamproc.clients.http import OutboundClient, OverHttp
 from streamproc.clients.limiter import Limiter
 from streamproc.errors import TryAgain
 
@@ -27,20 +27,16 @@ def open_checkpoint_post(url: str, *, token: str = "") -> "CheckpointPost":
     return CheckpointPost(http, parts.path or "/", url, token)
 
 
-class CheckpointPost:
+class CheckpointPost(OverHttp):
     """The endpoint. It may get a note twice: after a lost answer the note is sent again."""
 
     def __init__(self, http: OutboundClient, path: str, url: str, token: str) -> None:
-        self._http = http
+        super().__init__(http)
         self._path = path
         self._headers = {"content-type": "text/plain; charset=utf-8"}
         if token:
             self._headers["authorization"] = f"Bearer {token}"
         self.where = url
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     async def put(self, note: str) -> None:
         """Hand a note over. Raises TryAgain for anything but a 2xx."""

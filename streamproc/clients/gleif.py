@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec.structs import replace
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import Answer, OutboundClient
+from streamproc.clients.http import Answer, OutboundClient, OverHttp
 from streamproc.clients.json_text import Unusable, read_answer
 from streamproc.clients.ration import NoneFree, Ration, Take, Unlimited
 from streamproc.domain.events import EntitySeen
@@ -66,7 +66,7 @@ def open_gleif(base_url: str, take: Take, *, now_us: Callable[[], int] = host_cl
     return Gleif(http, take, now_us)
 
 
-class Gleif:
+class Gleif(OverHttp):
     """Looks up contacts. Each call of `http` is made in a turn from `take`; `now_us` is the clock for the answers'
     times; `wait_s` limits the wait for turns, and `lookups_s` one `lookup`."""
 
@@ -79,7 +79,7 @@ class Gleif:
         wait_s: float = WAIT_S,
         lookups_s: float = LOOKUPS_S,
     ) -> None:
-        self._http = http
+        super().__init__(http)
         self._ration = Ration(take)
         self._now_us = now_us
         self._wait_s = wait_s
@@ -89,15 +89,6 @@ class Gleif:
         """By the event loop's clock."""
         self._pledged = 0
         """Turns for second calls of questions that are under way."""
-
-    @property
-    def breaker(self) -> Breaker:
-        """For the metric and `/readyz`."""
-        return self._http.breaker
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     async def lookup(
         self, required: Sequence[Question], others: Sequence[Question] = ()

@@ -255,6 +255,29 @@ class OutboundClient:
         return max(self.breaker.wait_s, BACKOFF_BASE_S)
 
 
+class OverHttp:
+    """A client of one outside system, whose calls go through `http`. Close it with `aclose`, or use it as an async
+    context manager."""
+
+    def __init__(self, http: OutboundClient) -> None:
+        self._http = http
+
+    @property
+    def breaker(self) -> Breaker:
+        """For the metric and `/readyz`."""
+        return self._http.breaker
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+
 def no_cookies() -> CookieJar:
     """A jar that stays empty. Each answer could add cookies to it, until requests are too long for their server; and
     where callers share a client, one would send what another was given."""

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import OutboundClient
+from streamproc.clients.http import OutboundClient, OverHttp
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.limiter import Limiter
 from streamproc.domain.plain import cut_bytes
@@ -51,24 +51,15 @@ def open_ntfy(url: str, *, topic: str, token: str = "") -> "Ntfy":
     return Ntfy(http, topic, token)
 
 
-class Ntfy:
+class Ntfy(OverHttp):
     """One topic. Publishing is not idempotent: a message whose answer was lost comes twice."""
 
     def __init__(self, http: OutboundClient, topic: str, token: str) -> None:
-        self._http = http
+        super().__init__(http)
         self._topic = topic
         self._headers = {"content-type": "application/json"}
         if token:
             self._headers["authorization"] = f"Bearer {token}"
-
-    @property
-    def breaker(self) -> Breaker:
-        """For the metric and `/readyz`."""
-        return self._http.breaker
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     async def publish(self, push: Push) -> str:
         """Publish, and return the message's id. Raises TryAgain if the server does not take it, for a 4xx too: a wrong

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import Answer, OutboundClient, OutcomeUnknown
+from streamproc.clients.http import Answer, OutboundClient, OutcomeUnknown, OverHttp
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.limiter import Limiter, RateLimiter
 from streamproc.clients.oauth import TokenKeeper
@@ -104,7 +104,7 @@ def open_razorpay(
     return Razorpay(http, key_id=key_id, key_secret=key_secret, oauth_token=oauth_token, tokens=tokens)
 
 
-class Razorpay:
+class Razorpay(OverHttp):
     """The bank. Every call raises TryAgain if nothing was done, and OutcomeUnknown (a TryAgain) if that is not known: a
     5xx, or a lost answer. Approve, reject and cancel are safe to repeat: the bank refuses the second."""
 
@@ -118,20 +118,11 @@ class Razorpay:
         tokens: TokenKeeper | None = None,
     ) -> None:
         """`tokens` keeps the OAuth token fresh; without it `oauth_token` is used until it expires."""
-        self._http = http
+        super().__init__(http)
         self._tokens = tokens
         pair = f"{key_id}:{key_secret}".encode()
         self._by_key = {"authorization": "Basic " + base64.b64encode(pair).decode("ascii")}
         self._by_token = _bearer(oauth_token) if oauth_token else self._by_key
-
-    @property
-    def breaker(self) -> Breaker:
-        """For the metric and `/readyz`."""
-        return self._http.breaker
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     async def fetch(self, payout_id: str) -> BankPayout:
         """The payout as it is now.

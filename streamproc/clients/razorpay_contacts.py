@@ -9,7 +9,7 @@ import base64
 from collections.abc import Callable, Sequence
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import OutboundClient
+from streamproc.clients.http import OutboundClient, OverHttp
 from streamproc.clients.json_text import Unusable, read_answer
 from streamproc.clients.ration import Ration, Take, Unlimited
 from streamproc.clients.razorpay import without_version
@@ -57,7 +57,7 @@ def open_contacts(
     return Contacts(http, ration, f"Basic {key}", turns_kept=burst // 2, now_us=now_us)
 
 
-class Contacts:
+class Contacts(OverHttp):
     """Looks up contacts. Each call of `http` is made in a turn of `ration`, while `turns_kept` more are free."""
 
     def __init__(
@@ -70,22 +70,13 @@ class Contacts:
         now_us: Callable[[], int] = host_clock_us,
         lookups_s: float = LOOKUPS_S,
     ) -> None:
-        self._http = http
+        super().__init__(http)
         self._ration = ration
         self._headers = {"authorization": authorization}
         self._turns_kept = turns_kept
         self._now_us = now_us
         self._lookups_s = lookups_s
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
-
-    @property
-    def breaker(self) -> Breaker:
-        """For the metric and `/readyz`."""
-        return self._http.breaker
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     async def lookup(self, fund_accounts: Sequence[str]) -> dict[str, ContactSeen]:
         """The contact of each fund account. Takes LOOKUPS_S at most, and never raises for the bank's failures. A

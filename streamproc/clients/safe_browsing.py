@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import Answer, OutboundClient
+from streamproc.clients.http import Answer, OutboundClient, OverHttp
 from streamproc.clients.json_text import Unusable, read_answer
 from streamproc.clients.limiter import Limiter
 from streamproc.domain.case import Reputation
@@ -56,22 +56,13 @@ def open_safe_browsing(
     return SafeBrowsing(http, key, now_us)
 
 
-class SafeBrowsing:
+class SafeBrowsing(OverHttp):
     """Looks up many URLs at a time. `now_us` is the clock for the answers' times."""
 
     def __init__(self, http: OutboundClient, key: str, now_us: Callable[[], int] = host_clock_us) -> None:
-        self._http = http
+        super().__init__(http)
         self._key = key
         self._now_us = now_us
-
-    @property
-    def breaker(self) -> Breaker:
-        """For the metric and `/readyz`."""
-        return self._http.breaker
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     async def lookup(self, urls: Iterable[str]) -> dict[str, Reputation]:
         """A reputation for every URL, as it was spelled when asked. Never raises for the API's failures.

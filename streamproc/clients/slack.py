@@ -12,10 +12,9 @@ The token is in a header; no error shows it, nor the text of a message.
 import json
 import re
 from collections.abc import Mapping
-from typing import Self
 
 from streamproc.clients.breaker import Breaker
-from streamproc.clients.http import BACKOFF_BASE_S, Answer, OutboundClient, OutcomeUnknown
+from streamproc.clients.http import BACKOFF_BASE_S, Answer, OutboundClient, OutcomeUnknown, OverHttp
 from streamproc.clients.json_text import NotJson, decode_json
 from streamproc.clients.limiter import Limiter, RateLimiter
 from streamproc.errors import StreamprocError, TryAgain
@@ -73,30 +72,15 @@ def open_slack(
     return Slack(http, token)
 
 
-class Slack:
+class Slack(OverHttp):
     """Calls the Web API as one app."""
 
     def __init__(self, http: OutboundClient, token: str) -> None:
-        self._http = http
+        super().__init__(http)
         self._headers = {
             "authorization": f"Bearer {token}",
             "content-type": "application/json; charset=utf-8",
         }
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    @property
-    def breaker(self) -> Breaker:
-        """For the metric and `/readyz`."""
-        return self._http.breaker
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
 
     async def call(
         self, method: str, body: Mapping[str, object], *, urgent: bool = False

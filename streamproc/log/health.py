@@ -1,6 +1,6 @@
 """The server's settings, and the state of the groups, for `doctor`, readiness and metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
@@ -127,6 +127,8 @@ class GroupState(NamedTuple):
     partition: int
     group: str
     missing: bool = False
+    gone: bool = False
+    """It is missing, though it was made on this log: it is not made again."""
     lag: int | None = None
     """Entries that it was not given yet; None where entries were deleted, so that Redis does not know."""
     pending: int = 0
@@ -137,109 +139,79 @@ class GroupState(NamedTuple):
     """Of those that are pending, how many wait for their next attempt."""
 
 
-async def group_states(client: Redis, partition: int, groups: tuple[str, ...]) -> list[GroupState]:
-    """The state of each group of a partition; of a log that is gone all groups are missing."""
-    names = Names(partition)
-    with named_errors():
-        there = await client.xinfo_groups(names.log) if await client.exists(names.log) else []
-        found = {text_of(row["name"]): row for row in there}
-        return [
-            await _group_state(client, names, group, found[group])
-            if group in found
-            else GroupState(partition, group, missing=True)
-            for group in groups
-        ]
-
-
-async def _group_state(client: Redis, names: Names, group: str, row: Any) -> GroupState:
-    return GroupState(
-        names.partition,
-        group,
-        lag=row["lag"],
-        pending=row["pending"],
-        oldest_ms=await _oldest_ms(client, names, group, row),
-        consumers=await _alive(client, names, group),
-        deferred=int(await client.zcard(names.retries(group))),
-    )
-
-
-async def _alive(client: Redis, names: Names, group: str) -> int:
-    rows = await client.xinfo_consumers(names.log, group)
-    return sum(row["pending"] > 0 or row["idle"] < ASKS_MS for row in rows)
-
-
-async def _oldest_ms(client: Redis, names: Names, group: str, row: Any) -> int:
-    """Age (ms) of the oldest entry that is pending or not delivered yet; 0 if there is none."""
-    now_ms = await clock_us(client) // 1000
-    pending = await client.xpending_range(names.log, group, min="-", max="+", count=1)
-    if pending:
-        entry = text_of(pending[0]["message_id"])
-    elif row["lag"] != 0:  # None: Redis does not know it, where entries were deleted
-        after = await client.execute_command(
-            "XRANGE", names.log, "(" + text_of(row["last-delivered-id"]), "+", "COUNT", 1
-        )
-        if not after:
-            return 0
-        entry = text_of(after[0][0])
-    else:
-        return 0
-    return max(0, now_ms - id_key(entry)[0])
-
-
-async def made_groups(client: Redis, partition: int) -> set[str]:
-    """The groups that were made on a partition's log. One that is not there any more is not made again."""
-    with named_errors():
-        return {text_of(group) for group in await client.hkeys(Names(partition).groups)}
-
-
-class GroupAge(NamedTuple):
-    """A group of a partition, and the age (ms) of its oldest entry that is not acknowledged: 0 if there is none, None
-    if the group was made and is gone."""
-
-    partition: int
-    group: str
-    oldest_ms: int | None
-
-
-async def group_ages(client: Redis, partitions: int, groups: tuple[str, ...]) -> list[GroupAge]:
-    """Every group that was made on a log that is there: a few round trips, however many partitions."""
-    gone = set(await logs_gone(client, partitions))
-    every = [Names(partition) for partition in range(partitions) if partition not in gone]
+async def group_states(client: Redis, partitions: Iterable[int], groups: Sequence[str]) -> list[GroupState]:
+    """The state of each group of these partitions, in three round trips; of a log that is gone all are missing."""
+    every = [Names(partition) for partition in partitions]
     with named_errors():
         async with client.pipeline(transaction=False) as pipe:
             for names in every:
-                pipe.xinfo_groups(names.log)
+                pipe.exists(names.log)
                 pipe.hkeys(names.groups)
             answers = await pipe.execute()
-        there, ages = [], []
-        for names, rows, marks in zip(every, answers[::2], answers[1::2], strict=True):
-            present, made = {text_of(row["name"]): row for row in rows}, set(map(text_of, marks))
-            there += [(names, group, present[group]) for group in groups if group in present]
-            ages += [GroupAge(names.partition, one, None) for one in groups if one in made - set(present)]
+        made = dict(zip(every, answers[1::2], strict=True))
+        logs = [names for names, there in zip(every, answers[::2], strict=True) if there]
         async with client.pipeline(transaction=False) as pipe:
-            pipe.time()
-            for names, group, row in there:
-                if row["pending"]:
-                    pipe.xpending(names.log, group)
-                else:
-                    after = f"({text_of(row['last-delivered-id'])}"
-                    pipe.execute_command("XRANGE", names.log, after, "+", "COUNT", 1)
-            (seconds, micros), *firsts = await pipe.execute()
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    for (names, group, _), first in zip(there, firsts, strict=True):
+            for names in logs:
+                pipe.xinfo_groups(names.log)
+            answers = await pipe.execute()
+        rows = {
+            (names, text_of(row["name"])): row
+            for names, found in zip(logs, answers, strict=True)
+            for row in found
+        }
+        present = {at: rows[at] for names in every for group in groups if (at := (names, group)) in rows}
+        states = await _states(client, present)
+    return [
+        states.get((names, group))
+        or GroupState(
+            names.partition,
+            group,
+            missing=True,
+            gone=names in logs and group in map(text_of, made[names]),
+        )
+        for names in every
+        for group in groups
+    ]
+
+
+async def _states(
+    client: Redis, present: Mapping[tuple[Names, str], Any]
+) -> dict[tuple[Names, str], GroupState]:
+    """The states of groups that are there, by what XINFO GROUPS says of each."""
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.time()
+        for (names, group), row in present.items():
+            if row["pending"]:
+                pipe.xpending(names.log, group)
+            else:
+                after = f"({text_of(row['last-delivered-id'])}"
+                pipe.execute_command("XRANGE", names.log, after, "+", "COUNT", 1)
+            pipe.xinfo_consumers(names.log, group)
+            pipe.zcard(names.retries(group))
+        (seconds, micros), *answers = await pipe.execute()
+    now_ms, states = int(seconds) * 1000 + int(micros) // 1000, {}
+    asked = zip(present.items(), answers[::3], answers[1::3], answers[2::3], strict=True)
+    for ((names, group), row), first, consumers, deferred in asked:
         entry = first["min"] if isinstance(first, dict) else first[0][0] if first else None
-        age_ms = 0 if entry is None else max(0, now_ms - id_key(text_of(entry))[0])
-        ages.append(GroupAge(names.partition, group, age_ms))
-    return ages
+        states[names, group] = GroupState(
+            names.partition,
+            group,
+            lag=row["lag"],
+            pending=row["pending"],
+            oldest_ms=0 if entry is None else max(0, now_ms - id_key(text_of(entry))[0]),
+            consumers=sum(one["pending"] > 0 or one["idle"] < ASKS_MS for one in consumers),
+            deferred=int(deferred),
+        )
+    return states
 
 
 DEFERRED_LATE_S = 30.0
-"""How long a group's oldest entry may wait while entries are put off. A retry or two takes seconds."""
+"""How long a group's oldest entry may wait while entries are deferred. A retry or two takes seconds."""
 
 
 class Deferred(NamedTuple):
     """Entries of a group that wait for their next attempt, in all partitions, and the age (ms) of the oldest entry
-    that such a partition's group has not handled; 0 if none is put off. What only a later version can read counts as
+    that such a partition's group has not handled; 0 if none is deferred. What only a later version can read counts as
     neither: nobody here knows what it is."""
 
     entries: int
@@ -252,7 +224,7 @@ else is handled, so they are the oldest."""
 
 
 async def deferred(client: Redis, partitions: int, group: str) -> Deferred:
-    """What a group has put off: a few round trips, however many partitions."""
+    """What a group has deferred: a few round trips, however many partitions."""
     every = [Names(partition) for partition in range(partitions)]
     with named_errors():
         async with client.pipeline(transaction=False) as pipe:
@@ -263,7 +235,7 @@ async def deferred(client: Redis, partitions: int, group: str) -> Deferred:
         if not waiting:
             return Deferred(0, 0)
         async with client.pipeline(transaction=False) as pipe:
-            for names in waiting:  # whose group is there, since it has put something off
+            for names in waiting:  # whose group is there, since it has deferred something
                 pipe.xpending_range(names.log, group, min="-", max="+", count=LOOKED_AT_MAX)
             oldest = [[text_of(row["message_id"]) for row in rows] for rows in await pipe.execute()]
         async with client.pipeline(transaction=False) as pipe:

@@ -8,9 +8,12 @@ from msgspec import Struct
 
 import consumers
 from streamproc.archive.anchor import lost_from
+from streamproc.archive.gauges import positions
 from streamproc.archive.store import Head, archived_heads, connection, read_head
+from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import WHEN_LOST, ConfigError, JobFailed
 from streamproc.log.connection import connected
+from streamproc.log.health import waiting_ms
 from streamproc.log.inspect import log_exists
 from streamproc.log.names import Names
 from streamproc.log.restore import groups_gone, read_marks
@@ -50,6 +53,15 @@ async def conditions(settings: Settings, client: Any, partitions: Iterable[int])
     """The conditions of some partitions."""
     async with connection(settings.postgres_dsn.reveal(), name="streamproc condition") as db:
         return [await condition_of(client, settings.redis_url, db, partition) for partition in partitions]
+
+
+async def unarchived_ms(pool: asyncpg.Pool, client: Any, partitions: int) -> dict[int, int]:
+    """For each partition the age (ms) of its oldest entry that is not archived; 0 if there is none. Raises TryAgain and
+    LogUnavailable."""
+    found = await positions(pool)
+    return await waiting_ms(
+        client, {partition: found.get(partition, ZERO) for partition in range(partitions)}
+    )
 
 
 async def partitions_archived(settings: Settings) -> set[int]:

@@ -26,7 +26,6 @@ from streamproc.log.health import (
     deferred,
     full,
     group_states,
-    made_groups,
     replica_count,
     server_settings,
     without_limit,
@@ -186,10 +185,9 @@ async def _groups(client: Any, partition: int) -> list[Check]:
     name = f"log {partition}"
     if not await log_exists(client, partition):
         return [Check(name, "bad", "its stream is gone", WHEN_LOST)]
-    states = await group_states(client, partition, consumers.GROUPS)
+    states = await group_states(client, [partition], consumers.GROUPS)
     missing = [state.group for state in states if state.missing]
-    made = await made_groups(client, partition)
-    gone = [group for group in missing if group in made or group not in consumers.FROM_THE_END]
+    gone = [s.group for s in states if s.gone or (s.missing and s.group not in consumers.FROM_THE_END)]
     if missing and not gone:
         todo = "start `streamproc worker`: it makes them, and they begin at the end of the log"
         return [Check(name, "note", f"not made yet: {', '.join(missing)}", todo)]

@@ -13,14 +13,14 @@ from typing import Any
 
 import asyncpg
 
-from streamproc.archive.gauges import budgets_used, open_holds, positions, unsigned, views_behind
+from streamproc.archive.gauges import budgets_used, open_holds, unsigned, views_behind
 from streamproc.archive.signing_key import KEY_FILE
 from streamproc.domain.budget import calendar_names
-from streamproc.domain.entry_ids import ZERO
 from streamproc.errors import StreamprocError
 from streamproc.log.connection import connected
-from streamproc.log.health import GroupState, group_states, log_sizes, waiting_ms
+from streamproc.log.health import GroupState, group_states, log_sizes
 from streamproc.log.untold import untold
+from streamproc.operate.condition import unarchived_ms
 from streamproc.settings import Settings
 from streamproc.telemetry.exposure import Family, Page, Point
 
@@ -76,11 +76,7 @@ def _gauge(name: str, text: str, points: Iterable[tuple[Labels, float]]) -> Fami
 
 async def _redis_page(settings: Settings, groups: tuple[str, ...]) -> Page:
     async with connected(settings.redis_url) as client:
-        states = [
-            state
-            for partition in range(settings.partitions)
-            for state in await group_states(client, partition, groups)
-        ]
+        states = await group_states(client, range(settings.partitions), groups)
         sizes = await log_sizes(client, settings.partitions)
         people = await _untold(client, settings.partitions)
     there = [(_group(state), state) for state in states if not state.missing]
@@ -160,10 +156,8 @@ def _group(state: GroupState) -> Labels:
 
 
 async def _archive_page(settings: Settings, pool: Any) -> Page:
-    found = await positions(pool)
-    upto = {partition: found.get(partition, ZERO) for partition in range(settings.partitions)}
     async with connected(settings.redis_url) as client:
-        waiting = await waiting_ms(client, upto)
+        waiting = await unarchived_ms(pool, client, settings.partitions)
     return [
         _gauge(
             "archive_oldest_seconds",

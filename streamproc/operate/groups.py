@@ -4,8 +4,7 @@ from typing import Any
 
 import consumers
 from streamproc.errors import WHEN_LOST, LogBroken
-from streamproc.log.health import GroupState, group_states
-from streamproc.log.inspect import log_exists
+from streamproc.log.health import GroupState, group_states, logs_gone
 from streamproc.operate.site import Site
 
 
@@ -14,13 +13,10 @@ async def groups(site: Site) -> list[dict[str, Any]]:
 
     Raises LogBroken where a partition's stream is gone.
     """
-    rows = []
-    for partition in range(site.partitions):
-        if not await log_exists(site.client, partition):
-            raise LogBroken(f"the stream of partition {partition} is gone; {WHEN_LOST}")
-        states = await group_states(site.client, partition, consumers.GROUPS)
-        rows += [_as_json(state) for state in states]
-    return rows
+    if gone := await logs_gone(site.client, site.partitions):
+        raise LogBroken(f"the stream of partition {gone[0]} is gone; {WHEN_LOST}")
+    states = await group_states(site.client, range(site.partitions), consumers.GROUPS)
+    return [_as_json(state) for state in states]
 
 
 def _as_json(state: GroupState) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import asyncpg
 import consumers
 from streamproc.api.health import Check, Ready
 from streamproc.archive.gauges import positions
-from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.plain import listed
 from streamproc.errors import WHEN_LOST, StreamprocError
 from streamproc.log.connection import connected
@@ -20,12 +19,12 @@ from streamproc.log.health import (
     Deferred,
     deferred,
     full,
-    group_ages,
+    group_states,
     logs_gone,
     server_settings,
-    waiting_ms,
 )
 from streamproc.operate.breakers import open_breakers
+from streamproc.operate.condition import unarchived_ms
 from streamproc.operate.people import untold_holds, untold_text
 from streamproc.operate.polling import poller_view
 from streamproc.settings import Settings
@@ -100,15 +99,13 @@ async def _people(settings: Settings) -> Found:
 async def _groups(settings: Settings) -> Found:
     """Whether the workers keep up. If not, decisions are late; webhooks are taken all the same."""
     async with connected(settings.redis_url) as client:
-        found = await group_ages(client, settings.partitions, consumers.GROUPS)
-    if gone := [f"{one.group} of partition {one.partition}" for one in found if one.oldest_ms is None]:
+        found = await group_states(client, range(settings.partitions), consumers.GROUPS)
+    if gone := [f"{one.group} of partition {one.partition}" for one in found if one.gone]:
         return False, f"{listed(gone, NAMED_MAX)} is gone; {WHEN_LOST}"
-    late = [one for one in found if one.oldest_ms is not None and one.oldest_ms > GROUP_LATE_S * 1000]
+    late = [one for one in found if one.oldest_ms > GROUP_LATE_S * 1000]
     if late:
-        late.sort(key=lambda one: -(one.oldest_ms or 0))
-        names = [
-            f"{one.group} of partition {one.partition} for {(one.oldest_ms or 0) // 1000:,} s" for one in late
-        ]
+        late.sort(key=lambda one: -one.oldest_ms)
+        names = [f"{one.group} of partition {one.partition} for {one.oldest_ms // 1000:,} s" for one in late]
         return False, f"an entry waits in {listed(names, NAMED_MAX)}"
     return True, "keep up with the log"
 
@@ -144,9 +141,7 @@ async def _archive(settings: Settings, pool: asyncpg.Pool) -> Found:
     """Whether the archive keeps up. If not, no approval is sent, but webhooks are taken all the same."""
     try:
         async with connected(settings.redis_url) as client:
-            found = await positions(pool)
-            upto = {partition: found.get(partition, ZERO) for partition in range(settings.partitions)}
-            late_ms = max((await waiting_ms(client, upto)).values())
+            late_ms = max((await unarchived_ms(pool, client, settings.partitions)).values())
     except StreamprocError as problem:
         return False, f"cannot be compared with the log: {problem}"
     if late_ms > ARCHIVE_LATE_S * 1000:

@@ -69,7 +69,7 @@ def _gap(found: Mismatch | None) -> tuple[int, int] | None:
 
 async def _is_quiet(client: Any, names: Names) -> tuple[bool, str]:
     """Whether governance has nothing pending, and the log's last entry."""
-    states = await group_states(client, names.partition, (consumers.GOVERNANCE,))
+    states = await group_states(client, [names.partition], (consumers.GOVERNANCE,))
     stats = await log_stats(client, names.partition)
     return all(state.lag == 0 and state.pending == 0 for state in states), stats.last
 

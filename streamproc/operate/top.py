@@ -12,14 +12,14 @@ from msgspec import Struct
 
 from streamproc.archive.gauges import BudgetUse, Decided, OpenHolds, budgets_used, decided_since, open_holds
 from streamproc.archive.gauges import views_behind as behind_of
-from streamproc.archive.read import archived_upto
 from streamproc.domain.budget import calendar_names
 from streamproc.domain.shown import iso
 from streamproc.errors import StreamprocError
 from streamproc.log.connection import named_errors
-from streamproc.log.health import Sizes, log_sizes, waiting_ms
+from streamproc.log.health import Sizes, log_sizes
 from streamproc.log.untold import untold
 from streamproc.operate.breakers import open_breakers
+from streamproc.operate.condition import unarchived_ms
 from streamproc.operate.groups import groups
 from streamproc.operate.moments import us_of
 from streamproc.operate.site import Site, opened
@@ -92,13 +92,8 @@ async def look(site: Site, zone: str) -> Look:
 
 async def _archive_ms(site: Site) -> int | None:
     """Age of the oldest entry that is not archived."""
-    upto: dict[int, str] = {}
-    for partition in range(site.partitions):
-        archived = await site.ask_postgres(archived_upto, partition)
-        if archived is None:
-            return None
-        upto[partition] = archived
-    return max((await waiting_ms(site.client, upto)).values())
+    waiting = await site.ask_postgres(unarchived_ms, site.client, site.partitions)
+    return None if waiting is None else max(waiting.values())
 
 
 async def _views_behind(site: Site) -> int | None:

@@ -61,7 +61,7 @@ async def test_what_all_have_done_with_goes_and_the_archives_last_entry_stays(cl
     assert (found.first, found.cut) == (ids[0], ids[-2])
     assert found.removed == ENTRIES - len(await left(client)) > 0
     assert (await left(client))[-2:] == ids[-2:]
-    assert [state.lag for state in await group_states(client, 0, GROUPS)] == [0, 0]
+    assert [state.lag for state in await group_states(client, [0], GROUPS)] == [0, 0]
 
 
 async def test_a_full_server_is_trimmed_also_by_a_process_that_has_just_started(client: Redis) -> None:

@@ -57,8 +57,8 @@ async def test_who_was_heard_of_within_the_claim_time_or_is_oneself_is_not_remov
 async def test_who_asks_for_nothing_any_more_is_not_counted(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [state] = await group_states(client, 0, (GROUP,))
+    [state] = await group_states(client, [0], (GROUP,))
     assert state.consumers == 2
     monkeypatch.setattr(health, "ASKS_MS", 0)
-    [state] = await group_states(client, 0, (GROUP,))
+    [state] = await group_states(client, [0], (GROUP,))
     assert (state.consumers, state.pending) == (1, 1)

@@ -16,7 +16,7 @@ from streamproc.log.connection import connected
 from streamproc.log.health import Deferred, deferred, group_states
 from streamproc.log.names import Names
 from streamproc.log.stream import open_log
-from streamproc.operate import readiness
+from streamproc.operate import condition, readiness
 from streamproc.settings import load
 from tests.deadline import DEADLINE_S
 
@@ -32,7 +32,8 @@ async def test_a_postgres_that_hangs_is_named_within_a_single_wait(
         await both.wait()  # hangs for whoever asks alone
         return {0: "0-0"}
 
-    monkeypatch.setattr(readiness, "positions", asked)
+    for module in (readiness, condition):
+        monkeypatch.setattr(module, "positions", asked)
     pool: Any = object()
     checks = await readiness.readiness(load({"STREAMPROC_REDIS_URL": redis_url}), pool)()
     assert [check.name for check in checks][-2:] == ["postgres", "archive"]
@@ -147,7 +148,7 @@ async def test_a_group_lags_too_if_redis_does_not_know_by_how_many_entries(redis
         for later in range(3):
             await client.xadd(log, {"e": "[]", "m": "{}"}, id=f"{now_ms - 900_000}-{later}")
         await client.xdel(log, f"{now_ms - 900_000}-1")
-        [row] = await group_states(client, 0, (consumers.GOVERNANCE,))
+        [row] = await group_states(client, [0], (consumers.GOVERNANCE,))
         assert row.lag is None
         assert 900_000 <= row.oldest_ms < 900_000 + DEADLINE_S * 1000
         assert (
