@@ -7,8 +7,8 @@ import pytest
 import consumers
 from consumers.enact import execution
 from consumers.vet import Reputations
+from streamproc.clients.http import OutcomeUnknown
 from streamproc.domain import events as e
-from streamproc.errors import TryAgain
 from streamproc.log.work import Group
 from tests.consumers.test_refuted import Bank, at_once
 from tests.engine import ZONE, Engine
@@ -47,7 +47,7 @@ class Forgetful(Bank):
         self.lost += 1
         if self.takes_effect:
             await super().approve(payout_id, remarks)
-        raise TryAgain("the answer was lost", after_s=0.1)
+        raise OutcomeUnknown("the answer was lost", after_s=0.1)
 
 
 def groups(bank: Bank, barrier: object = at_once) -> list[Group]:

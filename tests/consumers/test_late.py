@@ -10,10 +10,10 @@ import consumers
 from consumers import enact
 from consumers.enact import execution
 from consumers.vet import Reputations
+from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.razorpay import CommandAnswer
 from streamproc.domain.events import BankCommandAnswered
 from streamproc.domain.payouts import PayoutRecord, fold
-from streamproc.errors import TryAgain
 from streamproc.log import batch, failures, scripts
 from streamproc.log.stream import open_log
 from tests.consumers.test_refuted import Bank, at_once
@@ -35,7 +35,7 @@ class BankAway(Bank):
     async def reject(self, payout_id: str, remarks: str) -> CommandAnswer:
         self.tries += 1
         if self.is_away:
-            raise TryAgain("the bank answered 503", after_s=0.0)
+            raise OutcomeUnknown("the bank answered 503", after_s=0.0)
         return await super().reject(payout_id, remarks)
 
 

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from consumers.attempt import Debit
 from consumers.enact import execution
+from streamproc.clients.http import OutcomeUnknown
 from streamproc.clients.razorpay import CommandAnswer, Found
 from streamproc.domain import events as e
 from streamproc.domain.copies import COPIES_MAX
@@ -39,7 +40,7 @@ class Forgetful(Slow):
         answer = await super().create(order, key)
         if not self.lost:
             self.lost, self.is_listed = True, False
-            raise TryAgain("the answer is lost", after_s=0.0)
+            raise OutcomeUnknown("the answer is lost", after_s=0.0)
         return answer
 
     async def find(self, account_number: str, reference: str) -> Found:
