@@ -265,6 +265,11 @@ async def test_when_too_many_wait_the_rest_is_put_off_in_order_and_nothing_waits
         due_us = dict(await client.zrange(NAMES.retries("g"), 0, -1, withscores=True))
         assert [due_us[entry] for entry in ids if entry in due_us] == sorted(due_us.values())
         assert min(due_us.values()) > await clock_us(client) + 300_000_000
+        # It is no failed attempt, of which an entry has few.
+        assert {name.rpartition(b":")[2] for name in await client.hkeys(NAMES.tries("g"))} == {
+            b"waits",
+            b"lane",
+        }
         slack.answers.set()
 
         async def none_is_left() -> bool:
@@ -277,6 +282,17 @@ async def test_when_too_many_wait_the_rest_is_put_off_in_order_and_nothing_waits
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
     lines = [line.getMessage() for line in caplog.records if "no more can" in line.getMessage()]
     assert len(lines) == 1
+
+
+async def test_what_others_took_over_before_it_was_put_off_is_not_put_off_under_their_hands(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    ours, theirs = await pay(client, *HOLDS[:2])
+    await client.xreadgroup("g", "me", {NAMES.log: ">"})
+    await client.execute_command("XCLAIM", NAMES.log, "g", "other", 0, theirs, "JUSTID")
+    consumer = Consumer(redis_url, 0, slack.group, name="me", limits=NEVER)
+    await consumer._put_off(client, [Work(entry, [], HOLDS[0]) for entry in (ours, theirs)])
+    assert await client.zrange(NAMES.retries("g"), 0, -1) == [ours]
 
 
 async def test_to_wait_is_no_delivery_and_the_deaths_of_those_who_had_it_waiting_are_not_of_it(
