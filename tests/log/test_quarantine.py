@@ -218,15 +218,15 @@ async def test_what_waits_too_long_for_its_turn_is_let_go_and_all_else_is_held(
     async with waiting_for_its_turn(client, redis_url, doing, turns):
         [busy] = await pay(client, "pout_busy")
         await are_given(doing, "pout_busy")
-        hour_ms = 3_600_000
+        half_hour_ms = 1_800_000  # which is less than the claim time
 
         async def seem_idle() -> None:
-            age = ("IDLE", hour_ms, "JUSTID")
+            age = ("IDLE", half_hour_ms, "JUSTID")
             await client.execute_command("XCLAIM", NAMES.log, "g", "me", 0, suspect, busy, *age)
 
         async def held() -> set[bytes]:
             rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9, "me")
-            return {row["message_id"] for row in rows if row["time_since_delivered"] < hour_ms}
+            return {row["message_id"] for row in rows if row["time_since_delivered"] < half_hour_ms}
 
         await seem_idle()
         assert await until(held, what="a claim is renewed") == {busy}
@@ -235,6 +235,7 @@ async def test_what_waits_too_long_for_its_turn_is_let_go_and_all_else_is_held(
         await are_given(doing, "pout_busy", "pout_suspect")  # nobody has taken it meanwhile
         await seem_idle()
         assert await until(held, what="its claim is renewed while it is in hand") == {suspect}
+        assert not await client.exists(NAMES.tries("g")), "the time of a pass is over, and it was put off"
         doing.go_on["pout_suspect"].set()
 
 
