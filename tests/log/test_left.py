@@ -216,6 +216,24 @@ async def test_what_may_kill_its_worker_is_apart_when_the_connection_was_lost_to
     assert doing.given == [["pout_0", "pout_2"], ["pout_1"]]
 
 
+@pytest.mark.parametrize("deliveries", [1, SUSPECT_DELIVERIES + 1])
+async def test_what_was_in_hand_when_the_connection_was_lost_may_have_been_done_already(
+    client: Redis, redis_url: str, deliveries: int
+) -> None:
+    """The bank is asked what became of it before it is called again."""
+    await hold(client, await pay(client, "pout_1"), deliveries)
+    taken = list[bool]()
+
+    async def do(items: Sequence[Item], _: BatchContext) -> None:
+        taken.extend(work.taken for work, _ in items)
+
+    stage = Stage(name="do", consumes=frozenset({PayoutObserved}), handle=do)
+    consumer = Consumer(redis_url, 0, Group(name="g", stages=(stage,)), name="killed", limits=NEVER)
+    await consumer._take_up_own(client)
+    await consumer._handle_apart(client)
+    assert taken == [True]
+
+
 async def test_to_lose_the_connection_again_and_again_is_not_to_die_of_what_is_in_hand(
     client: Redis, redis_url: str
 ) -> None:

@@ -478,8 +478,11 @@ async def test_where_nothing_can_wait_what_waited_with_another_is_handled_all_th
     take_over_at_once(monkeypatch)
     await left_waiting(client, dict.fromkeys(await pay(client, *HOLDS[:3]), False))
     slack.group = replace(slack.group, slow_lane=False)
-    slack.answers.set()
     async with telling(redis_url, slack):
+        await slack.asking.wait()
+        rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+        assert {row["times_delivered"] for row in rows} == {1}  # its turn is a delivery: it may kill
+        slack.answers.set()
         await are_pending(client, 0)
     assert (slack.left, slack.told) == ([], HOLDS[:3])
     assert await client.exists(NAMES.tries("g")) == 0
