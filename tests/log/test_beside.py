@@ -222,6 +222,56 @@ async def test_what_is_skipped_and_not_acknowledged_yet_is_not_left_behind(
     assert await pending(client) == 0
 
 
+async def test_what_comes_at_the_last_moment_of_who_stops_is_handled_and_what_is_skipped_of_it_acknowledged(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unblock = Redis.client_unblock
+
+    async def late(self: Redis, reader: int) -> None:
+        async with client.pipeline(transaction=True) as both:  # the first of two would end the read by itself
+            await say(both, 1)
+            await pay(both, "pout_late")
+            await both.execute()
+        await unblock(self, reader)
+
+    monkeypatch.setattr(Redis, "client_unblock", late)
+    async with consuming(redis_url, bank):
+        await pay(client, "pout_1")
+        await bank.called.wait()
+    (row,) = await client.xinfo_groups(NAMES.log)
+    handled = {
+        (): 2,
+        ("pout_late",): 0,
+    }  # it is left to others, or read and finished: the reader may have ended before
+    assert row["lag"] == handled[tuple(bank.payouts[1:])]
+    assert row["pending"] == 0
+
+
+async def test_what_the_last_look_of_who_stops_finds_is_handled(
+    client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, stopping = Upkeep.look, asyncio.Event()
+
+    async def only_the_last(self: Upkeep, beside: Redis, *, may_claim: bool = True) -> Found | None:
+        return await look(self, beside, may_claim=may_claim) if stopping.is_set() else None
+
+    monkeypatch.setattr(Upkeep, "look", only_the_last)
+    entry = await pay(client, "pout_late")
+    await client.xreadgroup("g", "me", {NAMES.log: ">"})
+    await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], Backoff(0.0, 0.0, 0.0))
+    bank.answers.set()
+    consumer = Consumer(redis_url, 0, bank.group, name="me", limits=Limits())
+    running = asyncio.create_task(consumer.run(stopping))
+
+    async def is_reading() -> bool:
+        return consumer._finding is not None
+
+    await until(is_reading, what="it consumes")
+    stopping.set()
+    await running
+    assert (bank.payouts, await pending(client)) == (["pout_late"], 0)
+
+
 async def test_what_was_taken_over_and_then_not_heard_of_is_handled_at_once(
     client: Redis, redis_url: str, bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:

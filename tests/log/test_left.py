@@ -216,6 +216,52 @@ async def test_what_may_kill_its_worker_is_apart_when_the_connection_was_lost_to
     assert doing.given == [["pout_0", "pout_2"], ["pout_1"]]
 
 
+@pytest.mark.parametrize("deliveries", [1, SUSPECT_DELIVERIES + 1])
+async def test_what_was_in_hand_when_the_connection_was_lost_may_have_been_done_already(
+    client: Redis, redis_url: str, deliveries: int
+) -> None:
+    """The bank is asked what became of it before it is called again."""
+    await hold(client, await pay(client, "pout_1"), deliveries)
+    taken = list[bool]()
+
+    async def do(items: Sequence[Item], _: BatchContext) -> None:
+        taken.extend(work.taken for work, _ in items)
+
+    stage = Stage(name="do", consumes=frozenset({PayoutObserved}), handle=do)
+    consumer = Consumer(redis_url, 0, Group(name="g", stages=(stage,)), name="killed", limits=NEVER)
+    await consumer._take_up_own(client)
+    await consumer._handle_apart(client)
+    assert taken == [True]
+
+
+@pytest.mark.parametrize("are_facts", [True, False])
+async def test_what_was_in_the_log_before_this_server_was_met_may_have_been_done_already_outside(
+    client: Redis, redis_url: str, *, are_facts: bool
+) -> None:
+    """A failover may lose that an entry was delivered: it comes as if nobody had called the bank for it."""
+    taken, stopping = dict[str, bool](), asyncio.Event()
+
+    async def do(items: Sequence[Item], _: BatchContext) -> None:
+        taken.update((work.payout, work.taken) for work, _ in items)
+
+    async def is_done(*payouts: str) -> None:
+        async def are_given() -> bool:
+            return taken.keys() == {*payouts}
+
+        await until(are_given, what=f"{payouts} are handled")
+
+    stage = Stage(name="do", consumes=frozenset({PayoutObserved}), handle=do)
+    group = Group(name="g", stages=(stage,), outputs_are_facts=are_facts)
+    await pay(client, "pout_before")
+    running = asyncio.create_task(Consumer(redis_url, 0, group, name="me", limits=NEVER).run(stopping))
+    await is_done("pout_before")
+    await pay(client, "pout_since")
+    await is_done("pout_before", "pout_since")
+    stopping.set()
+    await running
+    assert taken == {"pout_before": are_facts, "pout_since": False}
+
+
 async def test_to_lose_the_connection_again_and_again_is_not_to_die_of_what_is_in_hand(
     client: Redis, redis_url: str
 ) -> None:

@@ -1,7 +1,7 @@
 """Suspects of all consumers of a process are handled one after the other, and nothing else waits for that."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from streamproc.errors import LogUnavailable
 from streamproc.log import claims, suspects
+from streamproc.log.claims import TakenUp
 from streamproc.log.group import Consumer
 from streamproc.log.quarantine import Quarantine
 from streamproc.log.slow_lane import Turns
@@ -210,23 +211,96 @@ async def test_what_waits_too_long_for_its_turn_is_let_go_and_all_else_is_held(
     """No claim of the consumer was renewed any more: others took what it had in hand, and told people again."""
     monkeypatch.setattr(claims, "PART", 100_000)  # renewals are due at every look
     monkeypatch.setattr(suspects, "WAIT_MAX_S", 0.0)
-    doing, turns = Busy("pout_busy"), Turns(1)
+    doing, turns = Busy("pout_busy", "pout_suspect"), Turns(1)
     [suspect] = await pay(client, "pout_suspect")
     await hold(client, [suspect], SUSPECT_DELIVERIES)
     anothers = turns.quarantine.join()
     async with waiting_for_its_turn(client, redis_url, doing, turns):
         [busy] = await pay(client, "pout_busy")
         await are_given(doing, "pout_busy")
-        hour_ms = 3_600_000
-        await client.execute_command(
-            "XCLAIM", NAMES.log, "g", "me", 0, suspect, busy, "IDLE", hour_ms, "JUSTID"
-        )
+        half_hour_ms = 1_800_000  # which is less than the claim time
+
+        async def seem_idle() -> None:
+            age = ("IDLE", half_hour_ms, "JUSTID")
+            await client.execute_command("XCLAIM", NAMES.log, "g", "me", 0, suspect, busy, *age)
 
         async def held() -> set[bytes]:
             rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9, "me")
-            return {row["message_id"] for row in rows if row["time_since_delivered"] < hour_ms}
+            return {row["message_id"] for row in rows if row["time_since_delivered"] < half_hour_ms}
 
+        await seem_idle()
         assert await until(held, what="a claim is renewed") == {busy}
         doing.go_on["pout_busy"].set()
         turns.quarantine.leave(anothers)
         await are_given(doing, "pout_busy", "pout_suspect")  # nobody has taken it meanwhile
+        await seem_idle()
+        assert await until(held, what="its claim is renewed while it is in hand") == {suspect}
+        assert not await client.exists(NAMES.tries("g")), "the time of a pass is over, and it was put off"
+        doing.go_on["pout_suspect"].set()
+
+
+# ---- suspects by themselves ----
+
+
+class Parts:
+    """What suspects have of their consumer."""
+
+    def __init__(self) -> None:
+        self.let_go = list[bytes]()
+        self.counted = list[bool]()
+        """Of each that was taken up, whether as a delivery."""
+
+    async def take_up(self, _client: Redis, _part: list[bytes], *, most: int | None) -> list[TakenUp]:
+        self.counted.append(most is not None)
+        return []
+
+    def add(self, _entries: list[bytes], _since_s: float) -> None:
+        pass
+
+    def done(self, entries: Iterable[bytes]) -> None:
+        self.let_go += entries
+
+
+def suspects_of(parts: Parts) -> suspects.Suspects:
+    return suspects.Suspects(parts, parts, Quarantine())  # type: ignore[arg-type]
+
+
+async def test_what_waits_for_too_long_is_let_go_together_with_what_waits_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts, behind = Parts(), [TakenUp(1, b"9-1", waited=True)]
+    some = suspects_of(parts)
+    some.add([[b"1-1", b"2-1"], [b"3-1"]])
+    some.join_quarantine()
+    some.let_go(behind)
+    assert parts.let_go == []
+    monkeypatch.setattr(suspects, "WAIT_MAX_S", 0.0)
+    some.let_go(behind)
+    assert parts.let_go == [b"1-1", b"2-1", b"3-1", b"9-1"]
+    parts.let_go.clear()
+    some.leave_quarantine()
+    some.let_go(behind)
+    assert parts.let_go == []
+
+
+async def test_the_first_turn_of_what_was_claimed_is_a_delivery_whatever_connections_are_lost_before_and_none_after(
+    client: Redis,
+) -> None:
+    """Ten lost connections made a dead letter of an innocent one, or none ever of a killer."""
+    parts, entry = Parts(), b"1-1"
+    some = suspects_of(parts)
+    some.claimed([[entry]], 0.0)
+    for _ in range(2):
+        some.forget()
+        some.add_again([entry])
+    for _ in range(2):
+        await some.take_up_next(client)
+        some.forget()
+        some.add_again([entry])
+    assert parts.counted == [True, False]
+    some.claimed([[entry]], 0.0)  # once more, and lost to others
+    some.forget()
+    some.add_again([])
+    some.add_again([entry])
+    await some.take_up_next(client)
+    assert parts.counted == [True, False, False]

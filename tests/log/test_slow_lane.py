@@ -265,6 +265,11 @@ async def test_when_too_many_wait_the_rest_is_put_off_in_order_and_nothing_waits
         due_us = dict(await client.zrange(NAMES.retries("g"), 0, -1, withscores=True))
         assert [due_us[entry] for entry in ids if entry in due_us] == sorted(due_us.values())
         assert min(due_us.values()) > await clock_us(client) + 300_000_000
+        # It is no failed attempt, of which an entry has few.
+        assert {name.rpartition(b":")[2] for name in await client.hkeys(NAMES.tries("g"))} == {
+            b"waits",
+            b"lane",
+        }
         slack.answers.set()
 
         async def none_is_left() -> bool:
@@ -277,6 +282,17 @@ async def test_when_too_many_wait_the_rest_is_put_off_in_order_and_nothing_waits
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
     lines = [line.getMessage() for line in caplog.records if "no more can" in line.getMessage()]
     assert len(lines) == 1
+
+
+async def test_what_others_took_over_before_it_was_put_off_is_not_put_off_under_their_hands(
+    client: Redis, redis_url: str, slack: Slack
+) -> None:
+    ours, theirs = await pay(client, *HOLDS[:2])
+    await client.xreadgroup("g", "me", {NAMES.log: ">"})
+    await client.execute_command("XCLAIM", NAMES.log, "g", "other", 0, theirs, "JUSTID")
+    consumer = Consumer(redis_url, 0, slack.group, name="me", limits=NEVER)
+    await consumer._put_off(client, [Work(entry, [], HOLDS[0]) for entry in (ours, theirs)])
+    assert await client.zrange(NAMES.retries("g"), 0, -1) == [ours]
 
 
 async def test_to_wait_is_no_delivery_and_the_deaths_of_those_who_had_it_waiting_are_not_of_it(
@@ -433,8 +449,9 @@ async def test_what_waited_when_its_worker_died_is_not_opened_before_its_turn(
     ids = await pay(client, *HOLDS[:4], *ENDED)
     await left_waiting(client, {entry: n > 3 for n, entry in enumerate(ids)})
     slack.answers.set()
-    async with telling(redis_url, slack):
+    async with telling(redis_url, slack) as consumer:
         await are_pending(client, 0)
+        assert consumer._waited == []  # else it would be looked up again and again
     assert slack.left == []
     assert slack.told == [ENDED[0], HOLDS[0], ENDED[1], *HOLDS[1:4]]
     assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
@@ -461,8 +478,11 @@ async def test_where_nothing_can_wait_what_waited_with_another_is_handled_all_th
     take_over_at_once(monkeypatch)
     await left_waiting(client, dict.fromkeys(await pay(client, *HOLDS[:3]), False))
     slack.group = replace(slack.group, slow_lane=False)
-    slack.answers.set()
     async with telling(redis_url, slack):
+        await slack.asking.wait()
+        rows = await client.xpending_range(NAMES.log, "g", "-", "+", 9)
+        assert {row["times_delivered"] for row in rows} == {1}  # its turn is a delivery: it may kill
+        slack.answers.set()
         await are_pending(client, 0)
     assert (slack.left, slack.told) == ([], HOLDS[:3])
     assert await client.exists(NAMES.tries("g")) == 0
