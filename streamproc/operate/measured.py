@@ -70,7 +70,7 @@ async def _sent_away(
             with _unless_refused("traces"):
                 from streamproc.telemetry.otlp_traces import tracing  # heavy, and seldom wanted
 
-                tracer = await spans.enter_async_context(tracing(role))
+                tracer = await spans.enter_async_context(tracing(role, name))
         if is_pushed():
             exporter: Exporter | None = None
             with _unless_refused("metrics"):

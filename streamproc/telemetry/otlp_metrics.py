@@ -4,9 +4,7 @@ Names and labels are those of /metrics, so that dashboards and alerts read both.
 from the start of the process. Exemplars are left out: in OTLP they name a span, and ours name a trace only.
 """
 
-import os
 import re
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -28,7 +26,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from streamproc import __version__
 from streamproc.telemetry.exposure import Family, Page, Point
-from streamproc.telemetry.otlp_traces import SCHEMA, resource_of
+from streamproc.telemetry.otlp_traces import SCHEMA, instance_of, resource_of
 from streamproc.telemetry.unreceived import say_seldom, warn_of_protocol
 
 UNITS = {"seconds": "s", "bytes": "By"}
@@ -42,11 +40,7 @@ class Exporter:
     def __init__(self, role: str, name: str) -> None:
         say_seldom()
         warn_of_protocol("METRICS")
-        # If a receiver took two processes for one, they would reset each other's sums. A process without a number has
-        # no usable directory of sockets.
-        own = f"{role}-{os.getpid()}" if name == role else name
-        instance = {"service.instance.id": f"{socket.gethostname()}:{own}"}
-        self._resource = resource_of(role, instance)
+        self._resource = resource_of(role, instance_of(role, name))
         self._began_ns = time.time_ns()
         self._exporter = OTLPMetricExporter()
 

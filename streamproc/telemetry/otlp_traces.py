@@ -7,6 +7,7 @@ takes times and ids of the moment, and ours come from entries and payouts (ADR 2
 import asyncio
 import logging
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -112,19 +113,27 @@ def _given() -> set[str]:
     return given | {"service.name"} if os.environ.get("OTEL_SERVICE_NAME") else given
 
 
-def open_tracer(role: str) -> Exporting:
+def instance_of(role: str, name: str) -> dict[str, str]:
+    """A process's instance, the same for spans and metrics. `name` is its name on /metrics, like worker-1."""
+    # If a receiver took two processes for one, they would reset each other's sums. A process without a number has
+    # no usable directory of sockets.
+    own = f"{role}-{os.getpid()}" if name == role else name
+    return {"service.instance.id": f"{socket.gethostname()}:{own}"}
+
+
+def open_tracer(role: str, name: str) -> Exporting:
     """A tracer as set by the environment."""
     say_seldom()
     warn_of_protocol("TRACES")
-    resource = resource_of(role)
+    resource = resource_of(role, instance_of(role, name))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     return Exporting(provider.sampler, resource, BatchSpanProcessor(OTLPSpanExporter()))
 
 
 @asynccontextmanager
-async def tracing(role: str) -> AsyncIterator[Exporting]:
+async def tracing(role: str, name: str) -> AsyncIterator[Exporting]:
     """The tracer of a role; at the end it has LAST_S to export its last spans."""
-    tracer = open_tracer(role)
+    tracer = open_tracer(role, name)
     try:
         yield tracer
     finally:

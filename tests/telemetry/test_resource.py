@@ -3,7 +3,8 @@
 import pytest
 
 from streamproc import __version__
-from streamproc.telemetry.otlp_traces import resource_of
+from streamproc.telemetry.otlp_metrics import Exporter
+from streamproc.telemetry.otlp_traces import open_tracer, resource_of
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +44,12 @@ def test_an_instance_and_a_version_that_are_given_are_kept(monkeypatch: pytest.M
     assert told["service.version"] == "9.9" != __version__
     assert told["streamproc.role"] == "worker"
     assert told["telemetry.sdk.language"] == "python"
+
+
+@pytest.mark.parametrize("name", ["worker-1", "worker"])
+def test_spans_and_numbers_of_a_process_name_the_same_instance(name: str) -> None:
+    tracer, numbers = open_tracer("worker", name), Exporter("worker", name)
+    told = [one._resource.attributes["service.instance.id"] for one in (tracer, numbers)]
+    tracer.close()
+    numbers.close()
+    assert told[0] == told[1]

@@ -53,7 +53,7 @@ async def test_an_exporter_whose_collector_is_gone_logs_the_first_of_its_tries_a
             return True
 
     exporters[0].addFilter(Counting())
-    async with otlp_traces.tracing("worker") as tracer:
+    async with otlp_traces.tracing("worker", "worker-1") as tracer:
         tracer.export(Span("x", new_span_context(), None, 1, 2, {}))
 
         async def tried_twice() -> bool:
