@@ -87,7 +87,7 @@ class Watcher:
         for (payout, record), answer in zip(due, answers, strict=True):
             match answer:
                 case Unprocessable():
-                    self._unknown[payout] = f"{payout}: {answer}"
+                    self._unknown[payout] = f"{payout}: {str(answer).removeprefix(f'payout {payout}: ')}"
                     moves[payout] = now_s + UNKNOWN_AGAIN_S
                 case TryAgain():
                     failed.append(f"{payout}: {answer}")

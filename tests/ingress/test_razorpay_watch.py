@@ -197,6 +197,7 @@ async def test_one_that_the_bank_does_not_know_is_named_and_holds_up_nobody(
     assert (looked.looks, looked.moved) == (2, 1)
     (unknown,) = looked.unknown
     assert unknown.startswith("pout_Ghost000000001: ")
+    assert unknown.count("pout_Ghost000000001") == 1
     assert (await watch.watcher.look()).unknown == (unknown,), "it stays so until the bank knows it"
 
 
