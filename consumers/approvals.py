@@ -376,7 +376,7 @@ def _with_blanks(text: str, marked: Approval) -> str:
         str(record.amount): AMOUNT,
         str(record.received_at): RECEIVED_AT,
         **{value: VALUES + n for n, value in enumerate(_values(record, marked.reputation))},
-        **{value: COMMON - n for n, value in enumerate(_common(marked))},
+        **{value: COMMON + n for n, value in enumerate(_common(marked))},
     }
     places.pop("", None)  # of what it does not have
     for value in sorted(places, key=len, reverse=True):  # each before those that are parts of it

@@ -24,9 +24,11 @@ MARK = "\x01"
 PAYOUT, AMOUNT, RECEIVED_AT, VALUES = 3, 4, 5, 6
 """Places in a payout's row, as `grant.lua` counts them: 1 is its template's number, 2 its entry; from VALUES on come
 its own values, as JSON."""
-NUMBER, USED, ROOM, LACK, COMMON = -1, -2, -3, -4, -5
-"""Blanks that the script fills: the number and the slots used, the text of the reservation, the text of the window
-without room; and from COMMON downwards the texts that payouts with the same terms share."""
+NOTHING, NUMBER, USED, ROOM, LACK, COMMON = 15, 16, 17, 18, 19, 20
+"""Blanks that the script fills: with nothing, the number and the slots used, the text of the reservation, the text of
+the window without room; and from COMMON on the texts that payouts with the same terms share."""
+BLANKS = (0, 4, 13)
+"""Numbers of blanks that a text may have for the script. One with fewer is filled up with blanks for NOTHING."""
 WINDOWS_MAX = 1_024
 """Sets of windows whose texts a process keeps, some 500 bytes each: an agent's are the same until its day ends."""
 
@@ -47,7 +49,7 @@ class OfferFate(IntEnum):
 
 
 def blank(place: int) -> str:
-    """The blank for a place of a row (> 0), or for what the script knows (< 0)."""
+    """The blank for a place of a row (below NOTHING), or for what the script knows."""
     return f"{MARK}{place}{MARK}"
 
 
@@ -60,24 +62,27 @@ SLOT = f'"number":{blank(NUMBER)},"used":{blank(USED)}'
 class Text(NamedTuple):
     """A text with blanks, split for the script."""
 
-    pieces: list[str | list[str] | int]
-    """The pieces, with 0 as a placeholder between each two. A piece that has AT in it is split there."""
+    pieces: list[str | list[str]]
+    """The pieces, one more than there are blanks. A piece that has AT in it is split there."""
     blanks: list[int]
-    """What goes into each placeholder."""
+    """What goes between each two pieces."""
     timed: list[int]
     """Places of the pieces that have AT in them, counted from 1."""
 
     @classmethod
     def of(cls, text: str) -> "Text":
-        """Split a text at its blanks, which are numbers between two MARKs (see `blank`)."""
+        """Split a text at its blanks, which are numbers between two MARKs (see `blank`). Raises ValueError if it has
+        more of them than the script can fill."""
         before, *rest = text.split(MARK)
-        pieces: list[str | list[str] | int] = [before]
-        for piece in rest[1::2]:
-            pieces += (0, piece)
-        timed = [place for place, piece in enumerate(pieces, 1) if type(piece) is str and AT in piece]
+        pieces: list[str | list[str]] = [before, *rest[1::2]]
+        blanks = list(map(int, rest[::2]))
+        timed = [place for place, piece in enumerate(pieces, 1) if AT in piece]
         for place in timed:
             pieces[place - 1] = str(pieces[place - 1]).split(AT)
-        return cls(pieces, list(map(int, rest[::2])), timed)
+        lacking = next((most for most in BLANKS if most >= len(blanks)), 0) - len(blanks)
+        if lacking < 0:
+            raise ValueError(f"a text has {len(blanks)} blanks; the script fills {BLANKS[-1]} at most")
+        return cls([*pieces, *[""] * lacking], [*blanks, *[NOTHING] * lacking], timed)
 
 
 class Template(Struct, frozen=True):
@@ -234,12 +239,12 @@ def as_filled(template: Template, offer: Offer) -> tuple[str, str]:
     row = ("", "", ask.payout, str(ask.amount), str(ask.received_at), *offer.values)
     amount, *others = texts_of(windows).room
     room = f"{amount}{ask.amount}" + "0".join(others)
-    computed = ("0", "0", room, _lack_text(windows[0]) if windows else "", *offer.common)
+    computed = ("", "0", "0", room, _lack_text(windows[0]) if windows else "", *offer.common)
 
     def filled(text: Text) -> str:
         at = str(offer.at)
-        pieces = [at.join(piece) if type(piece) is list else str(piece) for piece in text.pieces]
-        pieces[1::2] = [row[place - 1] if place > 0 else computed[-place - 1] for place in text.blanks]
-        return "".join(pieces)
+        first, *others = (at.join(piece) if type(piece) is list else str(piece) for piece in text.pieces)
+        values = (row[place - 1] if place < NOTHING else computed[place - NOTHING] for place in text.blanks)
+        return first + "".join(value + piece for value, piece in zip(values, others, strict=True))
 
     return filled(template.record), filled(template.e)

@@ -17,7 +17,19 @@ from streamproc.domain.events import BeneficiarySeen
 from streamproc.domain.payouts import encode_record, fold
 from streamproc.domain.policy import AgentPolicy, PolicyBook, ScopeState
 from streamproc.domain.wire import encode_events
-from streamproc.log.templates import COMMON, VALUES, Offer, OfferFate, RecordAndEvents, Template, as_filled
+from streamproc.log.templates import (
+    AMOUNT,
+    COMMON,
+    NOTHING,
+    VALUES,
+    Offer,
+    OfferFate,
+    RecordAndEvents,
+    Template,
+    Text,
+    as_filled,
+    blank,
+)
 from tests.words import NOW, observed, policies
 
 FAR = 4_000_000_000
@@ -129,9 +141,19 @@ def test_values_of_one_kind_that_are_always_neighbours_are_one_value() -> None:
     one = plain(1)
     offer = Templates().offer(replace(one, record=replace(one.record, reference_id="r")))
     for text in (offer.template.record, offer.template.e):
-        for before, piece, after in zip(text.blanks, text.pieces[2::2], text.blanks[1:], strict=False):
-            own, shared = min(before, after) >= VALUES, max(before, after) <= COMMON
+        for before, piece, after in zip(text.blanks, text.pieces[1:], text.blanks[1:], strict=False):
+            own, shared = VALUES <= min(before, after) < NOTHING, min(before, after) >= COMMON
+            own = own and max(before, after) < NOTHING
             assert not ((own or shared) and re.fullmatch(r',"\w+":', str(piece))), piece
+
+
+def test_a_text_has_a_number_of_blanks_that_the_script_can_fill() -> None:
+    for count, filled_up in ((0, 0), (1, 4), (4, 4), (5, 13), (13, 13)):
+        text = Text.of("x" + blank(AMOUNT) * count)
+        assert (len(text.blanks), len(text.pieces)) == (filled_up, filled_up + 1)
+        assert text.blanks == [AMOUNT] * count + [NOTHING] * (filled_up - count)
+    with pytest.raises(ValueError, match="14 blanks"):
+        Text.of(blank(AMOUNT) * 14)
 
 
 def test_agents_of_different_rates_share_a_form_and_each_bears_its_own() -> None:

@@ -145,6 +145,15 @@ async def test_a_group_whose_lag_is_not_known_passes_over_nothing(client: Redis)
     assert len(await read(client, 10)) == 1
 
 
+async def test_a_group_that_was_set_past_the_logs_end_is_not_set_back_to_it(client: Redis) -> None:
+    await append(client, 1)
+    mine = await read(client, 1)
+    ahead = f"{2**45}-0".encode()
+    await client.execute_command("XGROUP", "SETID", NAMES.log, "g", ahead, "ENTRIESREAD", 1)
+    await commit(client, mine)
+    assert (await standing(client))["last-delivered-id"] == ahead
+
+
 async def test_a_key_of_a_wrong_type_fails_a_commit_before_anything_is_written(client: Redis) -> None:
     await append(client, 1)
     (entry,) = await read(client, 1)

@@ -61,13 +61,13 @@ for j = 1, #rows, 5 do
   end
   if ask_budget and t.rate > 0 and limited and not t.hold then ask_budget = false end
   if ask_budget then
-    local exceeded, before = exceeded_by(t, amount)
+    local exceeded = exceeded_by(t, amount)
     if exceeded < 0 then charge(t, amount) end
     if my_number == 0 then
       number = number + 1
       my_number = number
     end
-    p.ba = format('%d %s %d%s', my_number, paise, exceeded, told(before))
+    p.ba = format('%d %s %d%s', my_number, paise, exceeded, told(t))
     p.w = t.w
   end
   if (ask_rate or ask_budget) and not p.dirty then

@@ -51,8 +51,10 @@ local function parts_of(id)
   return string.match(id, '^(%d+)-(%d+)$')
 end
 
--- Both parts of an id may be beyond 2^53, so ids are compared as text of one length.
-local function padded_id(id)
-  local ms, n = parts_of(id)
-  return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #n) .. n
+-- Whether one id is before another. Both parts of an id may be beyond 2^53, so they are compared as texts.
+local function is_before(id, other)
+  local mine, my_n = parts_of(id)
+  local others, other_n = parts_of(other)
+  if mine == others then mine, others = my_n, other_n end
+  return #mine < #others or (#mine == #others and mine < others)
 end

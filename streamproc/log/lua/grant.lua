@@ -15,9 +15,9 @@
 --   5 templates, of each: length of its rows, 1 if the payout is over when it is granted, time of the decision (µs), texts if it is
 --     granted, texts if there is no slot, texts if there is no room; false for an answer that is left to the chain. Texts are
 --     MessagePack: the record and `e`, of each its pieces, its blanks, and which pieces come in parts with the time between them.
---     Between two pieces is a placeholder, and the blank says what goes there: n > 0 the row's nth value,
---     -1 the number, -2 the slots used before, -3 the text of the reservation, -4 the text of the window without room,
---     -5, -6, ... the texts that payouts of these terms share;
+--     There are 0, 4 or 13 blanks, one between each two pieces. A blank is the place of what goes there: 3 to 14 the row's
+--     nth value, 15 nothing, 16 the number, 17 the slots used before, 18 the text of the reservation, 19 the text of the
+--     window without room, 20, 21, ... the texts that payouts of these terms share;
 --   6 rows, flat, of each payout: its template's number, then texts: entry, payout, amount (paise), received at (µs), the values of
 --     its blanks; then the number of its pair, 0 where Redis was asked about it, and of its terms;
 --   7 notes, flat, of each: its payout's number, index of a beneficiaries' hash, the name to note in it, when (µs), and 1 if the
@@ -37,6 +37,7 @@ local lost = no_log(KEYS[1])
 if lost then return lost end
 whole(ARGV[3], 0, S_MAX)
 local LEFT, DONE, NO_SLOT, NO_ROOM = 0, 1, 2, 3 -- templates.py: Fate
+local PAYOUT, NUMBER, USED, ROOM, LACK, COMMON = 3, 16, 17, 18, 19, 20 -- places, as templates.py has them
 local AGE_US_MAX = 10000000 -- longest age of such a decision; an older one is of a host that slept, or whose clock was set
 local request, reply = cmsgpack.unpack(ARGV[6]), {}
 if type(request) ~= 'table' or #request ~= 10 then wrong('it has no payouts') end
@@ -57,15 +58,20 @@ local term_list, i = {}, 1
 while i <= #terms do
   local t
   t, i = terms_at(terms, i)
-  if t.rate > 0 then rate_of(t.rate, t.window_us) end
+  if t.rate > 0 then rate_of(t) end
   exceeded_by(t, 0)
-  t.rate_terms, t.room, t.lack = format(' %d %d ', t.count, t.window_us), {}, {}
-  t.computed = { false, false, false, false } -- fills the blanks below 0; -1 to -4 anew for each payout
+  t.rate_terms = format(' %d %d ', t.count, t.window_us)
   local shared = whole(terms[i], 0, #terms)
-  for k = 1, shared do t.computed[4 + k] = terms[i + k] end
+  -- By place. What is not set is false, which cannot be joined: a text that names it fails the call before anything is written.
+  local values = {
+    false, false, false, false, false, false, false, false, false, false, false, false, false, false, '', -- the row's; nothing
+    false, false, false, false, false, false, false, false,
+  }
+  for k = 1, shared do values[COMMON - 1 + k] = terms[i + k] end
   i = i + 1 + shared
-  for k = 1, t.windows >= 0 and 3 + 2 * t.windows or 0 do t.room[2 * k - 1], i = terms[i], i + 1 end
-  for k = 1, t.windows do t.lack[k], i = terms[i], i + 1 end
+  -- Where the texts of a reservation begin, and after which those of a rejection by each window do.
+  t.values, t.room, t.lack = values, i, i + 2 + 2 * t.windows
+  if t.windows >= 0 then i = t.lack + t.windows + 1 end
   term_list[#term_list + 1] = t
 end
 local noted_pairs, pairs_of = { [0] = true }, request[9]
@@ -99,16 +105,27 @@ end
 
 -- Entries that are pending, so that XACK will answer 1. A worker's entries are neighbours in the log. Where so many of other
 -- workers lie between them that COUNT ends first, the last ones are not found here, and are left to the chain.
-local pending = {}
-for _, row in ipairs(call('XPENDING', KEYS[1], ARGV[1], request[2], request[3], 2 * payouts)) do pending[row[1]] = true end
-
-local function filled(text, at, computed)
-  local pieces, blanks = text[1], text[2]
-  for k = 1, #blanks do
-    local from = blanks[k]
-    pieces[2 * k] = from > 0 and rows[at + from] or computed[-from]
+local pending = call('XPENDING', KEYS[1], ARGV[1], request[2], request[3], 2 * payouts)
+local passed = 0 -- rows of it that were looked through
+-- Whether an entry is pending. Both are in the order of the log, so it is nearly always the next one; what is not is left.
+local function is_pending(entry)
+  for k = passed + 1, #pending do
+    if pending[k][1] == entry then
+      passed = k
+      return true
+    end
   end
-  return concat(pieces)
+  return false
+end
+
+-- A text with its blanks filled. `..` joins all its operands at once, for half of what table.concat takes for each.
+local function filled(text, v)
+  local p, b = text[1], text[2]
+  if #b == 0 then return p[1] end
+  if #b == 4 then return p[1] .. v[b[1]] .. p[2] .. v[b[2]] .. p[3] .. v[b[3]] .. p[4] .. v[b[4]] .. p[5] end
+  return p[1] .. v[b[1]] .. p[2] .. v[b[2]] .. p[3] .. v[b[3]] .. p[4] .. v[b[4]] .. p[5] .. v[b[5]] .. p[6] .. v[b[6]] .. p[7]
+    .. v[b[7]] .. p[8] .. v[b[8]] .. p[9] .. v[b[9]] .. p[10] .. v[b[10]] .. p[11] .. v[b[11]] .. p[12] .. v[b[12]] .. p[13]
+    .. v[b[13]] .. p[14]
 end
 
 -- A template's texts for a fate, or false. Only those that are used are unpacked: most batches meet one of three.
@@ -136,54 +153,53 @@ local function came_second(places)
   return false
 end
 
-local acknowledged, writes, written = {}, {}, 0
+local acknowledged, writes, ended = {}, {}, {} -- ids; key, record, admission and `e` of each; whether its payout is over
 local function grant(n, template, at)
   local t, entry, paise = term_list[whole(rows[at + template[1]], 1, #term_list)], rows[at + 2], rows[at + 4]
   local amount, received = whole(paise, 0, US_MAX), whole(rows[at + 5], 0, US_MAX)
-  if known[n] or not pending[entry] or not noted_pairs[rows[at + template[1] - 1]] then return LEFT end
-  local fate, used, start, time, exceeded, before = DONE, 0, nil, nil, -1, nil
+  if known[n] or not noted_pairs[rows[at + template[1] - 1]] or not is_pending(entry) then return LEFT end
+  local fate, used, start, time, exceeded = DONE, 0, nil, nil, -1
   if t.rate > 0 then
     used, start, time = slots_used(t, received)
     if used >= t.count then fate = NO_SLOT end
   end
   if fate == DONE then
-    exceeded, before = exceeded_by(t, amount)
+    exceeded = exceeded_by(t, amount)
     if exceeded >= 0 then fate = NO_ROOM end
   end
   local texts = texts_for(template, fate)
   if not texts or (fate == DONE and notes_of[n] and came_second(notes_of[n])) then return LEFT end
-  local admission = false
+  local admission, values = false, t.values
+  for k = PAYOUT, template[1] - 2 do values[k] = rows[at + k] end
   if t.rate > 0 or t.windows >= 0 then
     number = number + 1
-    local my_number, rate, room, computed = int(number), '', t.room, t.computed
-    computed[1], computed[2] = my_number, int(used)
-    if t.rate > 0 then rate = my_number .. ' ' .. computed[2] .. t.rate_terms .. (fate == NO_SLOT and '1' or '0') end
+    local my_number, my_used, rate = int(number), int(used), ''
+    values[NUMBER], values[USED] = my_number, my_used
+    if t.rate > 0 then rate = my_number .. ' ' .. my_used .. t.rate_terms .. (fate == NO_SLOT and '1' or '0') end
     if fate == NO_SLOT then
       count_window(t, start)
       admission = rate .. '||'
     else
       if t.rate > 0 then take_slot(t, start, time, rows[at + 3]) end
-      admission = rate .. '|' .. my_number .. ' ' .. paise .. (fate == DONE and ' -1' or ' ' .. exceeded) .. told(before) .. '|' .. t.w
+      admission = rate .. '|' .. my_number .. ' ' .. paise .. (fate == DONE and ' -1' or ' ' .. exceeded) .. told(t) .. '|' .. t.w
       if fate == DONE then
         charge(t, amount)
-        room[2], room[4] = paise, my_number
-        for k = 1, #before do room[4 + 2 * k] = before[k] end
-        computed[3] = concat(room)
+        local k = t.room + 2
+        local room = terms[k - 2] .. paise .. terms[k - 1] .. my_number .. terms[k]
+        for w = 2, 2 * t.windows, 2 do room = room .. before[w - 1] .. terms[k + w - 1] .. before[w] .. terms[k + w] end
+        values[ROOM] = room
       else
-        local k, b = exceeded + 1, budget_of(t.budgets[exceeded + 1])
+        local k, b = exceeded + 1, budget_of(terms[t.at + 3 * exceeded])
         local reserved, committed = before[2 * k - 1], before[2 * k]
-        computed[4] = t.lack[k] .. int(b.r + b.add + b.c) .. ',"reserved":' .. reserved .. ',"committed":' .. committed
+        values[LACK] = terms[t.lack + k] .. int(b.r + b.add + b.c) .. ',"reserved":' .. reserved .. ',"committed":' .. committed
       end
     end
   end
-  acknowledged[#acknowledged + 1] = entry
-  writes[written + 1] = KEYS[4 + n]
-  writes[written + 2] = filled(texts[1], at, t.computed)
-  writes[written + 3] = admission
-  writes[written + 4] = filled(texts[2], at, t.computed)
-  writes[written + 5] = ARGV[4] .. entry .. ARGV[5]
-  writes[written + 6] = template[2] == 1
-  written = written + 6
+  local done = #acknowledged + 1
+  local k = 4 * done
+  acknowledged[done], ended[done] = entry, template[2] == 1
+  writes[k - 3], writes[k - 2] = KEYS[4 + n], filled(texts[1], values)
+  writes[k - 1], writes[k] = admission, filled(texts[2], values)
   return fate
 end
 
@@ -197,14 +213,16 @@ if at ~= #rows then wrong('it has a part of a payout') end
 if #acknowledged == 0 then return reply end
 call('XACK', KEYS[1], ARGV[1], unpack(acknowledged))
 local first, last
-for k = 1, written, 6 do
-  if writes[k + 2] then
-    call('HSET', writes[k], 'v', '1', 's', writes[k + 1], 'a', writes[k + 2])
+for n, entry in ipairs(acknowledged) do
+  local k = 4 * n
+  local key, record, admission = writes[k - 3], writes[k - 2], writes[k - 1]
+  if admission then
+    call('HSET', key, 'v', '1', 's', record, 'a', admission)
   else
-    call('HSET', writes[k], 'v', '1', 's', writes[k + 1])
+    call('HSET', key, 'v', '1', 's', record)
   end
-  if writes[k + 5] then call('EXPIRE', writes[k], ARGV[3]) end
-  last = call('XADD', KEYS[1], '*', 'e', writes[k + 3], 'm', writes[k + 4])
+  if ended[n] then call('EXPIRE', key, ARGV[3]) end
+  last = call('XADD', KEYS[1], '*', 'e', writes[k], 'm', ARGV[4] .. entry .. ARGV[5])
   first = first or last
 end
 write_counters(tonumber(ARGV[3]), math.floor(now / 1000000))

@@ -12,42 +12,54 @@ local RUN_MIN, RUNS_MAX = 8, 1000 -- entries in a run, fewer are as cheap to rea
 local PASSED_MAX = 64 -- runs in one call, some 10 µs each
 
 local function within(id, first, last)
-  local here = padded_id(id)
-  return padded_id(first) <= here and here <= padded_id(last)
+  return not is_before(id, first) and not is_before(last, id)
 end
 
--- The end of the run in which an entry lies, or nil.
-local function run_end(runs, id, first, last)
-  if first and within(id, first, last) then return last end
+-- The end of the stored run in which an entry lies, or nil.
+local function run_end(runs, id)
   for _, run in ipairs(redis.call('ZRANGEBYSCORE', runs, (parts_of(id)), '+inf', 'LIMIT', 0, 4)) do
     local from, to = string.match(run, '^(%S+) (%S+)$')
     if within(id, from, to) then return to end
   end
 end
 
--- Pass over the group's own entries that come next: stored runs, and the run from `first` to `last`, if that is given.
--- Returns how many entries were passed over, and whether `last` was reached.
-local function pass_own(log, group, runs, first, last)
-  local at, read
-  for _, row in ipairs(redis.call('XINFO', 'GROUPS', log)) do
-    local g = {}
-    for k = 1, #row, 2 do g[row[k]] = row[k + 1] end
-    if g.name == group then at, read = g['last-delivered-id'], g['entries-read'] end
+-- A field of a row of XINFO.
+local function field_of(row, name)
+  for k = 1, #row, 2 do
+    if row[k] == name then return row[k + 1] end
   end
-  if not read then return 0, false end -- no such group; or `entries-read` is unknown, and SETID without it would lose the lag for good
+end
+
+-- The last id that the group was given, and how many entries it has read, or nothing: there is no such group, or that is
+-- unknown, and SETID without it would lose the lag for good.
+local function place_of(log, group)
+  for _, row in ipairs(redis.call('XINFO', 'GROUPS', log)) do
+    local read = field_of(row, 'name') == group and field_of(row, 'entries-read')
+    if read then return field_of(row, 'last-delivered-id'), read end
+  end
+end
+
+-- Pass over the group's own entries that come next: stored runs, and the run from `first` to `last`, if this call wrote one.
+-- `known`: how many runs are stored, or nil. Returns how many entries were passed over, and whether `last` was reached.
+local function pass_own(log, group, runs, known, first, last)
+  local at, read = place_of(log, group)
+  if not at or (first and not is_before(at, first)) then return 0, false end
   local passed, reached = 0, false
   for _ = 1, PASSED_MAX do
-    local following = redis.call('XRANGE', log, '(' .. at, '+', 'COUNT', 1)[1]
-    local stop = following and run_end(runs, following[1], first, last)
+    -- Where nothing lies before `first`, this call's own run comes next, and nothing follows it yet.
+    local following = redis.call('XRANGE', log, '(' .. at, first and '(' .. first or '+', 'COUNT', 1)[1]
+    local start, stop = first, last
+    if following then start, stop = following[1], run_end(runs, following[1]) end
     if not stop then break end
-    local _, from = parts_of(following[1])
+    local _, from = parts_of(start)
     local _, to = parts_of(stop)
     passed, at, reached = passed + tonumber(to) - tonumber(from) + 1, stop, stop == last
+    if reached then break end
   end
   if passed > 0 then
     redis.call('XGROUP', 'SETID', log, group, at, 'ENTRIESREAD', int(read + passed))
   end
-  redis.call('ZREMRANGEBYSCORE', runs, '-inf', '(' .. parts_of(at))
+  if known ~= 0 then redis.call('ZREMRANGEBYSCORE', runs, '-inf', '(' .. parts_of(at)) end
   return passed, reached
 end
 
@@ -57,7 +69,7 @@ local function wrote_own(log, group, runs, known, first, last)
   local ms, from = parts_of(first)
   local last_ms, to = parts_of(last)
   if ms ~= last_ms then return end -- cannot be within one call; across ms the entries could not be counted
-  local _, reached = pass_own(log, group, runs, first, last)
+  local _, reached = pass_own(log, group, runs, known, first, last)
   if not reached and known < RUNS_MAX and tonumber(to) - tonumber(from) + 1 >= RUN_MIN then
     redis.call('ZADD', runs, ms, first .. ' ' .. last)
   end

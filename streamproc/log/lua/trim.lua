@@ -35,7 +35,7 @@ end
 
 local cut = ARGV[1]
 for i = 4, #bounds, 2 do
-  if padded_id(bounds[i]) < padded_id(cut) then cut = bounds[i] end
+  if is_before(bounds[i], cut) then cut = bounds[i] end
 end
 local first = call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 local removed = 0
