@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from streamproc.domain.entry_ids import ZERO
 from streamproc.domain.payouts import PayoutRecord, decode_record, is_terminal
-from streamproc.errors import JobFailed
+from streamproc.errors import WHEN_LOST, JobFailed, LogBroken
 from streamproc.log.connection import named_errors, session
 from streamproc.log.names import META, Names
 from streamproc.log.nodes import text_of
@@ -87,12 +87,8 @@ async def forgot_nothing(client: Redis, partitions: int) -> bool:
 
 async def record_of(client: Redis, partitions: int, payout: str) -> PayoutRecord | None:
     """What Redis knows of a payout, in whichever partition; None if it knows nothing (any more)."""
-    with named_errors():
-        async with client.pipeline(transaction=False) as pipe:
-            for partition in range(partitions):
-                pipe.hget(Names(partition).payout(payout), "s")
-            found = await pipe.execute()
-    records = [decode_record(record) for record in found if record]
+    found = await _records(client, [Names(partition).payout(payout) for partition in range(partitions)])
+    records = [record for record in found if record is not None]
     # A payout under an intent's reference may have been seen on another account too; the intent is the one meant.
     return next((r for r in records if r.intent is not None), records[0] if records else None)
 
@@ -138,16 +134,26 @@ async def known_records(
 
 
 async def _records(client: Redis, keys: Sequence[Any]) -> list[PayoutRecord | None]:
-    """The record under each key."""
+    """The record under each key. Raises LogBroken where one cannot be read."""
     records: list[PayoutRecord | None] = []
     for start in range(0, len(keys), RECORDS_AT_ONCE):
+        some = keys[start : start + RECORDS_AT_ONCE]
         with named_errors():
             async with client.pipeline(transaction=False) as pipe:
-                for key in keys[start : start + RECORDS_AT_ONCE]:
+                for key in some:
                     pipe.hget(key, "s")
                 found = await pipe.execute()
-        records += [decode_record(record) if record else None for record in found]
+        records += [_decoded(key, record) for key, record in zip(some, found, strict=True)]
     return records
+
+
+def _decoded(key: Any, record: bytes | None) -> PayoutRecord | None:
+    try:
+        return decode_record(record) if record else None
+    except ValueError as problem:  # msgspec's errors too
+        raise LogBroken(
+            f"what Redis has under {text_of(key)} cannot be read: {problem}; {WHEN_LOST}"
+        ) from None
 
 
 async def counted_in(

@@ -1,9 +1,7 @@
 """`doctor` on how people are reached."""
 
-import msgspec
-
 from streamproc.clients.slack import SlackRefused, open_slack
-from streamproc.errors import LogUnavailable, TryAgain
+from streamproc.errors import LogBroken, LogUnavailable, TryAgain
 from streamproc.operate.doctor_check import ITS_OWN_TROUBLE, Check
 from streamproc.operate.people import NO_CHANNEL, SET_A_CHANNEL, untold_holds, untold_text
 from streamproc.settings import Settings
@@ -41,8 +39,10 @@ async def _untold(settings: Settings) -> list[Check]:
         return []
     try:
         found = await untold_holds(settings)
-    except (LogUnavailable, msgspec.MsgspecError):
+    except LogUnavailable:
         return []
+    except LogBroken as problem:
+        return [Check("untold holds", "bad", str(problem))]
     if text := untold_text(found):
         todo = "`streamproc hold list` shows them; the workers' log says why Slack and ntfy do not take them"
         return [Check("untold holds", "bad", text, todo)]

@@ -18,7 +18,7 @@ from streamproc.domain.events import Event
 from streamproc.domain.payouts import PayoutRecord
 from streamproc.domain.shown import hold_json
 from streamproc.domain.wire import Newer, decode_events
-from streamproc.errors import InputError, JobFailed, LogUnavailable, TryAgain
+from streamproc.errors import InputError, JobFailed, LogBroken, LogUnavailable, TryAgain
 from streamproc.log.inspect import records_where
 from streamproc.log.stream import Entry, LogView, Producer
 from streamproc.operate import hold_service, holds
@@ -43,6 +43,21 @@ async def test_the_first_approval_decides_and_the_second_is_told_by_whom(redis_u
         decided = r"^already APPROVED by asha at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
         with pytest.raises(JobFailed, match=decided):
             await answer(site, "pout_1", "reject", attributed("vikram", "no"))
+
+
+async def test_a_payout_whose_record_is_damaged_is_named_with_what_to_do_and_no_answer_is_recorded(
+    redis_url: str,
+):
+    """It was a traceback of the decoder, for the person as for the page."""
+    async with Engine(redis_url) as engine, site_of(redis_url) as site:
+        await held(engine, "pout_1", "pout_2")
+        await engine.client.hset(engine.names.payout("pout_1"), "s", "damaged")
+        entries = await engine.client.xlen(engine.names.log)
+        told = r"^what Redis has under sp:\{0\}:payout:pout_1 cannot be read: .+`streamproc recover`"
+        with pytest.raises(LogBroken, match=told):
+            await answer(site, "pout_1", "approve", attributed("asha", "checked"))
+        assert await engine.client.xlen(engine.names.log) == entries
+        await answer(site, "pout_2", "approve", attributed("asha", "checked"))
 
 
 async def test_an_answer_that_a_later_version_handled_is_recorded_and_not_an_error(
