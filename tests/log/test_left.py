@@ -262,6 +262,18 @@ async def test_what_was_in_the_log_before_this_server_was_met_may_have_been_done
     assert taken == {"pout_before": are_facts, "pout_since": False}
 
 
+async def test_what_others_had_taken_over_and_is_with_us_again_after_a_lost_connection_is_handled(
+    client: Redis, redis_url: str
+) -> None:
+    [entry] = await pay(client, "pout_1")
+    await hold(client, [entry], 1)
+    doing = Doing()
+    consumer = Consumer(redis_url, 0, doing.group, name="killed", limits=NEVER)
+    consumer._claims._lost.add(entry)
+    await consumer._take_up_own(client)
+    assert doing.given == [["pout_1"]]
+
+
 async def test_to_lose_the_connection_again_and_again_is_not_to_die_of_what_is_in_hand(
     client: Redis, redis_url: str
 ) -> None:
