@@ -599,6 +599,9 @@ async def test_as_of_without_a_view_prints_all_of_them_each_row_with_its_view(
         assert await asyncio.to_thread(cli, ["replay", view, "--as-of", last, "--json"]) == 0
         assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == shown[view]
     assert all(shown[view] for view in ("payouts", "budgets", "policies"))
+    key = ("partition", "account", "fund_account", "vendor")
+    pairs = [tuple(row[column] for column in key) for row in shown["beneficiaries"]]
+    assert pairs == sorted(pairs)
 
     assert await asyncio.to_thread(cli, ["replay", "payouts", "policies", "--as-of", "1"]) == 0
     said = capsys.readouterr().out
