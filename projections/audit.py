@@ -24,7 +24,7 @@ from streamproc.domain.wire import EVENT_KINDS
 Kind: TypeAlias = Literal["decision", "review", "command", "confirmation", "settlement", "policy", "alert"]
 
 NAME = "audit"
-VERSION = 5
+VERSION = 4
 COLUMNS = (
     *("id", "partition", "seq", "place", "payout", "agent", "vendor"),
     *("at", "kind", "decision", "reason", "actor", "amount", "trace_id"),
@@ -179,10 +179,8 @@ _SAID: Mapping[type[e.Fact], Callable[[Step, Any], Said | None]] = {
         f"dead letter {event.letter}: {event.action}{_through(event.channel)}{_because(event.why)}",
         event.by,
     ),
-    e.EntryDisowned: lambda step, event: Said(
-        "alert",
-        f"entry {step.partition}:{event.entry} disowned{_through(event.channel)}: {event.why}",
-        event.by,
+    e.EntryDisowned: lambda _, event: Said(
+        "alert", f"entry {event.entry} disowned{_through(event.channel)}: {event.why}", event.by
     ),
     e.AccessRefused: lambda step, event: Said("alert", _refusal(event), event.subject or step.by),
 }

@@ -87,7 +87,9 @@ async def test_views_and_a_replay_pass_over_it_and_show_what_came_after(
         assert [view.view for view in done.views if view.equal is not True] == []
         assert (await site.pool.fetchval("SELECT state FROM payouts WHERE payout = 'pout_1'")) == "approved"
         lines = await site.pool.fetch("SELECT reason, actor FROM audit WHERE reason LIKE '%disowned%'")
-    assert [tuple(line) for line in lines] == [(f"entry {entry} disowned by {SHELL}: a load test", "asha")]
+    assert [tuple(line) for line in lines] == [
+        (f"entry {entry[2:]} disowned by {SHELL}: a load test", "asha")
+    ]
 
 
 async def test_views_that_stood_still_at_it_go_on_by_themselves(redis_url: str, postgres: str) -> None:

@@ -185,8 +185,8 @@ ENTRY: dict[str, Any] = {"at": NOW, "entry": "1-1", "digest": "d", "by": "ann", 
         (e.TokenRevoked(at=NOW, name="laptop", by="ann", channel=SHELL), f"token laptop revoked by {SHELL}"),
         (e.DeadLetterClosed(**LETTER, channel=SHELL), f"dead letter 0:1-1: discard by {SHELL}: a test"),
         (e.DeadLetterClosed(**LETTER), "dead letter 0:1-1: discard: a test"),
-        (e.EntryDisowned(**ENTRY, channel=SHELL), f"entry 0:1-1 disowned by {SHELL}: a test"),
-        (e.EntryDisowned(**ENTRY), "entry 0:1-1 disowned: a test"),
+        (e.EntryDisowned(**ENTRY, channel=SHELL), f"entry 1-1 disowned by {SHELL}: a test"),
+        (e.EntryDisowned(**ENTRY), "entry 1-1 disowned: a test"),
     ],
 )
 def test_the_line_of_what_an_operator_did_says_by_which_shell_where_that_is_known(event: Any, line: str):
