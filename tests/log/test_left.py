@@ -211,6 +211,7 @@ async def test_what_may_kill_its_worker_is_apart_when_the_connection_was_lost_to
     consumer = Consumer(redis_url, 0, doing.group, name="killed", limits=NEVER)
     await consumer._take_up_own(client)
     assert doing.given == [["pout_0", "pout_2"]]
+    assert consumer._claims._since.keys() == {ids[1]}  # it may wait for long
     with pytest.raises(Killed):
         await consumer._handle_apart(client)
     assert doing.given == [["pout_0", "pout_2"], ["pout_1"]]
