@@ -35,7 +35,7 @@ settings.load_profile("same")
 
 gc.disable()  # until all tests are collected, since scanning imported objects took a third of that time
 
-# Files that share one seeded history, which takes most of a minute to make. One worker runs them all.
+# Files that share one seeded history, which takes half a minute to make. One worker runs them all.
 SEEDED_FILES = frozenset(
     {
         "tests/operate/test_replay_seeded.py",
