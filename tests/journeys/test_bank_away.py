@@ -10,7 +10,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COUNT = 12
 BACK_MAX_S = 90.0
-"""A breaker opens for 15 s, then the backlog drains at 8 calls a second."""
+"""A breaker opens for 15 s, then the backlog drains."""
 
 
 async def breakers_of(system: System) -> str:
