@@ -34,6 +34,8 @@ STEP_MAX_S = 60.0
 SHORT_READ = httpx.Timeout(CALL_MAX_S, read=0.3)
 """For a caller who gets no answer. He gives up reading, and not connecting, which a busy machine may make slow."""
 POLL_S = 0.02
+REST_S_MAX = 0.5
+"""`until` rests as long as it looked, and no longer: a look at a whole log, or a command, keeps a core busy."""
 T = TypeVar("T")
 
 
@@ -41,9 +43,12 @@ async def until(condition: Callable[[], Awaitable[T]], *, what: str, deadline_s:
     """The first true answer of `condition`. Raises AssertionError with `what` if there is none in time."""
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_s
+    began = loop.time()
     while not (answer := await condition()):
-        assert loop.time() < end, f"not within {deadline_s} s: {what}"
-        await asyncio.sleep(POLL_S)
+        now = loop.time()
+        assert now < end, f"not within {deadline_s} s: {what}"
+        await asyncio.sleep(max(POLL_S, min(now - began, REST_S_MAX)))
+        began = loop.time()
     return answer
 
 

@@ -5,7 +5,7 @@ from tests.journeys.test_entities import POLICIES, ask, held_because, vetting_sy
 from tests.journeys.test_gateway import token
 
 WORKERS = 3
-PAYOUTS = 8 * CALLS_BURST
+PAYOUTS = 5 * CALLS_BURST
 
 
 async def test_several_workers_ask_the_register_no_more_than_one_may(redis_url: str, postgres: str) -> None:
@@ -20,5 +20,7 @@ async def test_several_workers_ask_the_register_no_more_than_one_may(redis_url: 
     counted_s = asked[-1] - asked[0] + TIMEOUT_S  # the first may have been slow
     assert len(asked) <= CALLS_BURST + CALLS_PER_S * counted_s
     answered = problems.count("the register has no such entity")
-    assert answered == len(asked) >= CALLS_BURST
-    assert problems.count(f"the register could not be asked: {NO_TURN}") == PAYOUTS - answered
+    without_turn = problems.count(f"the register could not be asked: {NO_TURN}")
+    assert without_turn
+    # On a busy machine an answer may come too late.
+    assert CALLS_BURST <= answered <= len(asked) <= PAYOUTS - without_turn
