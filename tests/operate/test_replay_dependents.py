@@ -4,14 +4,15 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 
 import asyncpg
 import pytest
 
 from projections import swap
-from projections.schema import prepare
 from streamproc.errors import JobFailed
-from streamproc.operate.replay import go_back, replay
+from streamproc.operate import replay as replaying
+from streamproc.operate.replay import go_back
 from tests.deadline import DEADLINE_S
 from tests.projections.histories import ListedLog, everything, fetch, history, project_all
 
@@ -31,13 +32,15 @@ SELECT has_table_privilege($1, 'payouts', 'SELECT'), has_table_privilege($1, 'au
        has_column_privilege($1, 'agents', 'rejected', 'SELECT')
 """
 
+replay = partial(replaying.replay, jobs=1)
+"""How many processes build the views changes nothing here."""
+
 
 @pytest.fixture
-async def dsn(postgres: str) -> str:
+async def dsn(prepared: str) -> str:
     """A database whose views have something in them."""
-    await prepare(postgres)
-    await project_all(postgres, ListedLog(history(seed=51, payouts=40)))
-    return postgres
+    await project_all(prepared, ListedLog(history(seed=51, payouts=40)))
+    return prepared
 
 
 @pytest.fixture
