@@ -3,13 +3,16 @@
 No message repeats the value: a wrong one may be a secret pasted into the wrong place.
 """
 
+import os
 import re
 from collections.abc import Callable
-from urllib.parse import SplitResult, parse_qs, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit, urlunsplit
 
 from streamproc.secret import Secret
 
 PORT_MAX = 65_535
+SOCKET_PATH_MAX = 107
+"""Bytes of a Unix socket's path. The kernel takes no more, and no connection to it would ever come about."""
 _NODE = r"(?:[^\s:,@\[\]]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?"
 """A host with or without a port; an IPv6 address is in brackets."""
 _HOST_NAME = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
@@ -48,6 +51,8 @@ def redis_url(raw: str) -> str:
             )
     elif parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must start with redis://, rediss://, unix:// or redis+cluster://")
+    elif parts.scheme == "unix" and len(os.fsencode(unquote(parts.path))) > SOCKET_PATH_MAX:
+        raise ValueError(f"must name a socket whose path has at most {SOCKET_PATH_MAX} bytes")
     elif parts.scheme != "unix" and not (
         _has_port(parts) and re.fullmatch(r"(?:/[0-9]{0,5}/?)?", parts.path)
     ):

@@ -16,6 +16,7 @@ from streamproc import embedded, supervisor
 from streamproc.errors import ConfigError, JobFailed
 from streamproc.operate.stores import reachable
 from streamproc.run_file import discover, is_held, write_run_file
+from streamproc.setting_urls import SOCKET_PATH_MAX
 from streamproc.settings import (
     PREFIX,
     VARIABLES,
@@ -144,6 +145,8 @@ def test_what_is_no_plain_http_url_is_refused(text: str) -> None:
         "redis://h/name",
         "redis://h?db=0&colour=blue",
         "unix:///tmp/s?password=hunter2",
+        f"unix:///{'s' * SOCKET_PATH_MAX}",
+        "unix:///" + "%C3%BC" * (SOCKET_PATH_MAX // 2 + 1),
         "http://h",
     ],
 )
@@ -164,6 +167,7 @@ def test_what_cannot_even_be_taken_apart_is_not_shown(name: str) -> None:
         "redis://h",
         "rediss://u:p@h:6380/15?ssl_ca_certs=/ca.pem",
         "unix:///tmp/s?db=1",
+        f"unix:///{'s' * (SOCKET_PATH_MAX - 1)}",
         "redis://[::1]:6379/0",
     ],
 )
