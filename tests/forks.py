@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -211,10 +212,9 @@ def _become(asked: Asked, files: list[int]) -> None:
 
 def run(connection: socket.socket) -> None:
     """Load the product, serve until the tests have ended, and in a fork run its command."""
-    import streamproc.app  # what roles and most commands import
     from streamproc.__main__ import main
 
-    assert streamproc.app
+    importlib.import_module("streamproc.app")  # and with it what roles and most commands import
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for tests and forks
     if serve(connection):

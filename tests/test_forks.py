@@ -24,8 +24,9 @@ async def started(*arguments: str, env: dict[str, str] = ENV) -> tuple[int, byte
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = fork(arguments, env, stdout=out, stderr=err)
         status = await asyncio.wait_for(process.wait(), DEADLINE_S)
-        said = [(file.seek(0), file.read())[1] for file in (out, err)]
-    return status, *said
+        out.seek(0)
+        err.seek(0)
+        return status, out.read(), err.read()
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,9 @@ class System:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             process = fork(arguments, self.env, stdout=out, stderr=err)
             status = await asyncio.wait_for(process.wait(), within_s)
-            said = [(file.seek(0), file.read().decode())[1] for file in (out, err)]
-        return status, *said
+            out.seek(0)
+            err.seek(0)
+            return status, out.read().decode(), err.read().decode()
 
     # ---- doing ----
 

@@ -270,7 +270,8 @@ async def test_a_killed_redis_comes_back_with_everything_that_was_answered(
             await system.apply(POLICIES)
             batch = await pay_batch(system)
             for fewest in (1, 20):
-                await until(functools.partial(told_at_least, system, fewest), what="the batch is under way")
+                told = functools.partial(told_at_least, system, fewest)
+                await until(told, what="the batch is under way", deadline_s=REST_MAX_S)
                 await store.kill()
                 await store.up()
                 await system.redis.connection_pool.disconnect()  # the test's own; it does not retry
