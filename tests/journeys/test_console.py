@@ -1,6 +1,7 @@
 """The page for people in a real browser, beside the whole system: how a hold is read and answered on it."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -75,10 +76,14 @@ class Browser:
 async def browsing() -> AsyncIterator[Browser]:
     port = free_port()
     assert DRIVER
-    driver = await asyncio.create_subprocess_exec(
-        DRIVER, f"--port={port}", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-    )
-    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
+    # Chromium writes to the home directory, which need not exist, and binds a socket, whose path must be short.
+    with tempfile.TemporaryDirectory(prefix="chromium-", dir="/tmp", ignore_cleanup_errors=True) as profile:
+        driver = await asyncio.create_subprocess_exec(
+            *(DRIVER, f"--port={port}"),
+            env={**os.environ, "HOME": profile, "TMPDIR": profile},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         chrome = {
             "args": [
                 "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
