@@ -318,6 +318,7 @@ async def test_a_user_without_a_name_is_told_what_to_do_before_postgres_is_made(
     assert not (data_dir / "postgres.new").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its user")
 async def test_root_puts_the_cluster_where_its_user_can_reach_it_and_says_where(
     private_dir: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
