@@ -63,9 +63,22 @@ def redis_url(raw: str) -> str:
     return raw
 
 
+def parts_of(url: str) -> SplitResult:
+    """The parts of a URL that may name several hosts. ValueError where it is no URL.
+
+    `urlsplit` of Pythons since 2025, and of Debian 12, refuses an IPv6 address after the first host, which libpq takes.
+    """
+    scheme, mark, rest = url.partition("://")
+    netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    who, at, hosts = netloc.rpartition("@")
+    if "," not in hosts:
+        return urlsplit(url)
+    return urlsplit(f"{scheme}{mark}{who}{at}{rest[len(netloc) :]}")._replace(netloc=netloc)
+
+
 def _split(raw: str) -> SplitResult:
     try:
-        return urlsplit(raw)
+        return parts_of(raw)
     except ValueError:  # its text contains the value
         raise ValueError("is no URL") from None
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
 import msgspec
 
@@ -22,7 +22,16 @@ from streamproc.domain.time_zone import time_zone
 from streamproc.errors import ConfigError
 from streamproc.secret import Secret as Secret
 from streamproc.secret import header_secret, seed_of
-from streamproc.setting_urls import dsn, file_or_url, host_names, http_url, origins, redis_url, words
+from streamproc.setting_urls import (
+    dsn,
+    file_or_url,
+    host_names,
+    http_url,
+    origins,
+    parts_of,
+    redis_url,
+    words,
+)
 
 PREFIX = "STREAMPROC_"
 MAXMEMORY_MIN = 32 << 20  # an empty log with its scripts takes 2 MB, a payout 3 kB
@@ -114,7 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
+    parts = parts_of(url)
     if "@" not in parts.netloc:
         return url
     return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
@@ -275,8 +284,8 @@ def load(env: Mapping[str, str]) -> Settings:
 def secrets_of(settings: Settings) -> list[str]:
     """Every value that must be masked, the Redis URL's password too."""
     found = [
-        urlsplit(settings.redis_url).password or "",
-        urlsplit(settings.postgres_dsn.reveal()).password or "",
+        parts_of(settings.redis_url).password or "",
+        parts_of(settings.postgres_dsn.reveal()).password or "",
     ]
     for value in (getattr(settings, name) for name in settings.__struct_fields__):
         found += [

@@ -7,13 +7,16 @@ import re
 from contextlib import AsyncExitStack
 from io import StringIO
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 import pytest
 from rich.console import Console
 
-from streamproc import embedded, supervisor
+from streamproc import embedded, setting_urls, supervisor
+from streamproc.archive.hosts import single_hosts
 from streamproc.errors import ConfigError, JobFailed
+from streamproc.log.nodes import Cluster
 from streamproc.operate.stores import reachable
 from streamproc.run_file import discover, is_held, write_run_file
 from streamproc.setting_urls import SOCKET_PATH_MAX
@@ -25,6 +28,7 @@ from streamproc.settings import (
     Settings,
     load,
     require,
+    secrets_of,
 )
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
@@ -189,10 +193,36 @@ def test_a_postgres_port_that_is_none_is_refused_and_not_shown(text: str) -> Non
         "postgresql://u@%2Ftmp/d",
         "postgres://a:1,b:2/d",
         "postgres://u:p@[::1]/d",
+        "postgres://u:p@[::1],b:2,[::2]:3/d",
     ],
 )
 def test_postgres_may_be_several_servers_or_a_socket(text: str) -> None:
     assert given(POSTGRES_DSN=text).postgres_dsn.reveal() == text
+
+
+def test_any_of_several_hosts_may_be_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`urlsplit` of Pythons since 2025, and of Debian 12, refuses it for all but the first one."""
+
+    def strictly(url: str) -> SplitResult:
+        found = urlsplit(url)
+        before, bracket, _ = found.netloc.rpartition("@")[2].partition("[")
+        if before and bracket:
+            raise ValueError("Invalid IPv6 URL")
+        return found
+
+    monkeypatch.setattr(setting_urls, "urlsplit", strictly)
+    nodes, servers = (
+        "redis+cluster://u:hunter2@a:1,[::2]:2/0?protocol=3",
+        "postgresql://u:hunter3@a:1,[::2]:2/d?k=v",
+    )
+    settings = given(REDIS_URL=nodes, POSTGRES_DSN=servers)
+    assert {"hunter2", "hunter3"} <= {*secrets_of(settings)}
+    assert "***@a:1,[::2]:2/0" in repr(settings)
+    assert Cluster(settings.redis_url).seeds == (("a", 1), ("::2", 2))
+    assert single_hosts(servers) == [
+        "postgresql://u:hunter3@a:1/d?k=v",
+        "postgresql://u:hunter3@[::2]:2/d?k=v",
+    ]
 
 
 def test_a_value_that_is_no_text_is_refused() -> None:

@@ -11,6 +11,8 @@ from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
+from streamproc.setting_urls import parts_of
+
 CHOSEN_AMONG_ALL = frozenset({"prefer-standby"})
 """Values of target_session_attrs by which the driver must see all hosts before it chooses."""
 _AWAY = (
@@ -68,7 +70,7 @@ async def primaries(dsn: str, *, timeout: float) -> list[str]:
 
 def single_hosts(dsn: str) -> list[str]:
     """The DSN for each of its hosts, in order; itself where it has one, or where all must be seen to choose."""
-    parts = urlsplit(dsn)
+    parts = parts_of(dsn)
     asked = parse_qs(parts.query, keep_blank_values=True)
     if CHOSEN_AMONG_ALL & {*asked.get("target_session_attrs", [])}:
         return [dsn]

@@ -14,12 +14,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.exceptions import ClusterDownError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from streamproc.setting_urls import parts_of
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ Connect: TypeAlias = Callable[[str], Redis]
 
 def is_cluster(url: str) -> bool:
     """Whether a URL names a cluster's nodes."""
-    return urlsplit(url).scheme in SCHEMES
+    return parts_of(url).scheme in SCHEMES
 
 
 class Cluster:
@@ -76,7 +77,7 @@ class Cluster:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        parts = parts_of(url)
         if parts.scheme not in SCHEMES:
             raise ValueError(f"must start with {'://, '.join(SCHEMES)}://")
         if parts.path not in ("", "/", "/0"):
