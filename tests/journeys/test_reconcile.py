@@ -52,6 +52,7 @@ async def test_payouts_of_another_account_in_the_partition_are_left_to_that_acco
     theirs = BankPayout(
         id="pout_Another0000001", amount=1_000, currency="INR", status="processed", notes={"agent_id": "bot"}
     )
+    await all_webhooks_are_in(system)
     before = await run(system)
     async with Producer(system.redis_url, partitions=1, name="test") as producer:
         await producer.append(

@@ -79,12 +79,12 @@ async def test_a_downtime_is_recorded_and_decides_nothing(system: System, name: 
 
 
 async def test_an_agent_that_is_written_as_a_number_is_that_agent(system: System) -> None:
-    await system.apply("policies: {'4711': {per_txn_limit: 1}}")
+    await system.apply("policies: {'4712': {per_txn_limit: 1}}")  # the sample's own has no policy
 
-    await system.post(changed("pending-notes-with-numbers", "pout_JrnyNumbers002"))
+    await system.post(changed("pending-notes-with-numbers", "pout_JrnyNumbers002", notes={"agent_id": 4712}))
 
     record = await system.reaches("pout_JrnyNumbers002", "rejected")
-    assert (record.agent, record.reason) == ("4711", "TXN_LIMIT_EXCEEDED")
+    assert (record.agent, record.reason) == ("4712", "TXN_LIMIT_EXCEEDED")
 
 
 async def test_processed_before_its_pending_is_one_payout_that_went_past_us(system: System) -> None:
