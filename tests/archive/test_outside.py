@@ -187,7 +187,8 @@ def test_a_file_that_stays_empty_holds_no_key(path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("place", ["", ".", "/"])
 def test_a_place_that_is_no_files_is_refused(place: str) -> None:
-    with pytest.raises(InputError, match="never overwritten"):
+    why = "never overwritten" if os.access(Path(place), os.W_OK) else "cannot be written: Permission denied"
+    with pytest.raises(InputError, match=why):
         make_key(Path(place))
 
 
