@@ -4,14 +4,10 @@ If a port only had to be free, two test processes could get the same one before 
 has its own block of ports for as long as it lives, and takes them in turn.
 """
 
-import fcntl
 import functools
 import itertools
-import os
-import tempfile
+import socket
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
 
 from streamproc.ports import PORTS, port_is_free
 
@@ -19,7 +15,6 @@ FIRST = 10_000
 """Below the ports that the product chooses (streamproc/ports.py) and those of outgoing connections."""
 BLOCK, BLOCKS = 200, 50
 """Ports per process, and processes. A process uses few at once, so a port is reused long after its server ended."""
-LOCKS = Path(tempfile.gettempdir()) / f"streamproc-test-ports-{os.getuid()}"
 
 assert PORTS[0] >= FIRST + BLOCK * BLOCKS
 
@@ -34,16 +29,17 @@ def free_port() -> int:
 
 
 @functools.cache
-def _own_block() -> tuple[IO[str], Iterator[int]]:
-    """The ports of this process, and the lock that keeps them until the process ends."""
-    LOCKS.mkdir(exist_ok=True)
-    for number in range(BLOCKS):
-        lock = (LOCKS / str(number)).open("w")
+def _own_block() -> tuple[socket.socket, Iterator[int]]:
+    """The ports of this process, and its socket at the first of them, which keeps them until the process ends.
+
+    No file does: other users, and whose temporary files are elsewhere, would have others.
+    """
+    for first in range(FIRST, FIRST + BLOCK * BLOCKS, BLOCK):
+        lock = socket.socket()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.bind(("127.0.0.1", first))
+        except OSError:
             lock.close()
             continue
-        first = FIRST + number * BLOCK
-        return lock, itertools.cycle(range(first, first + BLOCK))
-    raise OSError(f"all {BLOCKS} blocks of ports are taken by test processes; see {LOCKS}")
+        return lock, itertools.cycle(range(first + 1, first + BLOCK))
+    raise OSError(f"all {BLOCKS} blocks of ports are taken by test processes")
