@@ -99,11 +99,7 @@ class Records:
 
 async def speak_micros(db: asyncpg.Connection) -> None:
     """Have this connection encode and decode every timestamptz as `fold.moment` does. Safe to repeat."""
-    await db.set_type_codec("timestamptz", schema="pg_catalog", encoder=_same, decoder=_same, format="tuple")
-
-
-def _same(value: tuple[int]) -> tuple[int]:
-    return value
+    await db.set_type_codec("timestamptz", schema="pg_catalog", encoder=tuple, decoder=tuple, format="tuple")
 
 
 async def write_lazily(db: asyncpg.Connection) -> None:

@@ -60,7 +60,8 @@ class Changed:
         old = sorted(last.keys() - new)
         if old:
             await db.execute(_SQL["delete"], partition, old)
-        rows = [_row(payout, partition, last[payout]) for payout in sorted(last)]
+        # One by one as they are sent, not thousands that wait for it.
+        rows = (_row(payout, partition, last[payout]) for payout in sorted(last))
         await db.copy_records_to_table(NAME, records=rows, columns=COLUMNS)
 
 

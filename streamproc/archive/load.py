@@ -90,9 +90,9 @@ async def load(
 ) -> None:
     """Move the head and COPY the rows, whose ids are `keys`. Must run in a transaction."""
     await move_head(db, partition, old, new)
-    records = [
+    records = (
         (r.partition, r.seq, *key, r.payout, r.e, r.m, r.hash) for r, key in zip(rows, keys, strict=True)
-    ]
+    )
     await db.copy_records_to_table("events", records=records, columns=COLUMNS)
 
 
