@@ -1,4 +1,4 @@
-"""1,000 payouts through a bank and a network that do everything wrong, while roles are killed: one story each.
+"""2,000 payouts through a bank and a network that do everything wrong, while roles are killed: one story each.
 
 Seeded: the same payouts, the same faults drawn, the same order of kills. What the machine makes of it is not the same
 twice, and must not matter.
@@ -23,7 +23,7 @@ from tests.journeys.truth import (
 )
 
 SEED = 20261125
-PAYOUTS = 1_000
+PAYOUTS = 2_000
 SHARES = {"free": 0.6, "small": 0.15, "crowded": 0.15, "stranger": 0.1}
 """Whose payouts they are. The stranger has no policy."""
 AMOUNT = 10_000
@@ -38,7 +38,7 @@ policies:
 """
 WAVES = 10
 CALLS_PER_S = 400
-"""Instead of 8: at the bank's pace 1,000 commands take two minutes and prove no more."""
+"""Instead of 8: at the bank's pace 2,000 commands take four minutes and prove no more."""
 OUTCOMES = ("processed", "processed", "processed", "failed", "reversed")
 WEBHOOK_FAULTS = [
     {"kind": "drop", "rate": 0.2},
@@ -49,12 +49,12 @@ WEBHOOK_FAULTS = [
     {"kind": "stale_secret", "rate": 0.1},
 ]
 API_FAULTS = [
-    {"kind": "timeout", "path": "/v1/payouts/*/approve", "count": 6, "rate": 0.04},
-    {"kind": "timeout", "path": "/v1/payouts/*/reject", "count": 3, "rate": 0.04},
+    {"kind": "timeout", "path": "/v1/payouts/*/approve", "count": 6, "rate": 0.02},
+    {"kind": "timeout", "path": "/v1/payouts/*/reject", "count": 3, "rate": 0.02},
     {"kind": "timeout", "path": "/v1/payouts", "count": 1, "rate": 0.05},
-    {"kind": "429", "retry_after": 1, "count": 40, "rate": 0.04},
-    {"kind": "500", "count": 40, "rate": 0.04},
-    {"kind": "502", "count": 20, "rate": 0.04},
+    {"kind": "429", "retry_after": 1, "count": 40, "rate": 0.02},
+    {"kind": "500", "count": 40, "rate": 0.02},
+    {"kind": "502", "count": 20, "rate": 0.02},
 ]
 REST_MAX_S = 240.0
 LOOK_S = 0.5
@@ -63,7 +63,7 @@ LOOK_S = 0.5
 pytestmark = pytest.mark.timeout(600)
 
 
-async def test_a_thousand_payouts_through_chaos_have_one_story_each(redis_url: str, postgres: str) -> None:
+async def test_two_thousand_payouts_through_chaos_have_one_story_each(redis_url: str, postgres: str) -> None:
     chance = random.Random(SEED)
     async with running_system(
         redis_url,
