@@ -33,7 +33,7 @@ QUIET_S = 0.1
 the archive hands over rows every 0.04 to 0.07 s."""
 GATHERED_MAX = BATCH_MAX
 """Rows that are written without waiting for more."""
-FEED_MAX = 12_000
+FEED_MAX = 2 * BATCH_MAX
 """Archived rows kept for the views, some 2 kB each; views further behind read the archive."""
 BROKEN_RETRY_S = 15.0
 """Interval at which views that stopped with an alarm are tried again: a replay may have replaced them."""

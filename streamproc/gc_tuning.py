@@ -7,7 +7,7 @@ YOUNG_MAX = 50_000
 """Objects before a collection of the young. Two batches are some 20,000, which their reference counts free. With
 Python's threshold of 700 the collector looked at every batch again and again, some 40 µs of CPU a payout."""
 YOUNG_OF_FOLDS_MAX = 500_000
-"""YOUNG_MAX of the projector, whose batch in hand is more than 50,000: rows of up to 4,000 entries that wait until they
+"""YOUNG_MAX of the projector, whose batch in hand is more than 50,000: rows of up to 8,000 entries that wait until they
 are written, cold by then. To look at them was 2 to 5 % of its CPU. A batch leaves some 30 objects in dead cycles."""
 WHOLE_S = 60.0
 """Between two full collections. Else old objects in a dead cycle, such as a lost connection (90 kB in the projector),
