@@ -172,7 +172,7 @@ async def in_parts(url: str, name: str) -> None:
 async def in_rows_as_of(url: str, name: str) -> None:
     """As `replay --as-of` shows what it built."""
     async with connection(url, name=name, job=True) as db:
-        await db.execute("CREATE TEMP VIEW slow AS SELECT 1 AS a, 2 AS b, pg_sleep(3600)::text AS c")
+        await db.execute("CREATE TEMP VIEW slow AS SELECT 1 AS a, 2 AS b, 3 AS c, pg_sleep(3600)::text AS d")
         async for _ in rows_of(db, "slow"):
             pass
 
