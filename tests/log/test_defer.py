@@ -219,6 +219,36 @@ async def test_a_deferral_that_comes_after_its_entry_was_taken_up_again_does_not
     assert not await taken_up(client, entry)
 
 
+@pytest.mark.parametrize("is_put_off", [True, False], ids=["put it off", "died"])
+async def test_who_had_it_before_another_one_cannot_say_that_nothing_was_sent(
+    client: Redis, is_put_off: bool
+) -> None:
+    """The worker slept with the entry in hand and another one sent something. Then it was given the entry once more,
+    before what it had begun came to its end."""
+    entry = await pending(client)
+    await client.execute_command("XCLAIM", NAMES.log, "g", "other", 0, entry, "JUSTID")
+    (up,) = await claims.take_up(client, NAMES, "g", "other", [entry], most=9)
+    assert up.entry is not None
+    if is_put_off:
+        await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, False)], AT_ONCE, "other")
+        assert not await taken_up(client, entry)
+    else:
+        await client.execute_command("XCLAIM", NAMES.log, "g", "c", 0, entry, "JUSTID")
+    await put_off(client, entry)
+    assert not await taken_up(client, entry)
+
+
+async def test_a_note_that_does_not_hold_never_holds_again(client: Redis) -> None:
+    """A worker of an earlier version made a dead letter of the entry and left the note. Given back, it was deferred as
+    often as the note says, after something may have been sent."""
+    entry = await pending(client)
+    await put_off(client, entry)
+    await client.hdel(NAMES.tries("g"), entry, entry.decode() + ":waits")
+    assert not await taken_up(client, entry)
+    await put_off(client, entry, unsent=False)
+    assert not await taken_up(client, entry)
+
+
 async def test_another_run_of_the_server_may_have_been_set_back_to_before_something_was_sent(
     tmp_path: Path,
 ) -> None:
