@@ -209,7 +209,7 @@ class Consumer:
             return
         if (now := asyncio.get_running_loop().time()) >= self._said_s + FULL_S:
             self._said_s = now
-            what = "%s/%d: %d entries wait for their turn, and no more can; the rest is put off for %d s each time"
+            what = "%s/%d: %d entries wait for their turn, and no more can; the rest is deferred for %d s each time"
             log.warning(what, self.group.name, self.partition, len(self._slow), FULL_S)
         self._handler.telemetry.deferred(works)
         deferrals = [Deferral(work.entry, FULL_S, counts=False) for work in works]

@@ -41,9 +41,11 @@ _append_once, _load, _admit, _commit = (
     Script("commit", "checks", "beneficiaries", "own"),
 )
 _due, _pass = Script("due", "checks"), Script("pass", "checks", "own")
-_defer, _due_retries = (Script(name, "checks", "retry_clock") for name in ("defer", "due_retries"))
+_defer, _due_retries = (
+    Script(name, "checks", "this_server", "retry_clock") for name in ("defer", "due_retries")
+)
 _change_state = Script("change_state", "checks")
-_open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks")
+_open, _leave, _server = Script("open", "checks"), Script("leave"), Script("server", "checks", "this_server")
 
 
 class Keys:

@@ -118,7 +118,7 @@ async def _payouts(settings: Settings) -> Found:
 
 
 def deferred_text(found: Deferred) -> str:
-    """Decisions that execution has put off, as a line; empty if there are none."""
+    """Decisions that execution has deferred, as a line; empty if there are none."""
     if not found.entries:
         return ""
     what = "1 decision waits" if found.entries == 1 else f"{found.entries:,} decisions wait"

@@ -61,6 +61,8 @@ async def test_the_refusal_of_what_was_put_off_by_a_slow_archive_is_told_at_once
     async with gateway(redis_url, barrier, workflow="off", balance=POOR) as gate:
         asked = await is_put_off(gate, barrier)
         barrier.is_open = True
+        await gate.ends(asked.payout, "failed")
+        await gate.engine.settled()
         record = await gate.ends(asked.payout, "failed")
         assert "balance" in record.failure
         assert record.reservation is not None
@@ -121,6 +123,8 @@ async def test_the_money_of_what_was_put_off_and_is_frozen_then_is_free_at_once(
         asked = await is_put_off(gate, barrier)
         await gate.engine.apply(POLICIES.replace("bot: {", "bot: {frozen: true, "))
         barrier.is_open = True
+        await gate.ends(asked.payout, "rejected")
+        await gate.engine.settled()
         record = await gate.ends(asked.payout, "rejected")
         assert record.reservation is not None
         assert (record.reason, record.reservation.state) == ("FROZEN", "released")

@@ -45,7 +45,7 @@ from tests.words import ACCOUNT, NOW, observed
 NAMES = Names(0)
 DIRECTORY = Path(streamproc.log.__file__).parent / "lua"
 LUA = {path.stem for path in DIRECTORY.glob("*.lua")}
-PARTS = {"checks", "counters", "beneficiaries", "own", "retry_clock"}
+PARTS = {"checks", "this_server", "counters", "beneficiaries", "own", "retry_clock"}
 """These are put before others, and are no scripts by themselves."""
 COMMAND = re.compile(rb"call\('([A-Z]+)'")
 """A command in a script."""
@@ -198,8 +198,10 @@ async def by_hand(client: Redis, url: str) -> None:
     )
     entry = reply[0][1][0][0]
     backoff = scripts.Backoff(0.0, 0.0, 0.0)
-    await scripts.defer(client, NAMES, "g", [scripts.Deferral(entry, 0.0, True)] * 2, backoff)
-    await scripts.due_retries(client, NAMES, "g", "b", limit=4)
+    for times in (1, 2):
+        deferral = scripts.Deferral(entry, 0.0, counts=True, unsent=True)
+        await scripts.defer(client, NAMES, "g", [deferral] * times, backoff)
+        await scripts.due_retries(client, NAMES, "g", "b", limit=4)
     await claims.take_up(client, NAMES, "g", "b", [entry], most=9)
     await claims.renew(client, NAMES, "g", "b", [entry])
     await claims.not_begun(client, NAMES, "g", "b", {entry: True})

@@ -199,6 +199,25 @@ async def test_where_the_log_was_set_back_the_next_look_is_long(by: str) -> None
     assert desk.bank.asked[-1][0] == cursor - OVERLAP_S
 
 
+async def test_where_the_first_look_after_the_log_was_set_back_failed_on_its_way_the_next_one_is_long_too() -> (
+    None
+):
+    """It had saved the cursor of a part, which then was no longer before where the poller had left it."""
+    desk = Desk(*[payout(number, ago_s=number // 5) for number in range(150)])
+    await desk.poller.poll_once()
+    desk.door.now_s += 1
+    desk.cursor = NOW_S - 30
+    desk.saved.clear()
+    desk.bank.failure = lambda _call: Unprocessable("away") if desk.saved else None
+    assert (await desk.poller.poll_once()).problem
+    cursor, asked = desk.cursor, len(desk.bank.asked)
+    assert cursor is not None
+    assert cursor > NOW_S - 30
+    desk.bank.failure = lambda _call: None
+    await desk.poller.poll_once()
+    assert desk.bank.asked[asked][0] == cursor - OVERLAP_S
+
+
 async def test_a_long_look_that_failed_is_made_by_the_next_pass() -> None:
     desk = Desk()
     await desk.poller.poll_once()

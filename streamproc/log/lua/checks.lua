@@ -31,12 +31,6 @@ local function now_us()
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- This server, its run and its time as a primary: another one may have lost what was written last, or have been set back.
-local function this_server()
-  local told = redis.call('INFO', 'server', 'replication')
-  return string.match(told, 'run_id:(%w+)') .. ' ' .. string.match(told, 'master_replid:(%w+)')
-end
-
 -- The time (µs) under a key; 0 where there is none, or what is no time.
 local function time_at(key)
   return tonumber(string.match(redis.call('GET', key) or '', '^%d+$')) or 0
