@@ -16,6 +16,9 @@ from streamproc.log.script import Script
 
 _move_cursor = Script("move_cursor", "checks")
 
+LETTERS_MAX = 16
+"""Dead letters that are looked at for those of one group; where there are as many, one of them may be beyond."""
+
 
 class Covered(Struct, frozen=True):
     """That the bank's list was read whole again and again, without a gap, into the log of one server. Times are Unix
@@ -98,6 +101,11 @@ def server_of(told: Mapping[str, Any]) -> str:
     return f"{told['run_id']} {told['master_replid']}"
 
 
+def _is_of(group: str, letter: list[bytes]) -> bool:
+    """Whether a dead letter, as its fields and values, is of a group."""
+    return dict(zip(letter[::2], letter[1::2], strict=True)).get(b"group") == group.encode()
+
+
 class PollCursor:
     """The Unix second up to which the bank's list of an account was read, and the state of who reads it."""
 
@@ -143,7 +151,7 @@ class PollCursor:
 
         After a recovery it has not until the bank was asked about every account. `handled_s`: after how long `group`
         has what a pass has appended in the payouts' records, unless it still has something older than that in hand,
-        which it may have put off.
+        which it may have put off, or has made a dead letter of something.
         """
         names = self._names
         async with (
@@ -154,12 +162,15 @@ class PollCursor:
             pipe.get(self._state)
             pipe.execute_command("INFO", "server", "replication")
             pipe.time()
-            # In this order: what is handled in between has changed the record.
+            # In this order: what is handled in between has changed the record, or become a dead letter.
             pipe.xpending(names.log, group)
+            pipe.execute_command("XRANGE", names.dead, "-", "+", "COUNT", LETTERS_MAX)
             pipe.hget(names.payout(requested.payout), "v")
-            unreconciled, value, told, (now_s, _), pending, version = await pipe.execute()
+            unreconciled, value, told, (now_s, _), pending, letters, version = await pipe.execute()
         oldest_ms = id_key(pending["min"].decode())[0] if pending["min"] else inf
         if unreconciled is not None or oldest_ms < requested.at / 1_000 - handled_s * 1_000:
+            return False
+        if len(letters) >= LETTERS_MAX or any(_is_of(group, fields) for _, fields in letters):
             return False
         covered = msgspec.json.decode(value, type=PollState).covered if value else Covered()
         is_covered = covered.knows(server_of(told), now_s, requested.at // US, handled_s)

@@ -74,7 +74,7 @@ class Failures:
         return for_slow_lane
 
     def _deferral(self, work: Work, least_s: float, *, counts: bool) -> Deferral:
-        unsent = self._group.notes_sending and not (work.maybe_sent or work.sent)
+        unsent = not (work.maybe_sent or work.sent) if self._group.notes_sending else None
         return Deferral(work.entry, least_s, counts, unsent)
 
     async def defer(self, client: Redis, works: Sequence[tuple[Work, Deferral]]) -> None:

@@ -91,13 +91,13 @@ class Loaded:
 
 
 class Deferral(NamedTuple):
-    """An entry to defer for at least `least_s`. `counts`: it failed by itself, so the attempt counts. `unsent`: nothing
-    was sent outside for it so far."""
+    """An entry to defer for at least `least_s`. `counts`: it failed by itself, so the attempt counts. `unsent`: whether
+    nothing was sent outside for it so far; None where nobody asks."""
 
     entry: bytes
     least_s: float
     counts: bool
-    unsent: bool = False
+    unsent: bool | None = None
 
 
 class Due(NamedTuple):
@@ -341,7 +341,7 @@ async def defer(
             int(min(d.least_s, DEFERRED_S_MAX) * 1e6),
             int(d.counts),
             random.randint(500, 1000),
-            int(d.unsent),
+            "" if d.unsent is None else int(d.unsent),
         )
     ]
     return [int(n) for n in await _defer(client, _retry_keys(names, group), [group, consumer, *args, *flat])]

@@ -54,6 +54,19 @@ async def test_of_two_workers_with_one_entry_one_appends_and_the_other_writes_no
     assert await client.exists(NAMES.payout("p"), NAMES.timers) == 0
 
 
+async def test_who_took_up_what_was_deferred_leaves_no_trace_though_another_one_was_faster(
+    client: Redis,
+) -> None:
+    """One that had stood still had the entry before it was deferred, and knew nothing of that: how often it was, stayed
+    for ever."""
+    (entry,) = await delivered(client)
+    await scripts.defer(client, NAMES, "g", [Deferral(entry, 0.0, counts=False)], Backoff(0.0, 0.0, 0.0))
+    assert (await scripts.due_retries(client, NAMES, "g", "b", limit=1)).entries
+    assert await scripts.commit(client, NAMES, "g", [Handover(entry)]) == [Committed.DONE]
+    assert await scripts.commit(client, NAMES, "g", [Handover(entry, taken=True)]) == [Committed.ALREADY]
+    assert await client.exists(NAMES.retries("g"), NAMES.tries("g")) == 0
+
+
 async def test_a_commit_that_saw_an_older_version_is_refused_and_its_entry_stays_pending(
     client: Redis,
 ) -> None:

@@ -8,9 +8,11 @@ import pytest
 
 from streamproc.domain.entry_ids import id_key
 from streamproc.errors import LogUnavailable, TryAgain
+from streamproc.log import scripts
 from streamproc.log.connection import connected
-from streamproc.log.cursor import Covered, PollCursor, PollState, ReconcileState, Requested
+from streamproc.log.cursor import LETTERS_MAX, Covered, PollCursor, PollState, ReconcileState, Requested
 from streamproc.log.names import META, UNRECONCILED, Names
+from streamproc.log.scripts import Handover
 from tests import servers
 from tests.restartable import restartable
 
@@ -192,6 +194,30 @@ async def test_what_a_pass_has_appended_is_known_once_its_group_has_handled_it_a
         await client.hset(names.payout("spi_1"), "v", 1)
         assert not await knows(HANDLED_S + 1, b"0"), "the record has changed since it was loaded"
         assert await knows(HANDLED_S + 1, b"1")
+
+
+@pytest.mark.parametrize(
+    ("letters", "knows"),
+    [(["g"], False), (["other"], True), (["other"] * LETTERS_MAX, False), ([], True)],
+    ids=["of the group", "of another group", "too many to look at", "none"],
+)
+async def test_what_the_group_has_made_a_dead_letter_of_is_not_in_the_record(
+    redis_url: str, letters: list[str], *, knows: bool
+) -> None:
+    """It is not in the group's hands any more, so what the list had shown was taken for known, and might be paid again
+    after a set-back."""
+    one, names = cursor(redis_url), Names(0)
+    covered = Covered(await one.server(), since=0, until=int(time.time()) + 3_600)
+    await one.save_state(PollState(holder="host:1", term=1, pass_at=0, next_at=0, covered=covered))
+    async with connected(redis_url) as client:
+        for group in ("g", "other"):
+            await client.xgroup_create(names.log, group, id="0", mkstream=True)
+        for group in letters:
+            entry = await client.xadd(names.log, {"e": "[]", "m": "{}"})
+            await client.execute_command("XCLAIM", names.log, group, "c", 0, entry, "FORCE", "JUSTID")
+            await scripts.commit(client, names, group, [Handover(entry, taken=True, problem="why")])
+    asked = Requested("spi_1", int(time.time() + HANDLED_S) * 1_000_000, b"0")
+    assert await one.knows_what_came_before(asked, "g", HANDLED_S) is knows
 
 
 async def test_a_pass_that_began_before_a_recovery_was_complete_says_nothing_of_what_the_recovery_adds(

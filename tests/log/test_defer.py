@@ -238,6 +238,24 @@ async def test_who_had_it_before_another_one_cannot_say_that_nothing_was_sent(
     assert not await taken_up(client, entry)
 
 
+async def test_a_deferral_that_comes_late_says_nothing_once_something_may_have_been_sent(
+    client: Redis,
+) -> None:
+    """Its worker gave up waiting for the answer, and had the entry once more. As it counts too, there were as many
+    deferrals as deliveries in the end."""
+    entry = await pending(client)
+    await client.execute_command("XCLAIM", NAMES.log, "g", "other", 0, entry, "JUSTID")
+    (up,) = await claims.take_up(client, NAMES, "g", "other", [entry], most=9)
+    assert up.entry is not None
+    await scripts.defer(
+        client, NAMES, "g", [Deferral(entry, 0.0, counts=False, unsent=False)], AT_ONCE, "other"
+    )
+    assert not await taken_up(client, entry)
+    await put_off(client, entry, unsent=False)
+    await put_off(client, entry)  # the late one
+    assert not await taken_up(client, entry)
+
+
 @pytest.mark.parametrize("is_earlier", [True, False], ids=["an earlier version", "this version"])
 async def test_a_note_that_a_dead_letter_of_an_earlier_version_left_never_holds_again(
     client: Redis, is_earlier: bool

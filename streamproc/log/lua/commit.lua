@@ -13,9 +13,9 @@
 --   reservation of a payout that has left Redis ('STATE FEES ADMISSION', else ''), the hashes' indexes,
 --   then score (µs) and member of each timer, then of each note the index of a beneficiaries' hash, the name to note in it,
 --   when (µs), and 1 if the decision holds only while that hash names nobody else
--- Returns for each input: 1 done; 0 acknowledged earlier, nothing was written; 2 stale, nothing was written: the payout has moved on,
---   the policies have and there are outputs (a freeze binds whatever was being decided when it came), or somebody else was
---   noted where nobody was.
+-- Returns for each input: 1 done; 0 acknowledged earlier, nothing was written, and only traces of earlier attempts were removed;
+--   2 stale, nothing was written: the payout has moved on, the policies have and there are outputs (a freeze binds whatever was
+--   being decided when it came), or somebody else was noted where nobody was.
 -- NOLOG where there is no log: an input that nobody acknowledged must not look like one that was handled earlier.
 -- Why Lua: XACK answers 1 to one caller only; whoever gets it appends, in the same step.
 -- O(inputs). Safe to resend: a second run finds the inputs acknowledged or the payouts moved on.
@@ -109,6 +109,12 @@ for n = 1, inputs do
 end
 if i ~= #ARGV + 1 then wrong('it has a part of an input') end
 
+-- Remove traces of earlier attempts.
+local function forget(id)
+  call('ZREM', KEYS[5], id)
+  call('HDEL', KEYS[6], id, id .. ':waits', id .. ':lane', id .. ':unsent')
+end
+
 -- Write what only few inputs have: settlement, timers, notes; and remove traces of earlier attempts. Returns the completed `m`.
 local function write_rare(at, id, payout, m)
   local windows, timers, notes = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
@@ -126,10 +132,7 @@ local function write_rare(at, id, payout, m)
   for k = first, first + 2 * timers - 1, 2 do call('ZADD', KEYS[3], ARGV[k], ARGV[k + 1]) end
   first = first + 2 * timers
   for k = first, first + 4 * notes - 1, 4 do note(KEYS[tonumber(ARGV[k])], ARGV[k + 1], ARGV[k + 2]) end
-  if ARGV[at + 2] == '1' then
-    call('ZREM', KEYS[5], id)
-    call('HDEL', KEYS[6], id, id .. ':waits', id .. ':lane', id .. ':unsent')
-  end
+  if ARGV[at + 2] == '1' then forget(id) end
   return m
 end
 
@@ -152,6 +155,7 @@ for n = 1, inputs do
     reply[n] = 2
   elseif call('XACK', KEYS[1], ARGV[1], id) == 0 then
     reply[n] = 0
+    if more > 0 and ARGV[i + 9] == '1' then forget(id) end -- who was faster may not have known of them
   else
     reply[n] = 1
     if more > 0 then m = write_rare(i + 7, id, payout, m) end

@@ -6,7 +6,8 @@
 -- then for each entry: entry id, least delay (µs), 1 if it is a failed attempt of its own, share of the backoff in thousandths (jitter),
 --   1 if nothing was sent outside for it so far: that is noted, for who takes it up (due_retries.lua), with this server and how
 --   often the entry was deferred, since the note holds for this deferral alone. One that was taken up again gets none (take_up.lua),
---   nor one that was delivered more often than deferred: somebody else may have sent something, while the caller stood still
+--   nor one that was delivered more often than deferred: somebody else may have sent something, while the caller stood still.
+--   0 if something may have been sent: then it gets none any more, since a deferral may come late. '' where nobody asks
 -- Returns for each entry how often it was deferred so far, by failed attempts or by waits, which are counted apart; 0 where it is
 --   finished or another consumer has it: deferred, it would be taken from that consumer when it is due.
 -- O(entries * log n).
@@ -42,6 +43,8 @@ for i = 6, #ARGV, 5 do
         server = server or this_server()
         redis.call('HSETNX', KEYS[3], ARGV[i] .. ':unsent', server .. ' ' .. int(deferred))
       end
+    elseif ARGV[i + 4] == '0' then
+      redis.call('HSET', KEYS[3], ARGV[i] .. ':unsent', '')
     end
     reply[#reply + 1] = n
   end
