@@ -117,10 +117,8 @@ class Listing:
         is_set_back = server != done.server or (cursor or 0) < self._left_at
         is_long = is_set_back or not last_s <= done.to_s < last_s + LONG_LOOK_EVERY_S
         if is_long:
-            self._long_look = (
-                "",
-                0,
-            )  # until it has come to its end: what it reads first may move the cursor already
+            # Until it has come to its end: what it reads first may move the cursor already.
+            self._long_look = ("", 0)
         overlap_s = OVERLAP_S if is_long else SHORT_OVERLAP_S
         done.from_s, read_to = _from_s(cursor, done.to_s, overlap_s), cursor or 0
         if read_to > done.to_s:

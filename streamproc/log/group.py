@@ -336,9 +336,8 @@ class Consumer:
             self._suspects.join_quarantine()  # after others who wait
         elif self._waited:
             waited, self._waited = self._waited, []
-            self._claims.add(
-                (up.id for up in waited), asyncio.get_running_loop().time()
-            )  # they may have been let go
+            # They may have been let go.
+            self._claims.add((up.id for up in waited), asyncio.get_running_loop().time())
             self._slow.resume(waited)
 
     async def _handle_suspects(self, client: Redis) -> None:
