@@ -239,10 +239,8 @@ async def test_what_comes_at_the_last_moment_of_who_stops_is_handled_and_what_is
         await pay(client, "pout_1")
         await bank.called.wait()
     (row,) = await client.xinfo_groups(NAMES.log)
-    handled = {
-        (): 2,
-        ("pout_late",): 0,
-    }  # it is left to others, or read and finished: the reader may have ended before
+    # It is left to others, or read and finished: the reader may have ended before.
+    handled = {(): 2, ("pout_late",): 0}
     assert row["lag"] == handled[tuple(bank.payouts[1:])]
     assert row["pending"] == 0
 
