@@ -25,6 +25,8 @@ DAY = (Window("agent:a", "d1", 500, 4_000_000_000),)
 ASK = Ask("p1", 100, 1_790_000_000_000_000, RateAsk("a", 2, 60_000_000, False), DAY)
 NO_NUMBER = ("nan", "1e99", "1.5", "x", "", "-2", -2, 1.5, True, [])
 """None of these is a count, an index, an amount or a time; with the first two, a limit would limit nothing."""
+OF_TERMS = {"rate": 0, "count": 1, "window": 2, "hold": 3, "windows": 4, "budget": 6, "limit": 7, "end": 8}
+"""Where what an agent's terms count by stands in them; the windows' JSON, at 5, is no number."""
 NOT_WHOLE = "is not a whole number of"
 pack = msgspec.msgpack.encode
 Wrong = tuple[str, list[Any], str]
@@ -111,17 +113,7 @@ async def test_admit_refuses_a_wrong_call_before_it_takes_anything(
     """A count or a limit that is none limited nothing, and a time that is none closed an agent's window for good."""
     send, _, args = await held_back(monkeypatch, scripts.admit(client, NAMES, [ASK], keep_budgets_s=60))
     terms, rows = msgspec.msgpack.decode(args[1])
-    of_terms = {
-        "rate": 0,
-        "count": 1,
-        "window": 2,
-        "hold": 3,
-        "windows": 4,
-        "budget": 6,
-        "limit": 7,
-        "end": 8,
-    }
-    table = [(what, [60, pack((one, rows))], NOT_WHOLE) for what, one in numbers(of_terms, terms)]
+    table = [(what, [60, pack((one, rows))], NOT_WHOLE) for what, one in numbers(OF_TERMS, terms)]
     of_rows = {"payout": 0, "amount": 2, "received": 3, "terms": 4}
     table += [(what, [60, pack((terms, one))], NOT_WHOLE) for what, one in numbers(of_rows, rows)]
     table += [(f"keep {keep}", [keep, args[1]], NOT_WHOLE) for keep in ("nan", "1e99", "x", "-1")]
@@ -162,17 +154,7 @@ async def test_grant_refuses_a_wrong_call_before_it_acknowledges_anything(
 
     table: list[Wrong] = []
     for at, names in {
-        terms: {
-            "rate": 0,
-            "count": 1,
-            "window": 2,
-            "hold": 3,
-            "windows": 4,
-            "budget": 6,
-            "limit": 7,
-            "end": 8,
-            "texts": 9,
-        },
+        terms: OF_TERMS | {"texts": 9},
         rows: {"template": 0, "amount": 3, "received": 4, "terms": 6},
         notes: {"noted_of": 0, "hash": 1, "when": 3, "first": 4},
     }.items():
